@@ -1,0 +1,164 @@
+"""What a raw data set offers: images, index masks, class names. It knows nothing of steps.
+
+Subclassed once per data set in `data_loader/`; used by `IncrementalDataset` and the presence scan.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from utils.misc import VOID, UserError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of a list.
+
+    Attributes:
+        id: bare name, such as 2007_000032.
+        line: the text of the list's line, as the published `.npy` lists quote it.
+        image: path of the image.
+        mask: path of the index mask.
+        where: list file and line, for messages.
+    """
+
+    id: str
+    line: str
+    image: Path
+    mask: Path
+    where: str
+
+
+class BaseDataset:
+    """The images and masks of one split ("train" or "val") of a data set on disk.
+
+    A subclass sets the class attributes and implements `read_entries` and `read_class_names`.
+
+    Attributes:
+        name: short name, a part of file names ("voc").
+        default_root: where the data lie when nobody says otherwise.
+        root_variable: environment variable that may say otherwise.
+    """
+
+    name: str
+    default_root: str
+    root_variable: str
+
+    def __init__(self, split: str, data_dir: str | None = None, class_names=None):
+        """Read the list of a split; no image is opened.
+
+        Args:
+            split: "train" or "val".
+            data_dir: the root; default: the environment variable, then `default_root`.
+            class_names: names of the classes, background first; default: the data set's own.
+
+        Raises:
+            UserError: the root or a list is missing, a list is empty or names an image twice.
+        """
+        self.split = split
+        self.root = Path(data_dir or os.environ.get(self.root_variable) or self.default_root)
+        if not self.root.is_dir():
+            raise UserError(
+                f"the data set's folder {self.root} does not exist; name it with --data_dir, "
+                f"data_loader.args.data_dir or the environment variable {self.root_variable}."
+            )
+        self.class_names = tuple(class_names) if class_names else self.read_class_names()
+        self.entries = self.read_entries()
+        self._check_entries()
+
+    def read_class_names(self) -> tuple[str, ...]:
+        """Class names, background first."""
+        raise NotImplementedError
+
+    def read_entries(self) -> list[Entry]:
+        """The images of the split, in list order."""
+        raise NotImplementedError
+
+    def _check_entries(self) -> None:
+        if not self.entries:
+            raise UserError(f"{self.root}: the {self.split} list of the data set is empty.")
+        first: dict[str, Entry] = {}
+        for entry in self.entries:
+            if entry.id in first:
+                raise UserError(
+                    f"{entry.where}: image {entry.id} stands in the list twice, "
+                    f"first at {first[entry.id].where}."
+                )
+            first[entry.id] = entry
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def load(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        """Read one image and its mask.
+
+        Returns:
+            The RGB image and the mask, [H, W] uint8 label ids, 255 = void.
+
+        Raises:
+            UserError: a file is missing or unreadable, the sizes differ or an id is out of range.
+        """
+        entry = self.entries[index]
+        image = _open(entry.image, "image", entry).convert("RGB")
+        mask = self.load_mask(index)
+        if image.size != mask.shape[::-1]:
+            raise UserError(
+                f"{entry.where}: image {entry.image} is {image.width}×{image.height} pixels, "
+                f"but its mask {entry.mask} is {mask.shape[1]}×{mask.shape[0]}."
+            )
+        return image, mask
+
+    def load_mask(self, index: int) -> np.ndarray:
+        """Read one mask: [H, W] uint8 label ids, 255 = void.
+
+        Raises:
+            UserError: as `load`.
+        """
+        entry = self.entries[index]
+        mask = _open(entry.mask, "mask", entry)
+        if mask.mode not in ("P", "L"):
+            raise UserError(
+                f"{entry.where}: mask {entry.mask} has the mode {mask.mode}; it must be an 8-bit "
+                "palette or grey PNG whose index is the class."
+            )
+        self.check_ids(np.flatnonzero(mask.histogram()), entry)
+        return np.asarray(mask)
+
+    def check_ids(self, ids: np.ndarray, entry: Entry) -> None:
+        """Raise `UserError` when `ids`, the label ids of a mask, leave 0…classes and 255."""
+        wrong = ids[(ids >= len(self.class_names)) & (ids != VOID)]
+        if len(wrong):
+            raise UserError(
+                f"{entry.where}: mask {entry.mask} holds the label id {wrong[0]}; valid are "
+                f"0..{len(self.class_names) - 1} and {VOID} (void)."
+            )
+
+
+def _open(path: Path, what: str, entry: Entry) -> Image.Image:
+    try:
+        image = Image.open(path)
+        image.load()
+    except FileNotFoundError:
+        raise UserError(f"{entry.where}: {what} {path} does not exist.") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        # Pillow tells a broken file by any of these.
+        raise UserError(f"{entry.where}: {what} {path} cannot be read: {error}.") from None
+    return image
+
+
+def read_list(path: Path) -> list[str]:
+    """The lines of a list file.
+
+    Raises:
+        UserError: the file is missing or no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"fails: {error}"
+        raise UserError(f"list file {path} {reason}.") from None

@@ -1,0 +1,86 @@
+"""The contract between the training loop and a method.
+
+The loop never asks which method is running; a method never touches optimizer, scaler or ranks. A
+method lives in one file of `trainer/methods/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from base.base_model import ModelOutput
+from base.task import Task
+
+
+class BaseMethod:
+    """One way to train a step.
+
+    Attributes:
+        settings: keys of `hyperparameter` that this method reads, each with its default. Keys that
+            are names of loss terms are the weights of the terms.
+        task: the step.
+        hyperparameter: the config's values over the defaults.
+    """
+
+    settings: ClassVar[Mapping[str, float]] = {}
+
+    def __init__(self, task: Task, hyperparameter: Mapping[str, float]):
+        self.task = task
+        self.hyperparameter = {
+            name: float(hyperparameter.get(name, default))
+            for name, default in self.settings.items()
+        }
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the loop shall run the previous step's model beside the student."""
+        raise NotImplementedError
+
+    @property
+    def outputs(self) -> Mapping[str, Any]:
+        """Keyword arguments of the model's forward: which outputs the method wants."""
+        return {}
+
+    def head_sizes(self) -> list[int]:
+        """Outputs of each head of the model, first to last."""
+        raise NotImplementedError
+
+    def prepare(self, student: nn.Module) -> None:
+        """Change the student before the step: how a new head starts, what is not trained.
+
+        Called with the previous step's weights loaded, before the optimizer is made and before a
+        resumed checkpoint is loaded.
+        """
+        raise NotImplementedError
+
+    def parameter_groups(
+        self, student: nn.Module, lr: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        """Optimizer groups `{"name", "params", "lr", "weight_decay"}`.
+
+        Every trainable parameter is in exactly one; the caller asserts it.
+        """
+        raise NotImplementedError
+
+    def losses(
+        self, student: ModelOutput, teacher: ModelOutput | None, labels: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The loss terms of a batch.
+
+        Args:
+            student: outputs at feature resolution.
+            teacher: the previous step's outputs without gradient; None unless `needs_teacher`.
+            labels: [N, H, W] uint8 channels, 255 = void.
+
+        Returns:
+            Term name → per-class values; each name is a key of `settings`, its weight.
+        """
+        raise NotImplementedError
+
+    def predict(self, logits: torch.Tensor) -> torch.Tensor:
+        """Full-size logits [N, 1 + C, H, W] → preds [N, H, W] int64 channels, 0 = background."""
+        raise NotImplementedError

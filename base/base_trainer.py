@@ -1,0 +1,154 @@
+"""The frame around the training loop: epochs, when to validate and save, resume, best-so-far.
+
+`trainer/trainer.py` fills in what an epoch is. Knows no model, loss or data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from utils import checkpoint as files
+from utils.distributed import Ranks
+from utils.logger import log
+from utils.misc import UserError, choose, listing
+from utils.parse_config import ConfigParser
+
+
+def parse_monitor(text: str, valid: Sequence[str]) -> tuple[str, str] | None:
+    """`"max NAME"` → ("max", NAME); "off" → None.
+
+    Raises:
+        UserError: another form, or a name that no validation reports.
+    """
+    if text == "off":
+        return None
+    mode, _, name = text.partition(" ")
+    if mode not in ("max", "min") or not name:
+        raise UserError(
+            f'trainer.monitor is \'{text}\'; it must be "off", "max NAME" or "min NAME" with '
+            f"NAME one of {listing(valid)}."
+        )
+    return mode, choose("the name in trainer.monitor", name, valid)
+
+
+class BaseTrainer:
+    """Runs the epochs of a step.
+
+    A subclass implements `train_epoch`, `validate`, `state` and `load_state`.
+    """
+
+    def __init__(self, config: ConfigParser, ranks: Ranks, monitored: Sequence[str]):
+        """
+        Args:
+            config: its `trainer` block decides.
+            ranks: only rank 0 writes files.
+            monitored: names of the values that `validate` returns.
+        """
+        trainer = config["trainer"]
+        self.config, self.ranks = config, ranks
+        self.epochs, self.start_epoch = trainer["epochs"], 1
+        self.save_period = trainer["save_period"]
+        self.validation_period = trainer["validation_period"]
+        self.early_stop = trainer["early_stop"]
+        self.monitor = parse_monitor(trainer["monitor"], monitored)
+        self.best: float | None = None
+        self.since_best = 0  # validations since the best one
+        self.folder = config.step_dir()
+
+    def train_epoch(self, epoch: int) -> None:
+        """One pass over the training set."""
+        raise NotImplementedError
+
+    def validate(self, epoch: int) -> dict[str, float]:
+        """Values of the validation set by name, in percent."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds besides `epoch`, `monitor_best` and the end of the run.
+
+        Called on every rank; tensors and plain values only.
+        """
+        raise NotImplementedError
+
+    def load_state(self, checkpoint: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        raise NotImplementedError
+
+    def train(self) -> None:
+        """Train the epochs that are left."""
+        for epoch in range(self.start_epoch, self.epochs + 1):
+            self.train_epoch(epoch)
+            last = epoch == self.epochs
+            improved = False
+            if last or self._due(epoch, self.validation_period):
+                improved = self._judge(self.validate(epoch))
+            stop = 0 < self.early_stop <= self.since_best
+            if stop and not last:
+                log.info(
+                    "epoch %d: no better %s in %d validations: the step ends here",
+                    *(epoch, self.monitor[1], self.since_best),
+                )
+            self._save(epoch, finished=last or stop, improved=improved)
+            if stop:
+                break
+
+    def resume(self, path: Path) -> None:
+        """Continue from a full checkpoint.
+
+        Raises:
+            UserError: the checkpoint cannot be read, or holds weights only.
+        """
+        checkpoint = files.load(path)
+        missing = [key for key in ("optimizer", "rng", "finished") if key not in checkpoint]
+        if missing:
+            raise UserError(
+                f"checkpoint {path} has no {listing(missing)}: it was not written by this project "
+                "as a place to continue from; use it with eval, or train the step anew."
+            )
+        self.load_state(checkpoint)
+        self.start_epoch = checkpoint["epoch"] + 1
+        if self.config["trainer"]["reset_best_mnt"]:
+            log.info("the best value so far is forgotten (trainer.reset_best_mnt)")
+        else:
+            self.best, self.since_best = checkpoint["monitor_best"], checkpoint["since_best"]
+        if checkpoint["finished"] and self.start_epoch <= self.epochs and self.since_best > 0:
+            self.since_best = 0  # an early-stopped run that the user asks to go on
+        log.info("resumed from %s: epoch %d is done", path, checkpoint["epoch"])
+
+    @staticmethod
+    def _due(epoch: int, period: int) -> bool:
+        return period > 0 and epoch % period == 0
+
+    def _judge(self, values: dict[str, float]) -> bool:
+        """Compare the monitored value with the best one; True when it is better."""
+        if self.monitor is None:
+            return False
+        mode, name = self.monitor
+        value = values[name]
+        sign = 1 if mode == "max" else -1
+        if self.best is not None and sign * value <= sign * self.best:
+            self.since_best += 1
+            return False
+        log.info("best %s so far: %.2f", name, value)
+        self.best, self.since_best = value, 0
+        return True
+
+    def _save(self, epoch: int, *, finished: bool, improved: bool) -> None:
+        checkpoint = {
+            **self.state(),
+            "epoch": epoch,
+            "monitor_best": self.best,
+            "since_best": self.since_best,
+            "finished": finished,
+        }
+        if not self.ranks.is_main:
+            return
+        last = self.folder / files.LAST
+        files.save(last, checkpoint)
+        if finished or self._due(epoch, self.save_period):
+            files.keep(last, files.epoch_file(epoch))
+            log.info("saved %s", self.folder / files.epoch_file(epoch))
+        if improved:
+            files.keep(last, files.BEST)

@@ -1,0 +1,168 @@
+"""What one step of a class-incremental task means: which classes are old, new, seen, hidden.
+
+Made by the loader bundle, read by methods, model builder and reports. It is the only place that
+converts a data set's label id to a channel of the logits and back. It knows no files and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from utils.misc import BACKGROUND, VOID, UserError, choose, listing
+
+SETTINGS = ("overlap", "disjoint", "sequential")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One step of a schedule of classes.
+
+    Channels are in order of arrival: channel 0 is the auxiliary head (and the label background),
+    channel k the k-th class that ever arrived. For schedules in natural order, channel = label id.
+
+    Attributes:
+        dataset: short name of the data set, for file names.
+        name: the schedule, such as "15-1".
+        setting: "overlap", "disjoint" or "sequential".
+        step: 0 … T.
+        steps: label ids of each step, in order of arrival.
+        class_names: name of each label id, background first.
+        own_schedule: the steps come from the user's config, not from the published tables.
+    """
+
+    dataset: str
+    name: str
+    setting: str
+    step: int
+    steps: tuple[tuple[int, ...], ...]
+    class_names: tuple[str, ...]
+    own_schedule: bool = False
+
+    @property
+    def old(self) -> tuple[int, ...]:
+        """Label ids of the steps before this one."""
+        return tuple(label for ids in self.steps[: self.step] for label in ids)
+
+    @property
+    def new(self) -> tuple[int, ...]:
+        """Label ids that arrive at this step."""
+        return self.steps[self.step]
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """Label ids of this step and of all before it, in order of arrival."""
+        return self.old + self.new
+
+    @property
+    def classes_per_step(self) -> tuple[int, ...]:
+        """Number of classes of each step up to this one."""
+        return tuple(len(ids) for ids in self.steps[: self.step + 1])
+
+    @property
+    def old_channels(self) -> slice:
+        """Channels of the logits that hold the old classes."""
+        return slice(1, 1 + len(self.old))
+
+    @property
+    def new_channels(self) -> slice:
+        """Channels of the logits that hold the new classes."""
+        return slice(1 + len(self.old), 1 + len(self.seen))
+
+    @property
+    def base_channels(self) -> range:
+        """Channels of background and the classes of step 0: the group `old` of the reports."""
+        return range(1 + len(self.steps[0]))
+
+    @cached_property
+    def _channels(self) -> dict[int, int]:
+        order = (label for ids in self.steps for label in ids)
+        return {label: channel for channel, label in enumerate(order, start=1)}
+
+    def label_table(self, kept: Iterable[int], masked: int) -> np.ndarray:
+        """Lookup table from label id to training label.
+
+        Args:
+            kept: label ids that stay visible; each becomes its channel.
+            masked: what every other label id becomes (0 or 255).
+
+        Returns:
+            [256] uint8; background stays 0, void stays 255.
+        """
+        table = np.full(256, masked, dtype=np.uint8)
+        table[BACKGROUND] = BACKGROUND
+        table[VOID] = VOID
+        for label in kept:
+            table[label] = self._channels[label]
+        return table
+
+    def label_ids(self) -> np.ndarray:
+        """Lookup table from channel to label id: [1 + seen classes] uint8, background first."""
+        return np.array((BACKGROUND, *self.seen), dtype=np.uint8)
+
+    def channel_names(self) -> tuple[str, ...]:
+        """Class name of each channel up to this step, background first."""
+        return tuple(self.class_names[label] for label in self.label_ids())
+
+
+def make_task(
+    dataset: str,
+    tables: dict[str, Sequence[Sequence[int]]],
+    class_names: Sequence[str],
+    *,
+    name: str,
+    setting: str,
+    step: int,
+    steps: Sequence[Sequence[int]] | None = None,
+) -> Task:
+    """Check the `task` block of a config and make the `Task`.
+
+    Args:
+        dataset: short name of the data set.
+        tables: its published schedules.
+        class_names: its class names, background first.
+        name: of a published schedule, or any name when `steps` is given.
+        setting: one of `SETTINGS`.
+        step: 0 … T.
+        steps: own schedule.
+
+    Raises:
+        UserError: an unknown task, setting or step, with the valid ones; a faulty own schedule.
+    """
+    choose("data_loader.args.task.setting", setting, SETTINGS)
+    if steps is None:
+        choose("data_loader.args.task.name", name, tables)
+        schedule = tuple(tuple(ids) for ids in tables[name])
+    else:
+        schedule = _own_schedule(steps)
+    highest = len(class_names) - 1
+    outside = [label for ids in schedule for label in ids if not 1 <= label <= highest]
+    if outside:
+        raise UserError(
+            f"task '{name}' names the label id {outside[0]}, but the data set's classes are "
+            f"1..{highest}; correct data_loader.args.task.steps or class_names."
+        )
+    if not 0 <= step < len(schedule):
+        raise UserError(
+            f"data_loader.args.task.step is {step}, but task '{name}' has the steps "
+            f"{listing(range(len(schedule)))}."
+        )
+    return Task(dataset, name, setting, step, schedule, tuple(class_names), steps is not None)
+
+
+def _own_schedule(steps: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    where = "data_loader.args.task.steps"
+    if not steps:
+        raise UserError(f"{where} is empty; give a list of label ids for each step, [[1, 2], [3]].")
+    for number, ids in enumerate(steps):
+        whole = isinstance(ids, Sequence) and not isinstance(ids, str)
+        if not whole or not ids or not all(type(label) is int for label in ids):
+            raise UserError(f"{where}[{number}] must be a list of at least one label id.")
+    every = [label for ids in steps for label in ids]
+    twice = sorted({label for label in every if every.count(label) > 1})
+    if twice:
+        raise UserError(f"{where} names label id {listing(twice)} more than once.")
+    return tuple(tuple(ids) for ids in steps)

@@ -1,0 +1,119 @@
+"""`IncrementalDataset`: the images of one step as network labels. Train, val, test and replay are
+this one class with other ids, another lookup table and another transform.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, Sampler
+
+from base.base_dataset import BaseDataset
+from data_loader.transforms import to_tensors
+from utils.misc import seed_from
+
+
+class Sample(NamedTuple):
+    """One image, or after collation a batch of N.
+
+    Attributes:
+        image: [3, H, W] uint8 RGB.
+        label: [H, W] uint8; channel of the class, 0 = background, 255 = void.
+        name: bare image id.
+    """
+
+    image: torch.Tensor
+    label: torch.Tensor
+    name: str
+
+
+class IncrementalDataset(Dataset):
+    """Raw data set + image indices + label lookup table + transform."""
+
+    def __init__(
+        self,
+        raw: BaseDataset,
+        indices: Sequence[int],
+        table: np.ndarray,
+        transform: Callable[[Image.Image, Image.Image], tuple[Image.Image, Image.Image]],
+        seed: Sequence[object] = (),
+    ):
+        """
+        Args:
+            raw: where the images come from.
+            indices: which of its images belong to this set.
+            table: [256] uint8 from label id to training label (`Task.label_table`).
+            transform: of the image and the index mask, both PIL images.
+            seed: what, besides epoch and image, decides how a sample is transformed.
+        """
+        self.raw, self.transform, self.table = raw, transform, table
+        self.indices = np.asarray(indices)
+        self.seed = tuple(seed)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def names(self) -> list[str]:
+        """Bare image ids."""
+        return [self.raw.entries[index].id for index in self.indices]
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        """The sample at a position, or at (position, epoch).
+
+        What a sample looks like depends on (seed, epoch, image id) alone: never on the worker, the
+        process, or where a run was resumed. So the generator is seeded here, and restored after.
+        """
+        position, epoch = key if isinstance(key, tuple) else (key, 0)
+        index = self.indices[position]
+        name = self.raw.entries[index].id
+        image, mask = self.raw.load(index)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_from(*self.seed, epoch, name))
+            image, mask = self.transform(image, Image.fromarray(mask))
+        return Sample(*to_tensors(image, self.table[np.asarray(mask)]), name)
+
+
+class ShuffledBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (position, epoch) keys for training, the same on any number of ranks.
+
+    Rank r takes every world-th position of the epoch's permutation, so the ranks' i-th batches
+    together are the i-th batch of a single process with the global batch size. The last partial
+    global batch is dropped.
+    """
+
+    def __init__(self, length: int, batch_size: int, rank: int, world: int, seed: Sequence[object]):
+        self.length, self.batch_size = length, batch_size
+        self.rank, self.world = rank, world
+        self.seed, self.epoch = tuple(seed), 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the permutation of the next iteration."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length // (self.batch_size * self.world)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        generator = torch.Generator().manual_seed(seed_from(*self.seed, "order", self.epoch))
+        order = torch.randperm(self.length, generator=generator).tolist()
+        mine = order[self.rank :: self.world]
+        for start in range(0, len(self) * self.batch_size, self.batch_size):
+            yield [(position, self.epoch) for position in mine[start : start + self.batch_size]]
+
+
+class OrderedShare(Sampler[int]):
+    """Every world-th image in order, for evaluation: no image is counted twice."""
+
+    def __init__(self, length: int, rank: int, world: int):
+        self.positions = range(rank, length, world)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.positions)

@@ -1,0 +1,221 @@
+"""Which images belong to a step: the presence table of classes per image, and the rules over it.
+
+The masks are scanned once, in parallel, and the table is cached; overlap, disjoint and sequential
+are pure functions of it, so every setting, task and step is answered without reading a mask again.
+Called by the loader bundles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from base.base_dataset import BaseDataset
+from base.task import Task
+from utils.logger import log
+from utils.misc import BACKGROUND, VOID, UserError, atomic_path
+
+CHUNK = 128  # masks per job of the scan
+_scanned: BaseDataset | None = None  # the data set of a scanning process
+
+
+# ---------------------------------------------------------------------------- presence of classes
+def presence_table(dataset: BaseDataset, cache_dir: str | Path) -> np.ndarray:
+    """Which label ids occur in each mask.
+
+    The table is cached in `cache_dir` under a key of the root, the list, and every mask's size and
+    modification time, so a changed data set is scanned anew.
+
+    Args:
+        dataset: the images of one split.
+        cache_dir: `task.idxs_path` of the config; a folder that cannot be written costs a warning.
+
+    Returns:
+        [images, 256] bool, in list order.
+
+    Raises:
+        UserError: a mask is missing, unreadable or holds an id out of range.
+    """
+    key = _fingerprint(dataset)
+    cache = Path(cache_dir) / f"presence_{dataset.name}_{dataset.split}_{key[:16]}.npz"
+    if cache.is_file():
+        packed = _read_cache(cache, key, len(dataset))
+        if packed is not None:
+            return np.unpackbits(packed, axis=1).astype(bool)
+        log.warning("the class cache %s is damaged: the masks are scanned again", cache)
+    packed = _scan(dataset)
+    try:
+        with atomic_path(cache) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, presence=packed, key=np.array(key))
+    except OSError as error:
+        log.warning(
+            "the class cache %s cannot be written (%s): the next run scans again", cache, error
+        )
+    return np.unpackbits(packed, axis=1).astype(bool)
+
+
+def _fingerprint(dataset: BaseDataset) -> str:
+    digest = hashlib.sha256(f"{dataset.root.resolve()}\n{len(dataset.class_names)}\n".encode())
+    for entry in dataset.entries:
+        try:
+            stat = os.stat(entry.mask)
+        except OSError:
+            raise UserError(f"{entry.where}: mask {entry.mask} does not exist.") from None
+        digest.update(f"{entry.line}\t{stat.st_size}\t{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _read_cache(path: Path, key: str, images: int) -> np.ndarray | None:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            packed, stored_key = stored["presence"], str(stored["key"])
+    except Exception as error:  # np.load raises many kinds on a damaged file; all mean: scan again
+        log.debug("reading %s: %s", path, error)
+        return None
+    valid = stored_key == key and packed.shape == (images, 32) and packed.dtype == np.uint8
+    return packed if valid else None
+
+
+def _scan(dataset: BaseDataset) -> np.ndarray:
+    """[images, 32] uint8: the presence table, packed eight ids to a byte."""
+    chunks = [range(a, min(a + CHUNK, len(dataset))) for a in range(0, len(dataset), CHUNK)]
+    workers = min(len(os.sched_getaffinity(0)), len(chunks))
+    bar = tqdm(total=len(dataset), desc=f"scan {dataset.name} {dataset.split} masks", unit="mask")
+    tables = []
+    with bar:
+        if workers < 2 or len(chunks) < 8:  # starting processes would take longer than the scan
+            results: Iterable[np.ndarray] = (_scan_chunk(chunk, dataset) for chunk in chunks)
+            tables = [_counted(table, bar) for table in results]
+        else:
+            # spawn, because torch's threads and a CUDA context do not survive a fork
+            with ProcessPoolExecutor(
+                workers, get_context("spawn"), initializer=_start_scan, initargs=(dataset,)
+            ) as pool:
+                tables = [_counted(table, bar) for table in pool.map(_scan_chunk, chunks)]
+    return np.concatenate(tables)
+
+
+def _counted(table: np.ndarray, bar: tqdm) -> np.ndarray:
+    bar.update(len(table))
+    return table
+
+
+def _start_scan(dataset: BaseDataset) -> None:
+    global _scanned
+    _scanned = dataset
+
+
+def _scan_chunk(chunk: range, dataset: BaseDataset | None = None) -> np.ndarray:
+    dataset = dataset or _scanned
+    table = np.zeros((len(chunk), 256), dtype=bool)
+    for row, index in enumerate(chunk):
+        table[row, dataset.load_mask(index).ravel()] = True
+    return np.packbits(table, axis=1)
+
+
+# ------------------------------------------------------------------------------ rules of a setting
+def _holds(presence: np.ndarray, ids: Iterable[int]) -> np.ndarray:
+    return presence[:, list(ids)].any(axis=1)
+
+
+def _overlap(presence: np.ndarray, task: Task) -> np.ndarray:
+    return _holds(presence, task.new)
+
+
+def _disjoint(presence: np.ndarray, task: Task) -> np.ndarray:
+    allowed = {BACKGROUND, VOID, *task.seen}
+    future = [label for label in range(256) if label not in allowed]
+    return _holds(presence, task.new) & ~_holds(presence, future)
+
+
+# setting → which images of the training list belong to the step, [images] bool
+TRAIN_RULES: dict[str, Callable[[np.ndarray, Task], np.ndarray]] = {
+    "overlap": _overlap,
+    "disjoint": _disjoint,
+    "sequential": _disjoint,
+}
+
+
+def select(presence: np.ndarray, task: Task, kind: str) -> np.ndarray:
+    """Indices of the images of one split that belong to the step.
+
+    Args:
+        presence: [images, 256] bool, of the training list for "train", else of the val list.
+        task: the step.
+        kind: "train", "val" (images with a new class) or "test" (images with a seen class).
+
+    Returns:
+        Ascending int64 indices.
+    """
+    if kind == "train":
+        chosen = TRAIN_RULES[task.setting](presence, task)
+    else:
+        chosen = _holds(presence, task.new if kind == "val" else task.seen)
+    return np.flatnonzero(chosen)
+
+
+# ---------------------------------------------------------------------------------- published lists
+def list_name(task: Task, kind: str) -> str:
+    """`overlap_15-1_train_00`: the name of a published list."""
+    return f"{task.setting}_{task.name}_{kind}_{task.step:02d}"
+
+
+def published_file(task: Task, kind: str, lists_dir: str | Path) -> Path | None:
+    """Path of the published `.npy` list of this step, when the user has it."""
+    path = Path(lists_dir) / task.dataset / f"{list_name(task, kind)}.npy"
+    return path if path.is_file() and not task.own_schedule else None
+
+
+def read_published(path: Path, dataset: BaseDataset) -> np.ndarray:
+    """Indices of the images that a published list names.
+
+    Raises:
+        UserError: the file is damaged, holds pickled objects, or names an image that the data set's
+            own list does not have.
+    """
+    try:
+        names = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"image list {path} cannot be read: {error}.") from None
+    if names.ndim != 1 or names.dtype.kind != "U" or len(names) == 0:
+        raise UserError(f"image list {path} must be a one-dimensional, non-empty array of strings.")
+    known = {entry.line: index for index, entry in enumerate(dataset.entries)}
+    known |= {entry.id: index for index, entry in enumerate(dataset.entries)}
+    for number, name in enumerate(names):
+        if str(name) not in known:
+            raise UserError(
+                f"image list {path}, entry {number}: '{name}' is not in the data set's "
+                f"{dataset.split} list."
+            )
+    return np.array([known[str(name)] for name in names])
+
+
+@lru_cache(maxsize=1)
+def published_lists() -> dict[str, dict]:
+    """Count and SHA-256 of the 180 published lists, by `{data set}/{list name}`."""
+    path = Path(__file__).parent / "published_splits.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def list_hash(ids: Sequence[str]) -> str:
+    """SHA-256 of bare image ids joined by newlines."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
+
+
+def compare_with_published(ids: Sequence[str], task: Task, kind: str) -> str:
+    """One phrase for the log: whether a list equals the published one."""
+    published = published_lists().get(f"{task.dataset}/{list_name(task, kind)}")
+    if published is None or task.own_schedule:
+        return "no published list"
+    if published == {"count": len(ids), "sha256": list_hash(ids)}:
+        return "equal to the published list"
+    return f"NOT the published list ({published['count']} images)"

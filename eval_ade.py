@@ -1,0 +1,16 @@
+"""Evaluate weights of a class-incremental task on ADE20K.
+
+    python eval_ade.py -d 0 --test -r FOLDER/checkpoint-epoch60.pth
+
+The config is read from beside the weights; see README.md.
+"""
+
+from utils.misc import one_sentence_errors
+from utils.parse_config import ConfigParser
+
+if __name__ == "__main__":
+    with one_sentence_errors():
+        config = ConfigParser.from_args("eval", "configs/config_ade.json", __doc__)
+        from trainer.run import run  # torch is imported only for arguments that are good
+
+        run(config)

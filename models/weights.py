@@ -1,0 +1,136 @@
+"""Strict loading of weights: whatever may be missing is written out by name.
+
+ImageNet weights for a backbone, the previous step's weights plus exactly the new head, released
+weights. Called by the model and by `trainer/run.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models import WeightsEnum
+
+from utils.logger import log
+from utils.misc import UserError
+
+State = Mapping[str, torch.Tensor]
+
+
+def load_strict(
+    model: nn.Module, state: State, source: str, *, may_miss: Iterable[str] = ()
+) -> None:
+    """Load `state` into `model`, every key matched.
+
+    Args:
+        model: takes the weights.
+        state: names → tensors; a prefix `module.` on all of them (DistributedDataParallel) is cut.
+        source: what the weights are, for messages.
+        may_miss: names that may be absent; they keep their values.
+
+    Raises:
+        UserError: lists the missing, the unexpected and the wrongly shaped names.
+    """
+    if state and all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    own = model.state_dict()
+    missing = sorted(own.keys() - state.keys() - set(may_miss))
+    unexpected = sorted(state.keys() - own.keys())
+    shapes = [
+        f"{name} {list(state[name].shape)} instead of {list(own[name].shape)}"
+        for name in sorted(own.keys() & state.keys())
+        if state[name].shape != own[name].shape
+    ]
+    faults = [
+        f"{what}: {_some(names)}"
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("wrongly shaped", shapes),
+        )
+        if names
+    ]
+    if faults:
+        raise UserError(f"{source} does not fit the model; {'; '.join(faults)}.")
+    # BatchNorm modules fill in a missing num_batches_tracked themselves, hence the full dict.
+    model.load_state_dict({**own, **state})
+
+
+def _some(names: list[str], most: int = 6) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def load_previous_step(model: nn.Module, state: State, new_head: int, source: str) -> None:
+    """Load step t-1's weights into the model of step t; only the new head may be missing.
+
+    Args:
+        model: with one head more than `state`.
+        state: of the previous step.
+        new_head: number of the new head, so `cls.{new_head}` keeps its initial values.
+        source: what the weights are, for messages.
+
+    Raises:
+        UserError: as `load_strict`; or `state` already has the new head.
+    """
+    head = [f"cls.{new_head}.weight", f"cls.{new_head}.bias"]
+    already = [name for name in state if name.removeprefix("module.") in head]
+    if already:
+        raise UserError(
+            f"{source} already has {already[0]}: these are not the weights of the step before."
+        )
+    load_strict(model, state, source, may_miss=head)
+    log.info("%s: loaded strictly; not in it, as it must be: %s", source, ", ".join(head))
+
+
+def load_imagenet(backbone: nn.Module, weights: WeightsEnum | None, pretrained: bool | str) -> None:
+    """Load ImageNet weights, without the classifier `fc`, into a backbone.
+
+    Args:
+        backbone: with torchvision's names.
+        weights: torchvision's entry, for the download.
+        pretrained: True: download (or take from torch's cache); a path: that file.
+
+    Raises:
+        UserError: the download fails, the file is missing or does not fit.
+    """
+    state = _read(Path(pretrained)) if isinstance(pretrained, str) else _download(weights)
+    fc = [name for name in state if name.startswith("fc.")]
+    state = {name: tensor for name, tensor in state.items() if name not in fc}
+    # Files older than torch 0.4.1, as torchvision still ships, do not count batches.
+    counters = [name for name in backbone.state_dict() if name.endswith("num_batches_tracked")]
+    load_strict(backbone, state, "the ImageNet weight file", may_miss=counters)
+    log.info("ImageNet weights loaded strictly; left out: %s", ", ".join(fc) or "nothing")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    where = "arch.args.backbone_pretrained"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{where}: there is no file {path}.") from None
+    except Exception as error:  # torch tells a damaged or unsafe file by many kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{where}: {path} cannot be read as weights: {reason}") from None
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(torch.is_tensor(t) for t in state.values()):
+        raise UserError(f"{where}: {path} is no file of weights by name.")
+    return state
+
+
+def _download(weights: WeightsEnum) -> dict[str, Any]:
+    file = weights.url.rsplit("/", 1)[1]
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    try:
+        return torch.hub.load_state_dict_from_url(
+            weights.url, map_location="cpu", check_hash=True, weights_only=True
+        )
+    except Exception as error:  # whatever the network or the disk says, the way on is the same
+        raise UserError(
+            f"the ImageNet weights {weights.url} cannot be fetched ({error}); put the file at "
+            f"{cache / file}, or name it in arch.args.backbone_pretrained."
+        ) from None

@@ -1,0 +1,32 @@
+"""What methods with one sigmoid per class and no background channel have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from base.base_method import BaseMethod
+from trainer.optim import incremental_groups
+
+THRESHOLD = 0.5  # a pixel is background where no class scores higher
+
+
+class SigmoidMethod(BaseMethod):
+    """An auxiliary head and one classifier per step, as the paper's network has them."""
+
+    def head_sizes(self) -> list[int]:
+        return [1, *self.task.classes_per_step]
+
+    def parameter_groups(
+        self, student: nn.Module, lr: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        return incremental_groups(student, self.task.step, lr, weight_decay)
+
+    def predict(self, logits: torch.Tensor) -> torch.Tensor:
+        """Class of the highest score, background where none is over `THRESHOLD`."""
+        # Reference quirk: argmax of the scores, not of the logits, so classes whose scores round
+        # to 1 tie and the one that arrived first wins.
+        score, channel = logits[:, 1:].sigmoid().max(dim=1)
+        return torch.where(score > THRESHOLD, channel + 1, 0)

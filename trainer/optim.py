@@ -1,0 +1,64 @@
+"""Parameter groups, optimizer and schedule from a config. Called by `trainer/run.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from base.base_method import BaseMethod
+from utils.lr_scheduler import SCHEDULERS
+from utils.parse_config import ConfigParser
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"SGD": torch.optim.SGD}
+HEAD_LR = 10  # ASPP and classifiers learn this many times faster than the backbone
+
+
+def incremental_groups(
+    student: nn.Module, step: int, lr: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """The groups of the paper's code: backbone, ASPP, classifiers.
+
+    At steps > 0 only the new classifier decays; the old ones, the auxiliary head among them, form a
+    group of their own.
+    """
+
+    def group(name: str, *modules: nn.Module, scale: float, decay: float) -> dict[str, Any]:
+        params = [p for module in modules for p in module.parameters() if p.requires_grad]
+        return {"name": name, "params": params, "lr": scale * lr, "weight_decay": decay}
+
+    if step == 0:
+        return [
+            group("backbone", student.backbone, scale=1, decay=weight_decay),
+            group("aspp", student.aspp, scale=HEAD_LR, decay=weight_decay),
+            group("cls", student.cls, scale=HEAD_LR, decay=weight_decay),
+        ]
+    *old, new = student.cls
+    return [
+        group("backbone", student.backbone, scale=1, decay=0),
+        group("aspp", student.aspp, scale=HEAD_LR, decay=0),
+        group("cls_old", *old, scale=HEAD_LR, decay=0),
+        group("cls_new", new, scale=HEAD_LR, decay=weight_decay),
+    ]
+
+
+def build_optimizer(
+    config: ConfigParser, method: BaseMethod, student: nn.Module
+) -> torch.optim.Optimizer:
+    """The optimizer of `optimizer.type` over the method's parameter groups."""
+    args = dict(config["optimizer"]["args"])
+    groups = method.parameter_groups(student, args["lr"], args["weight_decay"])
+    grouped = [parameter for group in groups for parameter in group["params"]]
+    trainable = {id(p) for p in student.parameters() if p.requires_grad}
+    assert len(grouped) == len({id(p) for p in grouped}), "a parameter is in two groups"
+    assert {id(p) for p in grouped} == trainable, "the groups must hold every trainable parameter"
+    return config.resolve("optimizer", OPTIMIZERS)(groups, **args)
+
+
+def build_scheduler(
+    config: ConfigParser, optimizer: torch.optim.Optimizer, max_iters: int
+) -> LRScheduler:
+    """The schedule of `lr_scheduler.type` over the iterations of the step."""
+    return config.build("lr_scheduler", SCHEDULERS, optimizer, max_iters)

@@ -1,0 +1,362 @@
+"""The one explicit loop: `train_epoch`, `train_step`, `evaluate`; no method or data set by name.
+
+Made by `trainer/run.py` with everything it works on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from base.base_method import BaseMethod
+from base.base_model import BaseModel
+from base.base_trainer import BaseTrainer
+from base.task import Task
+from data_loader.data_loaders import IncrementalDataLoader
+from data_loader.transforms import normalize
+from models.loss import upsample
+from models.weights import load_strict
+from utils import checkpoint as files
+from utils.distributed import Ranks
+from utils.logger import log
+from utils.metric import EVALUATORS, ConfusionMatrix, Evaluator, scalars
+from utils.misc import UserError, write_json
+from utils.parse_config import ConfigParser
+from utils.report import metrics_json, table
+
+READ_EVERY = 20  # iterations between two looks at the loss on a GPU, each of which waits for it
+
+
+class LossLog:
+    """Loss terms of an epoch, left on the device and read every few iterations."""
+
+    def __init__(self, where: str, every: int):
+        """
+        Args:
+            where: step and epoch, for the message about a loss that is not finite.
+            every: iterations between reads.
+        """
+        self.where, self.every = where, every
+        self.names: tuple[str, ...] = ()
+        self.waiting: list[tuple[int, Sequence[str], torch.Tensor]] = []
+        self.total, self.count = torch.zeros(0), 0
+
+    def add(self, iteration: int, terms: dict[str, torch.Tensor], images: Sequence[str]) -> bool:
+        """Take the terms of one iteration (scalars on the device); True when they were read."""
+        self.names = tuple(terms)
+        self.waiting.append((iteration, images, torch.stack(list(terms.values()))))
+        if len(self.waiting) < self.every:
+            return False
+        self.read()
+        return True
+
+    def read(self) -> None:
+        """Fetch what waits on the device.
+
+        Raises:
+            UserError: a loss is not finite; names step, iteration, terms and images.
+        """
+        if not self.waiting:
+            return
+        values = torch.stack([value for *_, value in self.waiting]).double().cpu()
+        for (iteration, images, _), row in zip(self.waiting, values, strict=True):
+            if not row.isfinite().all():
+                terms = ", ".join(f"{n} {v:.4g}" for n, v in zip(self.names, row, strict=True))
+                raise UserError(
+                    f"the loss is not finite at {self.where}, iteration {iteration}: {terms}; "
+                    f"images of the batch: {', '.join(images)}; lower the learning rate, or train "
+                    'with "amp_dtype": "bfloat16" or "use_amp": false.'
+                )
+        self.total = values.sum(0) + (self.total if self.count else 0)
+        self.count += len(values)
+        self.waiting.clear()
+
+    def means(self) -> dict[str, float]:
+        """Mean of each term over the iterations read so far."""
+        return dict(zip(self.names, (self.total / max(1, self.count)).tolist(), strict=True))
+
+
+class Trainer(BaseTrainer):
+    """Trains and evaluates one step."""
+
+    def __init__(
+        self,
+        config: ConfigParser,
+        ranks: Ranks,
+        *,
+        data: IncrementalDataLoader,
+        method: BaseMethod,
+        student: BaseModel,
+        teacher: BaseModel | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+    ):
+        """
+        Args:
+            config: the effective configuration.
+            ranks: this process.
+            data: task and loaders.
+            method: what the step is trained with.
+            student: the model of this step, on the device.
+            teacher: the previous step's model, frozen, on the device.
+            optimizer, scheduler: None for evaluation only.
+        """
+        self.task: Task = data.task
+        self.data, self.method = data, method
+        self.student, self.teacher = student, teacher
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.test_evaluator, self.val_evaluator = build_evaluators(config, self.task)
+        super().__init__(config, ranks, [f"val_{name}" for name in self.val_evaluator.names()])
+
+        on_cuda = ranks.device.type == "cuda"
+        self.amp = config["use_amp"] and on_cuda
+        self.amp_dtype = getattr(torch, config["amp_dtype"])
+        if config["use_amp"] and not on_cuda:
+            log.info("use_amp: mixed precision is for CUDA; computing in float32 on the CPU")
+        scaled = self.amp and self.amp_dtype is torch.float16
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=scaled)
+        self.model = student
+        if ranks.world > 1 and optimizer is not None:
+            self.model = DistributedDataParallel(
+                student,
+                device_ids=[ranks.device] if on_cuda else None,
+                broadcast_buffers=not student.frozen_bn,
+            )
+        self.writer = self._tensorboard() if optimizer is not None else None
+
+    def _tensorboard(self):
+        if not (self.config["trainer"]["tensorboard"] and self.ranks.is_main):
+            return None
+        from torch.utils.tensorboard import SummaryWriter  # takes a second, and few ask for it
+
+        return SummaryWriter(str(self.config.log_dir()))
+
+    def close(self) -> None:
+        """Flush the TensorBoard events."""
+        if self.writer is not None:
+            self.writer.close()
+
+    # ---------------------------------------------------------------------------------- training
+    def train_epoch(self, epoch: int) -> None:
+        """One pass over the training set."""
+        loader = self.data.train_loader
+        loader.batch_sampler.set_epoch(epoch)
+        self.model.train()
+        every = READ_EVERY if self.ranks.device.type == "cuda" else 1
+        losses = LossLog(f"step {self.task.step}, epoch {epoch}", every)
+        start, images = time.perf_counter(), 0
+        bar = tqdm(
+            loader,
+            desc=f"step {self.task.step} epoch {epoch}/{self.epochs}",
+            disable=not self.ranks.is_main,
+            unit="it",
+        )
+        for iteration, batch in enumerate(bar, start=1):
+            lr = self.optimizer.param_groups[0]["lr"]
+            terms = self.train_step(normalize(self._move(batch.image)), self._move(batch.label))
+            images += len(batch.name) * self.ranks.world
+            if losses.add(iteration, terms, batch.name):
+                rate = images / (time.perf_counter() - start)
+                shown = losses.means()
+                bar.set_postfix(
+                    loss=f"{shown['loss']:.3f}", lr=f"{lr:.2e}", images_per_s=f"{rate:.1f}"
+                )
+                self._scalars(shown | {"lr": lr}, "train", (epoch - 1) * len(loader) + iteration)
+        losses.read()
+        seconds = time.perf_counter() - start
+        log.info(
+            "epoch %d/%d: %s, lr %.3e, %.1f images/s, %.0f s",
+            *(epoch, self.epochs),
+            ", ".join(f"{name} {value:.4f}" for name, value in losses.means().items()),
+            *(lr, images / seconds, seconds),
+        )
+
+    def train_step(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """One iteration: forward, losses, backward, update.
+
+        Args:
+            images: [N, 3, H, W] float32, normalised, on the device.
+            labels: [N, H, W] uint8 channels, on the device.
+
+        Returns:
+            `loss`, the weighted sum, and the mean over classes of each term: scalars that stay on
+            the device.
+        """
+        with self._autocast():
+            outputs = self.model(images, **self.method.outputs)
+            targets = None
+            if self.teacher is not None:
+                with torch.no_grad():
+                    targets = self.teacher(images, **self.method.outputs)
+        terms = self.method.losses(outputs, targets, labels)
+        loss = sum(self.method.hyperparameter[name] * term.sum() for name, term in terms.items())
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        return {"loss": loss.detach()} | {name: t.detach().mean() for name, t in terms.items()}
+
+    def _autocast(self) -> torch.amp.autocast:
+        return torch.amp.autocast(self.ranks.device.type, self.amp_dtype, enabled=self.amp)
+
+    def _move(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.ranks.device, non_blocking=True)
+
+    def _scalars(self, values: dict[str, float], kind: str, at: int) -> None:
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(f"{kind}/{name}", value, at)
+
+    # -------------------------------------------------------------------------------- evaluation
+    @torch.inference_mode()
+    def evaluate(self, loader: DataLoader, kind: str) -> torch.Tensor:
+        """Count the pixels of a loader; every rank evaluates its share.
+
+        Args:
+            loader: this rank's images.
+            kind: "val" or "test", for the progress bar.
+
+        Returns:
+            The `ConfusionMatrix` over all ranks, [K, K] int64 NumPy, K = background and the
+            classes seen.
+        """
+        self.student.eval()
+        confusion = ConfusionMatrix(1 + len(self.task.seen), self.ranks.device)
+        for batch in tqdm(
+            loader, desc=f"{kind} step {self.task.step}", disable=not self.ranks.is_main, unit="it"
+        ):
+            labels = self._move(batch.label)
+            with self._autocast():
+                logits = self.student(normalize(self._move(batch.image))).logits
+            confusion.update(labels, self.method.predict(upsample(logits, labels.shape[-2:])))
+        self.ranks.sum(confusion.cells)
+        return confusion.matrix()
+
+    def validate(self, epoch: int) -> dict[str, float]:
+        """Evaluate the validation set; labels are those of the new classes."""
+        file = self.config.log_dir() / "val" / "metrics.json"
+        values = self._report(self.data.val_loader, self.val_evaluator, "val", file, epoch)
+        return {f"val_{name}": value for name, value in values.items()}
+
+    def test(self, file: Path, weights: str, epoch: int) -> dict[str, float]:
+        """Evaluate the test set and write `file`, a `metrics.json`.
+
+        Args:
+            file: where to.
+            weights: which weights these are, for the report.
+            epoch: of these weights.
+        """
+        evaluator = self.test_evaluator
+        return self._report(self.data.test_loader, evaluator, "test", file, epoch, weights)
+
+    def _report(
+        self,
+        loader: DataLoader,
+        evaluator: Evaluator,
+        kind: str,
+        file: Path,
+        epoch: int,
+        weights: str = "",
+    ) -> dict[str, float]:
+        confusion = self.evaluate(loader, kind)
+        results = evaluator.evaluate(confusion)
+        values = scalars(results)
+        self._scalars(values, kind, epoch)
+        if self.ranks.is_main:
+            task = self.task
+            about = {
+                "dataset": task.dataset,
+                "task": task.name,
+                "setting": task.setting,
+                "step": task.step,
+                "name": self.config["name"],
+                "method": self.config["method"],
+                "split": kind,
+                "images": len(loader.dataset),
+                "epoch": epoch,
+                "weights": weights,
+            }
+            report = metrics_json(about, confusion, task.channel_names(), task.label_ids(), results)
+            write_json(file, report)
+            log.info("%s, step %d, %d images:", kind, task.step, len(loader.dataset))
+            log.info("%s", table(report))
+            log.info("written: %s", file)
+        return values
+
+    # ------------------------------------------------------------------------------- checkpoints
+    def state(self) -> dict[str, Any]:
+        task = self.task
+        return {
+            "arch": self.config["arch"]["type"],
+            "state_dict": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": self.ranks.gather(files.rng_state(self.ranks.device)),
+            "task": task_record(task),
+            "method": self.config["method"],
+        }
+
+    def load_state(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["task"] != task_record(self.task):
+            raise UserError(
+                f"the checkpoint to resume from is of {describe(checkpoint['task'])}, but this run "
+                f"is {describe(task_record(self.task))}."
+            )
+        if checkpoint["method"] != self.config["method"]:
+            raise UserError(
+                f"the checkpoint to resume from was trained with method '{checkpoint['method']}', "
+                f"but this run is '{self.config['method']}'."
+            )
+        load_strict(self.student, checkpoint["state_dict"], "the checkpoint to resume from")
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.scheduler.load_state_dict(checkpoint["lr_scheduler"])
+        if self.scaler.is_enabled() and checkpoint["scaler"]:
+            self.scaler.load_state_dict(checkpoint["scaler"])
+        states = checkpoint["rng"]
+        if len(states) == self.ranks.world:
+            files.set_rng_state(states[self.ranks.rank], self.ranks.device)
+        else:
+            log.warning(
+                "the checkpoint was written by %d processes, this run has %d: dropout goes on with "
+                "new random numbers",
+                *(len(states), self.ranks.world),
+            )
+
+
+def build_evaluators(config: ConfigParser, task: Task) -> tuple[Evaluator, Evaluator]:
+    """The evaluators of the test set and of the validation set.
+
+    Test: old = background and the classes of step 0, new = all later ones. Validation: old =
+    background, new = the classes of this step. At step 0 both have all classes as one group.
+    """
+    make = config.resolve("evaluator", EVALUATORS)
+    base, new = task.base_channels, task.new_channels
+    if task.step == 0:
+        return make(config["metrics"], base, ()), make(config["metrics"], base, ())
+    test = make(config["metrics"], base, range(base.stop, new.stop))
+    return test, make(config["metrics"], (0,), range(new.start, new.stop))
+
+
+def task_record(task: Task) -> dict[str, Any]:
+    """What a checkpoint remembers of its task."""
+    return {
+        "dataset": task.dataset,
+        "name": task.name,
+        "setting": task.setting,
+        "step": task.step,
+        "steps": [list(ids) for ids in task.steps],
+    }
+
+
+def describe(record: dict[str, Any]) -> str:
+    """A task record in words."""
+    return f"step {record['step']} of {record['dataset']} {record['setting']} {record['name']}"

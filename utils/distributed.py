@@ -1,0 +1,244 @@
+"""Processes and devices: who am I, on which device, and how do we meet.
+
+`launch` starts the worker function once per process: in this process, in spawned ones
+(`--multiprocessing_distributed`), or in the place that torchrun has prepared. The rest of the
+project sees a `Ranks` and runs the same lines on every rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from utils.logger import log
+from utils.misc import UserError, listing, sentence
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all processes of the run.
+
+    Attributes:
+        rank: 0 … world - 1, over all nodes.
+        world: number of processes, over all nodes.
+        device: where this process computes.
+    """
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and the log."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world > 1:
+            dist.barrier()
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Rank 0 runs the block before the others do, so that they find its cache or download."""
+        if not self.is_main:
+            self.barrier()
+        yield
+        if self.is_main:
+            self.barrier()
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum of `tensor` over all ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value: Any) -> list[Any]:
+        """`value` of every rank, in order of rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+
+SINGLE = Ranks(0, 1, torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How the processes of a run are started.
+
+    Attributes:
+        devices: one per process of this node.
+        nodes, node: number of nodes and this node's number.
+        backend: of the process group.
+        url: where the processes meet.
+        by_torchrun: rank and world come from the environment.
+        distributed: several processes, or one that shall behave as such.
+    """
+
+    devices: tuple[torch.device, ...]
+    nodes: int
+    node: int
+    backend: str
+    url: str
+    by_torchrun: bool
+    distributed: bool
+
+
+def plan_launch(config: Any, environment: dict[str, str] | None = None) -> Launch:
+    """Decide from config, `-d` and the environment which processes run where.
+
+    Raises:
+        UserError: a GPU id that does not exist, a malformed `-d` or `dist_url`, a wrong node.
+    """
+    environment = dict(os.environ) if environment is None else environment
+    by_torchrun = "RANK" in environment and "WORLD_SIZE" in environment
+    distributed = by_torchrun or config["multiprocessing_distributed"]
+    devices = _devices(config.device)
+    cuda = devices[0].type == "cuda"
+    if by_torchrun:
+        local = int(environment.get("LOCAL_RANK", 0))
+        here = int(environment.get("LOCAL_WORLD_SIZE", 1))
+        if cuda and here > len(devices):
+            raise UserError(
+                f"torchrun starts {here} processes on this node, but it has {len(devices)} usable "
+                "GPU(s); lower --nproc_per_node."
+            )
+        devices = [devices[local] if cuda else devices[0]]
+    elif not distributed:
+        devices = devices[:1]
+    elif not cuda:
+        devices = devices * config["n_gpu"]
+    nodes, node = config["world_size"], config["rank"]
+    if not by_torchrun and not node < nodes:
+        raise UserError(f"rank is {node}, but world_size is {nodes}: nodes are 0..{nodes - 1}.")
+    backend = config["dist_backend"] if cuda else "gloo"
+    url = "env://" if by_torchrun else config["dist_url"]
+    if distributed and not by_torchrun:
+        url = _free_url(url, nodes)
+    return Launch(tuple(devices), nodes, node, backend, url, by_torchrun, distributed)
+
+
+def _devices(text: str | None) -> list[torch.device]:
+    """The devices that `-d` names; default: every visible GPU, or the CPU."""
+    if text is not None and text != "cpu" and not re.fullmatch(r"\d+(,\d+)*", text):
+        raise UserError(f"-d/--device is '{text}'; give GPU ids such as 0 or 0,1, or cpu.")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if text == "cpu" or count == 0:
+        return [torch.device("cpu")]
+    ids = [int(number) for number in text.split(",")] if text else list(range(count))
+    wrong = [number for number in ids if number >= count]
+    if wrong or len(set(ids)) < len(ids):
+        fault = f"GPU {wrong[0]} does not exist" if wrong else "a GPU is named twice"
+        raise UserError(f"-d/--device is '{text}', but {fault}; visible: {listing(range(count))}.")
+    return [torch.device("cuda", number) for number in ids]
+
+
+def _free_url(url: str, nodes: int) -> str:
+    """`url`, with a free port when the port of a single-node run is taken."""
+    parts = re.fullmatch(r"tcp://([^:/]+):(\d+)", url)
+    if parts is None or not 0 < int(parts[2]) < 65536:
+        raise UserError(f"dist_url is '{url}'; it must be tcp://HOST:PORT.")
+    host, port = parts[1], int(parts[2])
+    if nodes > 1:
+        return url
+    with socket.socket() as probe:
+        try:
+            probe.bind((host, port))
+            return url
+        except OSError:
+            pass
+    with socket.socket() as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise UserError(
+                f"dist_url is '{url}', but this node cannot listen there: {error}."
+            ) from None
+        free = probe.getsockname()[1]
+    log.warning("dist_url: port %d is busy, port %d is taken instead", port, free)
+    return f"tcp://{host}:{free}"
+
+
+def launch(worker: Callable[[Any, Ranks], None], config: Any) -> None:
+    """Run `worker(config, ranks)` in every process of the run and wait for the end.
+
+    When one process fails, the others are stopped and its error is the one that is raised.
+
+    Raises:
+        UserError: as the failing process raised it.
+        RuntimeError: any other failure of a process, with its traceback.
+    """
+    plan = plan_launch(config)
+    if not plan.distributed:
+        _select(plan.devices[0])
+        worker(config, Ranks(0, 1, plan.devices[0]))
+        return
+    if plan.by_torchrun:
+        _in_group(worker, config, plan, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), 0)
+        return
+    errors = mp.get_context("spawn").SimpleQueue()
+    try:
+        mp.start_processes(
+            _spawned, (worker, config, plan, errors), nprocs=len(plan.devices), start_method="spawn"
+        )
+    except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
+        reports = []
+        while not errors.empty():
+            reports.append(errors.get())
+        if not reports:
+            raise RuntimeError(f"a process of the run died: {error}") from None
+        # The first failure is the cause; ranks that lost their peer fail after it.
+        _, rank, is_users, text = min(reports)
+        if is_users:
+            raise UserError(text) from None
+        raise RuntimeError(f"rank {rank} failed; all ranks have been stopped.\n{text}") from None
+
+
+def _spawned(local: int, worker: Callable, config: Any, plan: Launch, errors: Any) -> None:
+    rank = plan.node * len(plan.devices) + local
+    try:
+        _in_group(worker, config, plan, rank, plan.nodes * len(plan.devices), local)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except BaseException as error:
+        is_users = isinstance(error, UserError)
+        text = sentence(error) if is_users else traceback.format_exc()
+        errors.put((time.time(), rank, is_users, text))
+        raise SystemExit(1) from None
+
+
+def _in_group(
+    worker: Callable, config: Any, plan: Launch, rank: int, world: int, local: int
+) -> None:
+    device = plan.devices[local]
+    _select(device)
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        # Each process would otherwise claim every core.
+        torch.set_num_threads(max(1, torch.get_num_threads() // len(plan.devices)))
+    options = {"device_id": device} if plan.backend == "nccl" else {}
+    dist.init_process_group(
+        plan.backend, init_method=plan.url, rank=rank, world_size=world, **options
+    )
+    try:
+        worker(config, Ranks(rank, world, device))
+    finally:
+        dist.destroy_process_group()
+
+
+def _select(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)

@@ -1,0 +1,123 @@
+"""Metrics as functions of one confusion matrix, and the evaluator that groups the classes.
+
+A metric takes the matrix and groups of channels and answers with percent. To add one, write such a
+function and name it in `METRICS`; the evaluation loop stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils.misc import VOID
+
+Groups = Mapping[str, Sequence[int]]
+
+
+class ConfusionMatrix:
+    """Pixel counts, rows = labels, columns = preds, kept on the device of the predictions."""
+
+    def __init__(self, classes: int, device: torch.device):
+        self.classes = classes
+        # One more cell than classes², where void pixels go: no boolean indexing, no host sync.
+        self.cells = torch.zeros(classes * classes + 1, dtype=torch.int64, device=device)
+
+    def update(self, labels: torch.Tensor, preds: torch.Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            labels: [N, H, W] integer channels, 255 = void (not counted).
+            preds: [N, H, W] integer channels.
+        """
+        cell = labels.long() * self.classes + preds
+        cell = torch.where(labels == VOID, self.classes**2, cell).flatten()
+        self.cells += torch.bincount(cell, minlength=len(self.cells))
+
+    def matrix(self) -> np.ndarray:
+        """[classes, classes] int64 on the host."""
+        return self.cells[:-1].view(self.classes, self.classes).cpu().numpy()
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """100 · part / whole, and 0 where whole is 0."""
+    return 100 * np.divide(part, whole, out=np.zeros(np.shape(part)), where=whole != 0)
+
+
+def Pixel_Accuracy(confusion: np.ndarray, groups: Groups) -> dict[str, Any]:
+    """Correct pixels of a group over all its pixels."""
+    correct, pixels = confusion.diagonal(), confusion.sum(axis=1)
+    return {
+        group: float(_ratio(correct[list(ids)].sum(), pixels[list(ids)].sum()))
+        for group, ids in groups.items()
+    }
+
+
+def Pixel_Accuracy_Class(confusion: np.ndarray, groups: Groups) -> dict[str, Any]:
+    """Accuracy per class, TP / row, and its mean over a group; 0 for an absent class."""
+    return _class_means(_ratio(confusion.diagonal(), confusion.sum(axis=1)), groups)
+
+
+def Mean_Intersection_over_Union(confusion: np.ndarray, groups: Groups) -> dict[str, Any]:
+    """IoU per class, TP / (row + column − TP), and its mean over a group; 0 for an absent class."""
+    correct = confusion.diagonal()
+    union = confusion.sum(axis=1) + confusion.sum(axis=0) - correct
+    return _class_means(_ratio(correct, union), groups)
+
+
+def _class_means(by_class: np.ndarray, groups: Groups) -> dict[str, Any]:
+    means = {group: float(by_class[list(ids)].mean()) for group, ids in groups.items()}
+    return {"by_class": by_class.tolist(), **means}
+
+
+METRICS: dict[str, Callable[[np.ndarray, Groups], dict[str, Any]]] = {
+    metric.__name__: metric
+    for metric in (Pixel_Accuracy, Pixel_Accuracy_Class, Mean_Intersection_over_Union)
+}
+
+
+class Evaluator:
+    """Metrics over the groups old, new, overall, and the harmonic mean of old and new."""
+
+    def __init__(self, metrics: Sequence[str], old: Sequence[int], new: Sequence[int]):
+        """
+        Args:
+            metrics: names out of `METRICS`.
+            old: channels of the group `old`.
+            new: channels of the group `new`; empty: there is only `overall` (step 0).
+        """
+        self.metrics = tuple(metrics)
+        self.groups: dict[str, list[int]] = {"overall": [*old, *new]}
+        if len(new):
+            self.groups |= {"old": [*old], "new": [*new]}
+
+    def names(self) -> list[str]:
+        """Names of the scalars of `scalars`, such as Mean_Intersection_over_Union_overall."""
+        groups = [*self.groups, *(["harmonic"] if "new" in self.groups else [])]
+        return [f"{metric}_{group}" for metric in self.metrics for group in groups]
+
+    def evaluate(self, confusion: np.ndarray) -> dict[str, dict[str, Any]]:
+        """`{metric: {group: percent, "by_class": [classes]}}` of a confusion matrix."""
+        results = {}
+        for name in self.metrics:
+            result = METRICS[name](confusion, self.groups)
+            if "new" in self.groups:
+                old, new = result["old"], result["new"]
+                result["harmonic"] = 2 * old * new / (old + new) if old + new else 0.0
+            results[name] = result
+        return results
+
+
+def scalars(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The group values of `Evaluator.evaluate` as `{metric_group: percent}`."""
+    return {
+        f"{metric}_{group}": value
+        for metric, result in results.items()
+        for group, value in result.items()
+        if group != "by_class"
+    }
+
+
+EVALUATORS: dict[str, type[Evaluator]] = {"Evaluator": Evaluator}

@@ -1,0 +1,121 @@
+"""Small tools that every layer may use: user errors, atomic files, seeds, the VOC palette.
+
+Knows nothing of tensors, so that command lines and JSON files are judged before torch is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+EXIT_USER_ERROR = 2
+
+BACKGROUND = 0  # label of every pixel without a (visible) class
+VOID = 255  # label of pixels that no metric counts
+
+
+class UserError(ValueError):
+    """Something the user can mend, told in one sentence: what is wrong, where, what is valid."""
+
+
+@contextlib.contextmanager
+def one_sentence_errors() -> Iterator[None]:
+    """Turn a `UserError` into its one sentence on standard error and exit code 2."""
+    try:
+        yield
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {sentence(error)}", file=sys.stderr)
+        raise SystemExit(EXIT_USER_ERROR) from None
+
+
+def sentence(error: UserError) -> str:
+    """The message alone; a data loader's worker hands it over below a traceback."""
+    return str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip()
+
+
+def listing(names: Iterable[object]) -> str:
+    """`a, b, c` for a message."""
+    return ", ".join(str(name) for name in names)
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` when something valid is close to `name`, else an empty string."""
+    near = difflib.get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.6)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def choose(what: str, name: str, valid: Iterable[str]) -> str:
+    """Return `name` when it is one of `valid`.
+
+    Raises:
+        UserError: with the valid names and the nearest match.
+    """
+    valid = list(valid)
+    if name not in valid:
+        raise UserError(
+            f"{what} is '{name}', which does not exist{did_you_mean(name, valid)}; "
+            f"valid: {listing(valid)}."
+        )
+    return name
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`.
+
+    A reader sees the old file or the new one, never a half-written one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files only their owner may read
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: str | Path, data: object) -> None:
+    """Write `data` as indented JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=4, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def seed_from(*parts: object) -> int:
+    """A 63-bit seed that depends on `parts` alone, not on the process or the platform."""
+    text = "\x1f".join(str(part) for part in parts).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def voc_palette() -> list[int]:
+    """The PASCAL VOC colour map as 768 values (r, g, b of id 0, of id 1, …).
+
+    Source: the VOC development kit's label colour map, which deals the bits of the id out to the
+    high bits of red, green and blue in turn.
+    """
+    palette = []
+    for index in range(256):
+        colour = [0, 0, 0]
+        for bit in range(8):
+            for channel in range(3):
+                colour[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
+        palette += colour
+    return palette
