@@ -31,7 +31,7 @@ class Task:
         step: 0 … T.
         steps: label ids of each step, in order of arrival.
         class_names: name of each label id, background first.
-        own_schedule: the steps come from the user's config, not from the published tables.
+        published: schedule and classes are the data set's own, so published lists apply.
     """
 
     dataset: str
@@ -40,7 +40,7 @@ class Task:
     step: int
     steps: tuple[tuple[int, ...], ...]
     class_names: tuple[str, ...]
-    own_schedule: bool = False
+    published: bool = True
 
     @property
     def old(self) -> tuple[int, ...]:
@@ -117,6 +117,7 @@ def make_task(
     setting: str,
     step: int,
     steps: Sequence[Sequence[int]] | None = None,
+    own_classes: bool = False,
 ) -> Task:
     """Check the `task` block of a config and make the `Task`.
 
@@ -128,6 +129,7 @@ def make_task(
         setting: one of `SETTINGS`.
         step: 0 … T.
         steps: own schedule.
+        own_classes: `class_names` come from the user, so this is another data set.
 
     Raises:
         UserError: an unknown task, setting or step, with the valid ones; a faulty own schedule.
@@ -150,7 +152,8 @@ def make_task(
             f"data_loader.args.task.step is {step}, but task '{name}' has the steps "
             f"{listing(range(len(schedule)))}."
         )
-    return Task(dataset, name, setting, step, schedule, tuple(class_names), steps is not None)
+    published = steps is None and not own_classes
+    return Task(dataset, name, setting, step, schedule, tuple(class_names), published)
 
 
 def _own_schedule(steps: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:

@@ -89,6 +89,7 @@ class IncrementalDataLoader:
             self.raw_class.name,
             self.tables,
             self.raw["val"].class_names,
+            own_classes=class_names is not None,
             **{key: task[key] for key in ("name", "setting", "step", "steps")},
         )
 

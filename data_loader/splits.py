@@ -172,7 +172,7 @@ def list_name(task: Task, kind: str) -> str:
 def published_file(task: Task, kind: str, lists_dir: str | Path) -> Path | None:
     """Path of the published `.npy` list of this step, when the user has it."""
     path = Path(lists_dir) / task.dataset / f"{list_name(task, kind)}.npy"
-    return path if path.is_file() and not task.own_schedule else None
+    return path if task.published and path.is_file() else None
 
 
 def read_published(path: Path, dataset: BaseDataset) -> np.ndarray:
@@ -214,7 +214,7 @@ def list_hash(ids: Sequence[str]) -> str:
 def compare_with_published(ids: Sequence[str], task: Task, kind: str) -> str:
     """One phrase for the log: whether a list equals the published one."""
     published = published_lists().get(f"{task.dataset}/{list_name(task, kind)}")
-    if published is None or task.own_schedule:
+    if published is None or not task.published:
         return "no published list"
     if published == {"count": len(ids), "sha256": list_hash(ids)}:
         return "equal to the published list"

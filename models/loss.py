@@ -14,8 +14,13 @@ BATCH_AND_PIXELS = (0, 2, 3)
 
 
 def upsample(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Bilinear, in float32 whatever the precision of the network: [N, C, h, w] → [N, C, H, W]."""
-    return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+    """Bilinear, in full precision: [N, C, h, w] → [N, C, H, W]."""
+    return F.interpolate(full_precision(logits), size=size, mode="bilinear", align_corners=False)
+
+
+def full_precision(tensor: torch.Tensor) -> torch.Tensor:
+    """float32 (float64 stays) whatever the mixed precision of the network."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def mbce(
@@ -53,8 +58,8 @@ def distillation(logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     Returns:
         [C].
     """
-    targets = teacher.detach().sigmoid()
-    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    targets = full_precision(teacher.detach()).sigmoid()
+    loss = F.binary_cross_entropy_with_logits(full_precision(logits), targets, reduction="none")
     return loss.mean(BATCH_AND_PIXELS)
 
 

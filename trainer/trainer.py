@@ -5,6 +5,7 @@ Made by `trainer/run.py` with everything it works on.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ from utils.logger import log
 from utils.metric import EVALUATORS, ConfusionMatrix, Evaluator, scalars
 from utils.misc import UserError, write_json
 from utils.parse_config import ConfigParser
-from utils.report import metrics_json, table
+from utils.report import metrics_json, summary, table
 
 READ_EVERY = 20  # iterations between two looks at the loss on a GPU, each of which waits for it
 
@@ -71,8 +72,8 @@ class LossLog:
                 terms = ", ".join(f"{n} {v:.4g}" for n, v in zip(self.names, row, strict=True))
                 raise UserError(
                     f"the loss is not finite at {self.where}, iteration {iteration}: {terms}; "
-                    f"images of the batch: {', '.join(images)}; lower the learning rate, or train "
-                    'with "amp_dtype": "bfloat16" or "use_amp": false.'
+                    f"images of the batch: {', '.join(images)}; lower the learning rate (--lr), or "
+                    'with mixed precision try "amp_dtype": "bfloat16".'
                 )
         self.total = values.sum(0) + (self.total if self.count else 0)
         self.count += len(values)
@@ -287,7 +288,8 @@ class Trainer(BaseTrainer):
             report = metrics_json(about, confusion, task.channel_names(), task.label_ids(), results)
             write_json(file, report)
             log.info("%s, step %d, %d images:", kind, task.step, len(loader.dataset))
-            log.info("%s", table(report))
+            log.log(logging.INFO if kind == "test" else logging.DEBUG, "%s\n", table(report))
+            log.info("%s", summary(report))
             log.info("written: %s", file)
         return values
 

@@ -54,7 +54,7 @@ def metrics_json(
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """A readable table of a `metrics_json` report."""
+    """The classes of a `metrics_json` report, a row each."""
     width = max(len("class"), *(len(row["name"]) for row in report["classes"]))
     lines = [f"{'id':>3}  {'class':<{width}}  {'IoU':>6}  {'acc.':>6}  {'pixels':>11}"]
     for row in report["classes"]:
@@ -63,10 +63,14 @@ def table(report: Mapping[str, Any]) -> str:
             f"{row['label_id']:>3}  {row['name']:<{width}}  {row['IoU']:6.2f}  "
             f"{row['accuracy']:6.2f}  {row['pixels']:>11,}"
         )
+    return "\n".join(lines)
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """The metrics of a `metrics_json` report, a column per group."""
     groups = [group for group in GROUPS if any(group in m for m in report["metrics"].values())]
     label = max(len(metric) for metric in report["metrics"])
-    lines.append("")
-    lines.append(f"{'percent':<{label}}  " + "  ".join(f"{group:>8}" for group in groups))
+    lines = [f"{'percent':<{label}}  " + "  ".join(f"{group:>8}" for group in groups)]
     for metric, result in report["metrics"].items():
         row = "  ".join(f"{result[group]:8.2f}" for group in groups)
         lines.append(f"{metric:<{label}}  {row}")

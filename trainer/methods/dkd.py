@@ -49,7 +49,7 @@ class DKD(SigmoidMethod):
             count = len(self.task.old)  # pos and neg have no channel of the auxiliary head
             terms |= {
                 "kd": distillation(logits[:, old], upsample(teacher.logits[:, old], size)),
-                "dkd_pos": distillation(student.pos[:, :count].float(), teacher.pos.float()),
-                "dkd_neg": distillation(student.neg[:, :count].float(), teacher.neg.float()),
+                "dkd_pos": distillation(student.pos[:, :count], teacher.pos),
+                "dkd_neg": distillation(student.neg[:, :count], teacher.neg),
             }
         return terms
