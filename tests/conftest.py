@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from scripts.make_toy_voc import CLASS_NAMES, make_toy_voc
+from trainer.run import run
+from utils.parse_config import ConfigParser
 
 DATA = Path(__file__).parent / "data"
 PROJECT = Path(__file__).parent.parent
@@ -32,6 +35,45 @@ def _seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="session")
-def class_names() -> list[str]:
-    return list(CLASS_NAMES)
+@pytest.fixture
+def toy_config(toy_root, tmp_path) -> Path:
+    """A config file for short CPU runs on the toy data; everything it writes is in tmp_path."""
+    return write_config(tmp_path / "toy.json", toy_root)
+
+
+def write_config(path: Path, data_dir: Path, **task) -> Path:
+    """Write the config of a short CPU run of a tiny model beside `path`."""
+
+    def block(crop, batch_size):
+        return {"args": {"transform_args": {"crop_size": crop}}, "batch_size": batch_size}
+
+    config = {
+        "name": "toy",
+        "arch": {"args": {"backbone": "tiny", "backbone_pretrained": False}},
+        "data_loader": {
+            "args": {
+                "data_dir": str(data_dir),
+                "class_names": list(CLASS_NAMES),
+                "task": {"name": "15-5", "idxs_path": str(path.parent / "lists"), **task},
+                "train": block(32, 8),
+                "val": block(48, 8),
+                "test": block(48, 8),
+                "num_workers": 0,
+            }
+        },
+        "optimizer": {"args": {"lr": 0.001}},
+        "trainer": {"epochs": 2, "save_dir": str(path.parent / "runs")},
+    }
+    path.write_text(json.dumps(config))
+    return path
+
+
+def train(config: Path, *flags: str, script: str = "voc", mode: str = "train") -> ConfigParser:
+    """What an entry script does, in this process; returns the effective configuration."""
+    parsed = ConfigParser.from_args(
+        mode,
+        f"configs/config_{script}.json",
+        argv=[*(["-c", str(config)] if config else []), *flags],
+    )
+    run(parsed)
+    return parsed

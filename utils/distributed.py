@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -188,37 +189,54 @@ def launch(worker: Callable[[Any, Ranks], None], config: Any) -> None:
         worker(config, Ranks(0, 1, plan.devices[0]))
         return
     if plan.by_torchrun:
-        _in_group(worker, config, plan, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), 0)
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        _in_group(worker, config, plan, rank, world, local=0)
         return
-    errors = mp.get_context("spawn").SimpleQueue()
+    reports = mp.get_context("spawn").SimpleQueue()
+    arguments = (worker, config, plan, reports)
+    context = mp.start_processes(
+        _spawned, arguments, nprocs=len(plan.devices), join=False, start_method="spawn"
+    )
     try:
-        mp.start_processes(
-            _spawned, (worker, config, plan, errors), nprocs=len(plan.devices), start_method="spawn"
-        )
-    except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
-        reports = []
-        while not errors.empty():
-            reports.append(errors.get())
-        if not reports:
-            raise RuntimeError(f"a process of the run died: {error}") from None
-        # The first failure is the cause; ranks that lost their peer fail after it.
-        _, rank, is_users, text = min(reports)
-        if is_users:
-            raise UserError(text) from None
-        raise RuntimeError(f"rank {rank} failed; all ranks have been stopped.\n{text}") from None
+        while not context.join():
+            pass
+    except (mp.ProcessRaisedException, mp.ProcessExitedException):
+        _raise_cause(plan, [process.exitcode for process in context.processes], reports)
 
 
-def _spawned(local: int, worker: Callable, config: Any, plan: Launch, errors: Any) -> None:
+def _raise_cause(plan: Launch, exit_codes: list[int | None], reports: Any) -> NoReturn:
+    """Raise the first failure among the processes; ranks that lost their peer fail after it."""
+    for local, code in enumerate(exit_codes):
+        if code is not None and code < 0 and code != -signal.SIGTERM:  # SIGTERM is the launcher's
+            rank = plan.node * len(plan.devices) + local
+            raise RuntimeError(
+                f"rank {rank} was killed by {signal.Signals(-code).name}; all ranks are stopped."
+            ) from None
+    told = []
+    while not reports.empty():
+        told.append(reports.get())
+    if not told:
+        raise RuntimeError(f"a process died without a word; exit codes: {exit_codes}.") from None
+    _, rank, is_users, text = min(told)
+    if is_users:
+        raise UserError(text) from None
+    raise RuntimeError(f"rank {rank} failed; all ranks are stopped.\n{text}") from None
+
+
+def _spawned(local: int, worker: Callable, config: Any, plan: Launch, reports: Any) -> None:
     rank = plan.node * len(plan.devices) + local
-    try:
-        _in_group(worker, config, plan, rank, plan.nodes * len(plan.devices), local)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    except BaseException as error:
-        is_users = isinstance(error, UserError)
-        text = sentence(error) if is_users else traceback.format_exc()
-        errors.put((time.time(), rank, is_users, text))
-        raise SystemExit(1) from None
+
+    def told(config: Any, ranks: Ranks) -> None:
+        try:
+            worker(config, ranks)
+        except BaseException as error:
+            # Told before this rank leaves the group, which makes the others fail as well.
+            is_users = isinstance(error, UserError)
+            text = sentence(error) if is_users else traceback.format_exc()
+            reports.put((time.time(), rank, is_users, text))
+            raise SystemExit(1) from None
+
+    _in_group(told, config, plan, rank, plan.nodes * len(plan.devices), local)
 
 
 def _in_group(

@@ -1,0 +1,151 @@
+"""Several processes on the CPU: the same results as one, errors that end the run, torchrun."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import PROJECT, train, write_config
+from utils import checkpoint as files
+from utils.distributed import launch, plan_launch
+from utils.misc import UserError
+from utils.parse_config import ConfigParser
+
+TWO = ("--multiprocessing_distributed",)
+
+
+def metrics(parsed):
+    return json.loads((parsed.log_dir() / "metrics.json").read_text())
+
+
+def with_processes(config, count, batch_size):
+    tree = json.loads(config.read_text())
+    tree["n_gpu"] = count
+    tree["data_loader"]["args"]["train"]["batch_size"] = batch_size
+    other = config.with_name(f"processes{count}.json")
+    other.write_text(json.dumps(tree))
+    return other
+
+
+@pytest.fixture(scope="module")
+def frozen_step(toy_root, tmp_path_factory):
+    """Step 1 with frozen BN on one process, and the config for two with the same global batch."""
+    folder = tmp_path_factory.mktemp("distributed")
+    config = write_config(folder / "toy.json", toy_root)
+    train(config, "--epochs", "1")
+    flags = ("--task_step", "1", "--freeze_bn", "--lr", "1e-3", "--epochs", "2")
+    one = train(config, *flags)
+    return with_processes(config, 2, 4), flags, one, folder
+
+
+def test_two_processes_train_and_evaluate_as_one(frozen_step):
+    config, flags, one, folder = frozen_step
+    saved = folder / "two"
+    (saved / "models" / one.experiment).mkdir(parents=True)
+    (saved / "models" / one.experiment / "step_0").symlink_to(one.step_dir(0))
+    two = train(config, *flags, *TWO, "--save_dir", str(saved))
+    assert "2 process(es) on CPU, global batch 8" in (two.log_dir() / "info.log").read_text()
+    a, b = (files.load(run.step_dir() / "checkpoint-epoch2.pth") for run in (one, two))
+    for name, value in a["state_dict"].items():
+        torch.testing.assert_close(b["state_dict"][name], value, rtol=1e-4, atol=1e-6, msg=name)
+    assert len(b["rng"]) == 2
+    # The weights agree to rounding, so a pixel on the edge of a decision may fall either way.
+    difference = np.abs(np.array(metrics(one)["confusion"]) - metrics(two)["confusion"])
+    assert difference.sum() <= 0.001 * np.sum(metrics(one)["confusion"])
+    # Evaluation of the same weights is equal to the pixel.
+    train(config, *flags, *TWO, "--test", "--save_dir", str(one["trainer"]["save_dir"]))
+    before = metrics(one)
+    train(with_processes(config, 1, 4), *flags, "--test")
+    assert metrics(one)["confusion"] == before["confusion"]
+
+
+def test_torchrun(frozen_step, tmp_path):
+    """Rank and world come from the environment."""
+    config, flags, one, _ = frozen_step
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    command += ["train_voc.py", "-c", str(config), *flags, "--test", "--save_dir"]
+    command += [one["trainer"]["save_dir"]]
+    expected = metrics(one)
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert metrics(one)["confusion"] == expected["confusion"]
+    assert "2 process(es) on CPU" in done.stdout
+
+
+def fail_on_rank_1(config, ranks):
+    if ranks.rank == 1:
+        time.sleep(0.2)
+        raise ValueError("the fault of rank 1")
+    ranks.sum(torch.ones(1))
+
+
+def user_error_on_rank_1(config, ranks):
+    if ranks.rank == 1:
+        raise UserError("a sentence for the user.")
+    ranks.sum(torch.ones(1))
+
+
+def killed_on_rank_1(config, ranks):
+    if ranks.rank == 1:
+        os.kill(os.getpid(), 9)
+    ranks.sum(torch.ones(1))
+
+
+def two_process_config(toy_config):
+    config = with_processes(toy_config, 2, 4)
+    return ConfigParser.from_args(
+        "train", "configs/config_voc.json", argv=["-c", str(config), *TWO]
+    )
+
+
+@pytest.mark.parametrize(
+    ("worker", "error", "message"),
+    [
+        (fail_on_rank_1, RuntimeError, "rank 1 failed.*the fault of rank 1"),
+        (user_error_on_rank_1, UserError, "^a sentence for the user.$"),
+        (killed_on_rank_1, RuntimeError, "rank 1 was killed by SIGKILL"),
+    ],
+)
+def test_a_dying_rank_stops_all(toy_config, worker, error, message):
+    with pytest.raises(error, match=f"(?s){message}"):
+        launch(worker, two_process_config(toy_config))
+
+
+def test_busy_port_is_replaced(toy_config):
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        url = f"tcp://127.0.0.1:{busy.getsockname()[1]}"
+        config = with_processes(toy_config, 2, 4)
+        argv = ["-c", str(config), *TWO, "--dist_url", url]
+        parsed = ConfigParser.from_args("train", "configs/config_voc.json", argv=argv)
+        plan = plan_launch(parsed, {})
+    assert plan.url != url
+    assert plan.url.startswith("tcp://127.0.0.1:")
+    assert len(plan.devices) == 2
+    assert plan.backend == "gloo"
+
+
+def test_single_device_by_default(toy_config):
+    parsed = ConfigParser.from_args(
+        "train", "configs/config_voc.json", argv=["-c", str(toy_config)]
+    )
+    plan = plan_launch(parsed, {})
+    assert len(plan.devices) == 1
+    assert not plan.distributed
+
+
+def test_environment_of_torchrun(toy_config):
+    parsed = ConfigParser.from_args(
+        "train", "configs/config_voc.json", argv=["-c", str(toy_config)]
+    )
+    environment = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    plan = plan_launch(parsed, environment)
+    assert plan.by_torchrun
+    assert plan.url == "env://"

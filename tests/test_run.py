@@ -1,0 +1,283 @@
+"""Whole runs on the toy data: train, evaluate, resume, compare; what they leave on disk."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from base.base_trainer import parse_monitor
+from scripts.compare import Run, picture, table
+from tests.conftest import train, write_config
+from utils import checkpoint as files
+from utils.misc import UserError
+
+RELEASED_KEYS = (
+    "arch",
+    "epoch",
+    "state_dict",
+    "optimizer",
+    "lr_scheduler",
+    "scaler",
+    "monitor_best",
+)
+
+
+def metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def same_state(a, b):
+    a, b = files.load(a)["state_dict"], files.load(b)["state_dict"]
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def base(toy_root, tmp_path_factory):
+    """A config and a finished step 0, which the tests copy."""
+    folder = tmp_path_factory.mktemp("base")
+    config = write_config(folder / "toy.json", toy_root)
+    parsed = train(config, "--epochs", "2")
+    return folder, config, parsed
+
+
+@pytest.fixture
+def after_base(base, tmp_path):
+    """The finished step 0 in a folder of this test's own."""
+    shutil.copytree(base[0], tmp_path / "base")
+    return base[1], ["--save_dir", str(tmp_path / "base" / "runs")]
+
+
+def test_files_of_a_run(base):
+    _, _, parsed = base
+    folder = parsed.step_dir()
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "last.pth",
+        "checkpoint-epoch2.pth",
+    }
+    assert folder.parts[-3:] == ("models", "overlap_15-5_toy", "step_0")
+    checkpoint = torch.load(folder / "checkpoint-epoch2.pth", weights_only=True)
+    assert set(RELEASED_KEYS) <= checkpoint.keys()
+    assert checkpoint["arch"] == "DeepLabV3"
+    assert checkpoint["epoch"] == 2
+    written = json.loads((folder / "config.json").read_text())
+    assert written["data_loader"]["args"]["task"]["name"] == "15-5"
+    assert written["trainer"]["epochs"] == 2
+    log = (parsed.log_dir() / "info.log").read_text()
+    assert "train list: " in log
+    assert "sha256" in log
+    assert "epoch 2/2: loss" in log
+
+
+def test_metrics_file(base):
+    report = metrics(base[2].log_dir())
+    confusion = np.array(report["confusion"])
+    assert confusion.shape == (16, 16)
+    assert [row["name"] for row in report["classes"]][:2] == ["background", "red disc"]
+    assert confusion.sum(1).tolist() == [row["pixels"] for row in report["classes"]]
+    assert report["metrics"]["Mean_Intersection_over_Union"].keys() == {"overall"}
+    iou = [row["IoU"] for row in report["classes"]]
+    mean = report["metrics"]["Mean_Intersection_over_Union"]["overall"]
+    assert np.mean(iou) == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("method", ["dkd", "finetune"])
+def test_second_step_and_evaluation_of_a_released_folder(after_base, tmp_path, method):
+    """Train step 1, strip the checkpoint and the config to what released ones hold, evaluate."""
+    config, flags = after_base
+    step1 = train(
+        config, *flags, "--task_step", "1", "--freeze_bn", "--method", method, "--epochs", "1"
+    )
+    trained = metrics(step1.log_dir())
+    groups = trained["metrics"]["Mean_Intersection_over_Union"]
+    assert groups.keys() == {"old", "new", "harmonic", "overall"}
+
+    released = tmp_path / "released"
+    released.mkdir()
+    checkpoint = torch.load(step1.step_dir() / "checkpoint-epoch1.pth", weights_only=True)
+    torch.save({key: checkpoint[key] for key in RELEASED_KEYS}, released / "weights.pth")
+    tree = json.loads((step1.step_dir() / "config.json").read_text())
+    del tree["amp_dtype"]
+    if method == "dkd":
+        del tree["method"]
+    tree["written_by_another_version"] = {"a": 1}
+    (released / "config.json").write_text(json.dumps(tree))
+    out = tmp_path / "evaluated"
+    evaluated = train(
+        None,
+        *("-d", "0", "--test", "-r", str(released / "weights.pth"), "--save_dir", str(out)),
+        mode="eval",
+    )
+    report = metrics(evaluated.log_dir() / "eval")
+    assert report["confusion"] == trained["confusion"]
+    assert report["metrics"] == trained["metrics"]
+
+
+def test_training_test_flag_repeats_the_test(after_base):
+    config, flags = after_base
+    first = train(config, *flags, "--test")
+    before = metrics(first.log_dir())
+    (first.log_dir() / "metrics.json").unlink()
+    train(config, *flags, "--test")
+    assert metrics(first.log_dir())["confusion"] == before["confusion"]
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_resumed_run_equals_an_uninterrupted_one(after_base, tmp_path, step, monkeypatch):
+    """Stopped after epoch 2 of 3 and resumed: the same bits. Dropout is on at step 0."""
+    config, flags = after_base
+    flags = [*flags, "--task_step", str(step), "--epochs", "3", *(["--freeze_bn"] if step else [])]
+    if step == 0:
+        flags += ["--name", "fresh"]
+    whole = train(config, *flags)
+    whole_file = tmp_path / "whole.pth"
+    shutil.copy(whole.step_dir() / "checkpoint-epoch3.pth", whole_file)
+    whole_metrics = metrics(whole.log_dir())
+    shutil.rmtree(whole.step_dir())
+
+    from trainer.trainer import Trainer
+
+    epochs = Trainer.train_epoch
+
+    def stop_in_the_third(self, epoch):
+        if epoch == 3:
+            raise KeyboardInterrupt
+        epochs(self, epoch)
+
+    monkeypatch.setattr(Trainer, "train_epoch", stop_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, *flags)
+    monkeypatch.undo()
+    last = whole.step_dir() / "last.pth"
+    assert torch.load(last, weights_only=True)["epoch"] == 2
+    assert not (whole.step_dir() / "checkpoint-epoch3.pth").exists()
+    torch.manual_seed(123)  # whatever the process did before must not matter
+    train(None, "-r", str(last))  # config, step and folder come from beside the checkpoint
+    assert same_state(whole.step_dir() / "checkpoint-epoch3.pth", whole_file)
+    assert metrics(whole.log_dir())["confusion"] == whole_metrics["confusion"]
+
+
+def test_taken_folder_is_not_overwritten(after_base):
+    config, flags = after_base
+    with pytest.raises(UserError, match="already holds a finished run") as caught:
+        train(config, *flags)
+    for way in ("-r ", "--test", "--name", "--save_dir", "delete"):
+        assert way in str(caught.value)
+
+
+def test_step_1_of_an_unfinished_step_0(after_base, tmp_path):
+    config, flags = after_base
+    folder = tmp_path / "base" / "runs" / "models" / "overlap_15-5_toy" / "step_0"
+    checkpoint = torch.load(folder / "checkpoint-epoch2.pth", weights_only=True)
+    torch.save({**checkpoint, "finished": False}, folder / "checkpoint-epoch2.pth")
+    with pytest.raises(UserError, match="not of a finished run"):
+        train(config, *flags, "--task_step", "1", "--freeze_bn")
+
+
+def test_step_1_of_another_schedule(after_base, tmp_path, toy_root):
+    """The order of classes is checked, not only their number."""
+    _, flags = after_base
+    steps = [[2, 1, *range(3, 16)], [16]]
+    other = write_config(tmp_path / "other.json", toy_root, steps=steps)
+    with pytest.raises(UserError, match="which learnt other classes before step 1"):
+        train(other, *flags, "--task_step", "1", "--freeze_bn")
+
+
+def test_weights_only_file_cannot_be_resumed(after_base, tmp_path):
+    config, flags = after_base
+    folder = tmp_path / "base" / "runs" / "models" / "overlap_15-5_toy" / "step_0"
+    checkpoint = torch.load(folder / "last.pth", weights_only=True)
+    torch.save({key: checkpoint[key] for key in RELEASED_KEYS}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="no rng, finished"):
+        train(config, *flags, "-r", str(tmp_path / "w.pth"))
+
+
+def test_loss_that_is_not_finite_stops_the_run(toy_config):
+    with pytest.raises(UserError) as caught:
+        train(toy_config, "--lr", "1e30")
+    message = str(caught.value)
+    assert "not finite at step 0, epoch 1, iteration " in message
+    assert "mbce " in message
+    assert "images of the batch: toy_" in message
+
+
+def test_validation_monitor_and_early_stop(toy_config):
+    tree = json.loads(toy_config.read_text())
+    tree["trainer"] |= {
+        "epochs": 6,
+        "validation_period": 1,
+        "save_period": 2,
+        "monitor": "min val_Mean_Intersection_over_Union_overall",
+        "early_stop": 2,
+        "tensorboard": True,
+    }
+    toy_config.write_text(json.dumps(tree))
+    parsed = train(toy_config, "--lr", "1e-9", "--freeze_bn")  # nothing changes or gets better
+    kept = {path.name for path in parsed.step_dir().glob("*.pth")}
+    assert kept == {"last.pth", "model_best.pth", "checkpoint-epoch2.pth", "checkpoint-epoch3.pth"}
+    assert torch.load(parsed.step_dir() / "model_best.pth", weights_only=True)["epoch"] == 1
+    assert metrics(parsed.log_dir() / "val")["epoch"] == 3
+    events = list(parsed.log_dir().glob("events.out.tfevents.*"))
+    assert len(events) == 1
+    content = events[0].read_bytes()
+    for tag in (b"train/mbce", b"train/lr", b"val/Mean_Intersection", b"test/Pixel_Accuracy"):
+        assert tag in content
+
+
+@pytest.mark.parametrize("text", ["max", "best val_a", "val_a", "max val_b"])
+def test_faulty_monitor(text):
+    with pytest.raises(UserError, match="val_a"):
+        parse_monitor(text, ["val_a"])
+
+
+def test_validation_counts_only_new_classes(after_base):
+    config, flags = after_base
+    step1 = train(config, *flags, "--task_step", "1", "--freeze_bn", "--epochs", "1")
+    confusion = np.array(metrics(step1.log_dir() / "val")["confusion"])
+    assert confusion[1:16].sum() == 0
+    assert confusion[16:].sum() > 0
+
+
+def test_batch_size_of_evaluation_does_not_matter(after_base):
+    config, flags = after_base
+    first = train(config, *flags, "--test")
+    eight = metrics(first.log_dir())
+    tree = json.loads(config.read_text())
+    tree["data_loader"]["args"]["test"]["batch_size"] = 1
+    other = config.with_name("one.json")
+    other.write_text(json.dumps(tree))
+    train(other, *flags, "--test")
+    assert metrics(first.log_dir())["confusion"] == eight["confusion"]
+
+
+def test_sequential_setting_runs(toy_config):
+    parsed = train(toy_config, "--task_setting", "sequential", "--epochs", "1")
+    assert metrics(parsed.log_dir())["setting"] == "sequential"
+
+
+def test_own_order_of_classes(toy_root, tmp_path):
+    """Channels in order of arrival, reports in label ids."""
+    steps = [[20, 3, 11, 1, 2, 4, 5, 6], [7, 8]]
+    config = write_config(tmp_path / "own.json", toy_root, name="own", steps=steps)
+    train(config, "--epochs", "1")
+    parsed = train(config, "--epochs", "1", "--task_step", "1", "--freeze_bn")
+    report = metrics(parsed.log_dir())
+    assert [row["label_id"] for row in report["classes"]] == [0, *steps[0], *steps[1]]
+    assert report["classes"][1]["name"] == "teal crescent"
+
+
+def test_comparison_table_and_picture(after_base, tmp_path):
+    config, flags = after_base
+    step1 = train(config, *flags, "--task_step", "1", "--freeze_bn", "--epochs", "1")
+    runs = [Run(step1.step_dir(0)), Run(step1.step_dir())]
+    values = metrics(step1.log_dir())["metrics"]["Mean_Intersection_over_Union"]
+    last = table(runs).splitlines()[-1].split()
+    assert last[-4:] == [f"{values[k]:.2f}" for k in ("old", "new", "harmonic", "overall")]
+    sheet = picture(runs, 3, 48)
+    assert sheet.width == 6 + 4 * (48 + 6)
+    colours = {colour for _, colour in sheet.getcolors(1 << 20)}
+    assert (128, 0, 0) in colours or len(colours) > 20
+    with pytest.raises(UserError, match="no folder of a finished step"):
+        Run(tmp_path)
