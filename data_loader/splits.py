@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
@@ -88,7 +89,7 @@ def _read_cache(path: Path, key: str, images: int) -> np.ndarray | None:
 def _scan(dataset: BaseDataset) -> np.ndarray:
     """[images, 32] uint8: the presence table, packed eight ids to a byte."""
     chunks = [range(a, min(a + CHUNK, len(dataset))) for a in range(0, len(dataset), CHUNK)]
-    workers = min(len(os.sched_getaffinity(0)), len(chunks))
+    workers = min(len(os.sched_getaffinity(0)), len(chunks)) if _can_spawn() else 1
     bar = tqdm(total=len(dataset), desc=f"scan {dataset.name} {dataset.split} masks", unit="mask")
     tables = []
     with bar:
@@ -102,6 +103,12 @@ def _scan(dataset: BaseDataset) -> np.ndarray:
             ) as pool:
                 tables = [_counted(table, bar) for table in pool.map(_scan_chunk, chunks)]
     return np.concatenate(tables)
+
+
+def _can_spawn() -> bool:
+    """Whether a new process can import the main module; it cannot when that came from a pipe."""
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    return main is None or Path(main).is_file()
 
 
 def _counted(table: np.ndarray, bar: tqdm) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -97,6 +98,8 @@ def check_arch(backbone: str, norm_act: str, backbone_pretrained: bool | str) ->
             f"there are no ImageNet weights for arch.args.backbone '{backbone}'; set "
             "arch.args.backbone_pretrained to false or to the path of a weight file."
         )
+    if isinstance(backbone_pretrained, str) and not Path(backbone_pretrained).is_file():
+        raise UserError(f"arch.args.backbone_pretrained: there is no file {backbone_pretrained}.")
 
 
 MODELS: dict[str, type[BaseModel]] = {"DeepLabV3": DeepLabV3}

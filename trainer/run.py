@@ -6,6 +6,7 @@ after the weights are loaded.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,13 @@ def check(config: ConfigParser) -> None:
     config.resolve("optimizer", OPTIMIZERS)
     config.resolve("lr_scheduler", SCHEDULERS)
     arch = config["arch"]["args"]
-    pretrained = arch["backbone_pretrained"] and _starts_from_imagenet(config)
+    pretrained = arch["backbone_pretrained"] if _starts_from_imagenet(config) else False
     check_arch(arch["backbone"], arch["norm_act"], pretrained)
     choose("method", config["method"], METHODS)
     settings = {name for method in METHODS.values() for name in method.settings}
-    for name in config["hyperparameter"]:
-        choose("a key of hyperparameter", name, sorted(settings))
+    if not config.from_weights:
+        for name in config["hyperparameter"]:
+            choose("a key of hyperparameter", name, sorted(settings))
     for name in config["metrics"]:
         choose("an entry of metrics", name, METRICS)
     if not config["metrics"]:
@@ -71,7 +73,12 @@ def check(config: ConfigParser) -> None:
     data = build_data(config, SINGLE)
     _, validation = build_evaluators(config, data.task)
     parse_monitor(config["trainer"]["monitor"], [f"val_{name}" for name in validation.names()])
-    if config.mode == "train" and not config.test:
+    _check_writable(config.step_dir())
+    if config.test and config.resume is None and files.final_checkpoint(config.step_dir()) is None:
+        raise UserError(
+            f"--test: {config.step_dir()} holds no checkpoint-epoch*.pth; name one with -r."
+        )
+    if not config.test:
         _check_previous(config)
         if config.resume is None:
             _check_free(config)
@@ -80,6 +87,20 @@ def check(config: ConfigParser) -> None:
 def _starts_from_imagenet(config: ConfigParser) -> bool:
     first = config["data_loader"]["args"]["task"]["step"] == 0
     return first and config.mode == "train" and not config.test and config.resume is None
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        while not folder.exists():
+            folder = folder.parent
+        writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"trainer.save_dir (--save_dir) cannot be used: {error}.") from None
+    if not writable:
+        raise UserError(
+            f"trainer.save_dir (--save_dir): {folder} is no folder that this user can write to; "
+            "choose another."
+        )
 
 
 def _check_previous(config: ConfigParser) -> None:
@@ -187,10 +208,6 @@ def train(config: ConfigParser, ranks: Ranks) -> None:
     metrics = config.log_dir() / "metrics.json"
     if config.test:
         path = config.resume or files.final_checkpoint(config.step_dir())
-        if path is None:
-            raise UserError(
-                f"--test: {config.step_dir()} holds no checkpoint-epoch*.pth; name one with -r."
-            )
         evaluate(config, ranks, metrics, path)
         return
 

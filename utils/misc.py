@@ -22,7 +22,10 @@ VOID = 255  # label of pixels that no metric counts
 
 
 class UserError(ValueError):
-    """Something the user can mend, told in one sentence: what is wrong, where, what is valid."""
+    """Something the user can mend, told in one line: what is wrong, where, what is valid."""
+
+    def __init__(self, message: str):
+        super().__init__(message.replace("\n", " "))  # a quoted value may hold a newline
 
 
 @contextlib.contextmanager

@@ -1,0 +1,330 @@
+"""Wrong flags, files and data: one sentence that names the fault, before anything is written.
+
+Each case takes the way of the entry scripts, `ConfigParser.from_args` and `trainer.run.check`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.make_toy_voc import CLASS_NAMES
+from trainer.run import check
+from utils.misc import UserError
+from utils.parse_config import ConfigParser
+
+PROJECT = Path(__file__).parents[1]
+DATA, TASK = "data_loader.args", "data_loader.args.task"
+
+
+@pytest.fixture
+def workplace(tmp_path, toy_root, monkeypatch) -> Path:
+    """An empty folder to run in, with the small config of a good run as `config.json`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DKD_VOC_ROOT", "no_such_root")
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    tree: dict[str, Any] = {}
+    put(tree, "arch.args.backbone", "tiny")
+    put(tree, "arch.args.backbone_pretrained", False)
+    put(tree, "trainer.save_dir", "runs")
+    put(tree, f"{DATA}.data_dir", str(toy_root))
+    put(tree, f"{DATA}.class_names", CLASS_NAMES)
+    put(tree, f"{DATA}.num_workers", 0)
+    put(tree, f"{TASK}.name", "15-5")
+    put(tree, f"{TASK}.idxs_path", "lists")
+    Path("config.json").write_text(json.dumps(tree))
+    return tmp_path
+
+
+def put(tree: dict[str, Any], dotted: str, value: object) -> None:
+    *parents, leaf = dotted.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+    tree[leaf] = value
+
+
+def change_config(**values: object) -> None:
+    tree = json.loads(Path("config.json").read_text())
+    for dotted, value in values.items():
+        put(tree, dotted, value)
+    Path("config.json").write_text(json.dumps(tree))
+
+
+def write(name: str, text: str = "") -> None:
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_text(text)
+
+
+def check_it(flags: str = "", mode: str = "train") -> None:
+    argv = ["-c", "config.json", *shlex.split(flags)]
+    check(ConfigParser.from_args(mode, "configs/config_voc.json", argv=argv))
+
+
+def assert_refused(says: list[str], flags: str = "", mode: str = "train") -> None:
+    """One sentence that holds every part of `says`, and no trace on disk."""
+    before = set(Path().rglob("*"))
+    with pytest.raises(UserError) as caught:
+        check_it(flags, mode)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    for part in says:
+        assert part in message
+    assert set(Path().rglob("*")) == before
+
+
+def test_the_config_of_these_tests_is_good(workplace):
+    check_it()
+    check_it("--task_name 19-1 --task_setting disjoint --lr 0.5 -d cpu --method finetune --ac 0")
+    write("w.pth")
+    check_it("-r w.pth", mode="eval")
+    assert sorted(path.name for path in workplace.rglob("*")) == ["config.json", "w.pth"]
+
+
+SPAWN = "--multiprocessing_distributed"
+
+WRONG_FLAGS = [
+    ("--ep 0", ["--epochs", "trainer.epochs is 0", "whole number >= 1"]),
+    ("--epochs 1.5", ["--epochs", "invalid int value: '1.5'"]),
+    ("--ep", ["--epochs", "expected one argument"]),
+    ("--lr nan", ["--learning_rate", "optimizer.args.lr is nan", "a number > 0"]),
+    ("--lr inf", ["--learning_rate", "optimizer.args.lr is inf", "a number > 0"]),
+    ("--lr 0", ["--learning_rate", "optimizer.args.lr is 0.0", "a number > 0"]),
+    ("--lr -1", ["--learning_rate", "optimizer.args.lr is -1.0", "a number > 0"]),
+    ("--lr fast", ["--learning_rate", "invalid float value: 'fast'"]),
+    ("--bs 0", ["--batch_size", "train.batch_size is 0", "whole number >= 1"]),
+    ("--bs many", ["--batch_size", "invalid int value: 'many'"]),
+    ("--seed -1", ["--seed", "seed is -1", "whole number >= 0"]),
+    ("--seed x", ["--seed", "invalid int value: 'x'"]),
+    ("--mem_size -1", ["--mem_size", "mem_size is -1", "whole number >= 0"]),
+    ("--mem_size all", ["--mem_size", "invalid int value: 'all'"]),
+    ("--mem_size 10", ["--mem_size", "mem_size", "is 10", "not available", "set it to 0"]),
+    ("--pos_weight -1", ["--pos_weight", "hyperparameter.pos_weight is -1.0", "number >= 0"]),
+    ("--mbce -1", ["--mbce", "hyperparameter.mbce is -1.0", "number >= 0"]),
+    ("--kd nan", ["--kd", "hyperparameter.kd is nan", "number >= 0"]),
+    ("--kd x", ["--kd", "invalid float value: 'x'"]),
+    ("--dkd_pos inf", ["--dkd_pos", "hyperparameter.dkd_pos is inf", "number >= 0"]),
+    ("--dkd_neg -1", ["--dkd_neg", "hyperparameter.dkd_neg is -1.0", "number >= 0"]),
+    ("--ac -0.1", ["--ac", "hyperparameter.ac is -0.1", "number >= 0"]),
+    ("--freeze_bn=yes", ["--freeze_bn", "'yes'"]),
+    (f"{SPAWN}=1", [SPAWN, "'1'"]),
+    ("--test=1", ["--test", "'1'"]),
+    ("--name a/b", ["--name", "'a/b'", "folder name", "letters, digits"]),
+    ("--name ''", ["--name", "a non-empty string"]),
+    ("--task_name ../x", ["--task_name", "'../x'", "folder name"]),
+    ("--task_name 15-2", ["task.name is '15-2'", "did you mean '15-5'?", "joint, 19-1, 15-5"]),
+    ("--task_name 100-50", ["task.name is '100-50'", "valid: joint, 19-1"]),
+    ("--task_setting overlapp", ["task.setting", "'overlap'?", "overlap, disjoint, sequential"]),
+    ("--task_step -1", ["--task_step", "task.step is -1", "whole number >= 0"]),
+    ("--task_step first", ["--task_step", "invalid int value: 'first'"]),
+    ("--task_step 2", ["task.step is 2", "task '15-5' has the steps 0, 1"]),
+    ("--task_step 1", ["step 1 continues from step 0", "overlap_15-5_DKD/step_0", "--save_dir"]),
+    ("--method plop", ["method is 'plop'", "valid: dkd, finetune"]),
+    ("--method Finetune", ["method is 'Finetune'", "did you mean 'finetune'?"]),
+    ("--data_dir nowhere", ["folder nowhere does not exist", "--data_dir", "DKD_VOC_ROOT"]),
+    ("-d x", ["-d/--device is 'x'", "0,1, or cpu"]),
+    ("-d 0,,1", ["-d/--device is '0,,1'", "0,1, or cpu"]),
+    ("-d ''", ["-d/--device is ''", "0,1, or cpu"]),
+    ("-r nowhere.pth", ["-r/--resume", "no file nowhere.pth"]),
+    ("-c nowhere.json", ["config file nowhere.json does not exist"]),
+    ("--frezze_bn", ["unrecognized arguments: --frezze_bn", "--help"]),
+    ("train", ["unrecognized arguments: train", "--help"]),
+    (f"{SPAWN} --dist_url host", ["dist_url is 'host'", "tcp://HOST:PORT"]),
+    (f"{SPAWN} --dist_url tcp://localhost:99999", ["tcp://localhost:99999", "tcp://HOST:PORT"]),
+    (f"{SPAWN} --dist_url tcp://192.0.2.1:23", ["tcp://192.0.2.1:23", "cannot listen there"]),
+]
+
+
+@pytest.mark.parametrize(("flags", "says"), WRONG_FLAGS)
+def test_wrong_flag(flags, says, workplace):
+    assert_refused(says, flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("", ["arguments are required: -r/--resume"]),
+        ("-r nowhere.pth", ["-r/--resume", "no file nowhere.pth"]),
+        ("-r config.json --lr 0.1", ["unrecognized arguments: --lr 0.1"]),
+        ("-r config.json -d gpu", ["-d/--device is 'gpu'"]),
+        ("-r config.json --data_dir nowhere", ["folder nowhere does not exist"]),
+    ],
+)
+def test_wrong_flag_of_an_evaluation(flags, says, workplace):
+    assert_refused(says, flags, mode="eval")
+
+
+WRONG_VALUES = [
+    ("arch.type", "DeepLab", ["arch.type is 'DeepLab'", "did you mean 'DeepLabV3'?"]),
+    ("arch.args.backbone", "resnet18", ["arch.args.backbone", "resnet50, resnet101, resnet152"]),
+    ("arch.args.norm_act", "iabn_sync", ["arch.args.norm_act 'iabn_sync'", "use 'bn_sync'"]),
+    ("arch.args.norm_act", "group", ["arch.args.norm_act is 'group'", "valid: bn_sync"]),
+    ("arch.args.backbone_pretrained", True, ["no ImageNet weights", "'tiny'", "to false"]),
+    ("arch.args.output_stride", 4, ["config.json: arch.args.output_stride is 4", "8, 16"]),
+    ("amp_dtype", "float32", ["amp_dtype", '"float16", "bfloat16"']),
+    ("dist_backend", "mpi", ["dist_backend", '"nccl", "gloo"']),
+    ("optimizer.type", "Adam", ["optimizer.type is 'Adam'", "valid: SGD"]),
+    ("optimizer.args.momentum", 0, ["optimizer.args.nesterov", "momentum above 0"]),
+    ("lr_scheduler.type", "Poly", ["lr_scheduler.type", "'PolyLR'?", "PolyLR, WarmupPolyLR"]),
+    ("lr_scheduler.args.warmup_iters", 0.1, ["warmup_iters is no argument of PolyLR", "power"]),
+    ("evaluator.type", "Judge", ["evaluator.type is 'Judge'", "valid: Evaluator"]),
+    ("data_loader.type", "ADEIncrementalDataLoader", ["data_loader.type", "VOCIncremental"]),
+    ("hyperparameter.dkd_po", 1, ["hyperparameter", "'dkd_po'", "'dkd_pos'?", "ac, dkd_neg"]),
+    ("metrics", [], ["metrics is empty", "Pixel_Accuracy, Pixel_Accuracy_Class, Mean_"]),
+    ("metrics", ["Pixel_Acuracy"], ["entry of metrics", "did you mean 'Pixel_Accuracy'?"]),
+    ("metrics", [1], ["entry of metrics is '1'", "valid: Pixel_Accuracy"]),
+    ("trainer.early_stop", 3, ["trainer.early_stop needs trainer.monitor"]),
+    ("trainer.monitor", "on", ["trainer.monitor is 'on'", '"max NAME"', "val_Pixel_Accuracy_ov"]),
+    ("trainer.monitor", "max ", ["trainer.monitor is 'max '", "NAME one of val_Pixel_Accuracy"]),
+    (
+        "trainer.monitor",
+        "max val_Mean_Intersection_over_Union_old",  # there is no such group at step 0
+        ["trainer.monitor", "did you mean 'val_Mean_Intersection_over_Union_overall'?"],
+    ),
+    ("trainer.verbosity", 3, ["trainer.verbosity is 3", ">= 0 and <= 2"]),
+    ("trainer.epoch", 3, ["config.json: unknown key 'trainer.epoch'", "did you mean 'epochs'?"]),
+    ("rank", 1, ["rank is 1", "world_size is 1"]),
+    (
+        f"{DATA}.train.args.transform_args.crop_size",
+        0,
+        ["train.args.transform_args.crop_size is 0"],
+    ),
+    (f"{DATA}.val.args.masking_value", 1, ["val.args.masking_value is 1", "one of 0, 255"]),
+    (f"{DATA}.train.args.transform", False, ["train.args.transform is false", "batch_size to 1"]),
+    (f"{DATA}.num_workers", -1, ["num_workers is -1", "whole number >= 0"]),
+    (f"{DATA}.data_dir", None, ["no_such_root does not exist", "DKD_VOC_ROOT"]),
+    (f"{DATA}.class_names", [], ["class_names has 0 names", "between 2 and 255"]),
+    (f"{DATA}.class_names", ["b", *map(str, range(255))], ["class_names has 256 names"]),
+    (f"{DATA}.class_names", ["b", "cat", "cat"], ["class_names", "'cat' more than once"]),
+    (f"{DATA}.class_names", ["b", 1], ["class_names must be a list of names"]),
+    (f"{DATA}.class_names", ["b", ""], ["class_names must be a list of names"]),
+    (f"{DATA}.class_names", ["b", "cat"], ["'15-5' names the label id 2", "1..1", "class_names"]),
+    (f"{TASK}.steps", [], ["task.steps is empty", "[[1, 2], [3]]"]),
+    (f"{TASK}.steps", [[1], []], ["task.steps[1] must be a list of at least one label id"]),
+    (f"{TASK}.steps", [1, 2], ["task.steps[0] must be a list of at least one label id"]),
+    (f"{TASK}.steps", ["12"], ["task.steps[0] must be a list of at least one label id"]),
+    (f"{TASK}.steps", [[1], ["2"]], ["task.steps[1] must be a list of at least one label id"]),
+    (f"{TASK}.steps", [[True]], ["task.steps[0] must be a list of at least one label id"]),
+    (f"{TASK}.steps", [[1, 2], [2]], ["task.steps names label id 2 more than once"]),
+    (f"{TASK}.steps", [[1], [0]], ["label id 0", "1..20", "task.steps"]),
+    (f"{TASK}.steps", [[1], [21]], ["label id 21", "1..20", "task.steps"]),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "says"), WRONG_VALUES)
+def test_wrong_value_in_the_config(key, value, says, workplace):
+    change_config(**{key: value})
+    assert_refused(says)
+
+
+@pytest.mark.parametrize("kind", ["val", "test"])
+def test_batch_of_untransformed_images(kind, workplace):
+    change_config(**{f"{DATA}.{kind}.args.transform": False})
+    check_it()  # a batch of one is fine
+    change_config(**{f"{DATA}.{kind}.batch_size": 2})
+    assert_refused([f"{kind}.args.transform is false", f"{kind}.batch_size to 1"])
+
+
+def test_node_outside_the_run(workplace):
+    change_config(rank=2, world_size=2)
+    assert_refused(["rank is 2", "world_size is 2", "0..1"], SPAWN)
+
+
+LISTS = "own/ImageSets/Segmentation"
+FOLDER = "runs/models/overlap_15-5_DKD/step_0"
+
+
+@pytest.mark.parametrize(
+    ("files", "flags", "says"),
+    [
+        ({"bad.json": '{\n "name": }'}, "-c bad.json", ["bad.json, line 2, column 10", "JSON"]),
+        ({"own/x": ""}, "--data_dir own", [f"{LISTS}/train_aug.txt does not exist"]),
+        ({"own": ""}, "--data_dir own", ["own does not exist", "--data_dir"]),
+        ({f"{LISTS}/train_aug.txt": "a"}, "--data_dir own", [f"{LISTS}/val.txt does not exist"]),
+        ({f"{LISTS}/train_aug.txt": "\n"}, "--data_dir own", ["own", "train list", "empty"]),
+        (
+            {f"{LISTS}/train_aug.txt": "a", f"{LISTS}/val.txt": "b\nc\n\nb\n"},
+            "--data_dir own",
+            ["val.txt, line 4: image b stands in the list twice", "val.txt, line 1"],
+        ),
+        (
+            {f"{LISTS}/train_aug.txt": "/a.jpg /a.png 1"},
+            "--data_dir own",
+            ["train_aug.txt, line 1: '/a.jpg /a.png 1'", "IMAGE_PATH MASK_PATH"],
+        ),
+        ({f"{FOLDER}/checkpoint-epoch3.pth": ""}, "", [FOLDER, "finished run", "-r", "--test"]),
+        ({f"{FOLDER}/last.pth": ""}, "", [FOLDER, "unfinished run", f"-r {FOLDER}/last.pth"]),
+        ({f"{FOLDER}/last.pth": ""}, "--task_step 1", ["step_0 holds no checkpoint-epoch"]),
+    ],
+)
+def test_wrong_files(files, flags, says, workplace):
+    for name, text in files.items():
+        write(name, text)
+    assert_refused(says, flags)
+
+
+CORNER_CASES = {
+    "a newline in a value": ({}, "--name 'a\nb'", ["--name"]),
+    "an empty -r": ({}, "-r ''", ["--resume"]),
+    "a test before any training": ({}, "--test", ["--test", "-r"]),
+    "a save_dir that is a file": ({}, "--save_dir config.json", ["save_dir"]),
+    "an empty save_dir": ({}, "--save_dir ''", ["save_dir"]),
+    "a name that is too long": ({}, f"--name {300 * 'a'}", ["--name", "at most 100"]),
+    "a number beyond 64 bits": ({}, f"--ep {400 * '9'}", ["--epochs"]),
+    "a misspelt flag": ({}, "--frezze_bn", ["did you mean '--freeze_bn'?"]),
+    "no weight file": (
+        {"arch.args.backbone": "resnet50", "arch.args.backbone_pretrained": "no.pth"},
+        "",
+        ["arch.args.backbone_pretrained", "no.pth"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("config", "flags", "says"), CORNER_CASES.values(), ids=CORNER_CASES)
+def test_corner_cases(config, flags, says, workplace):
+    change_config(**config)
+    assert_refused(says, flags)
+
+
+def test_weight_file_for_the_tiny_backbone(workplace):
+    write("w.pth")
+    change_config(**{"arch.args.backbone_pretrained": "w.pth"})
+    check_it()
+
+
+def test_unknown_hyperparameter_beside_a_weight(workplace):
+    change_config(**{"hyperparameter.unkd": 3})
+    write("w.pth")
+    check(ConfigParser.from_args("eval", "configs/config_voc.json", argv=["-r", "w.pth"]))
+
+
+# ------------------------------------------------------------------------------ real processes
+@pytest.mark.parametrize(
+    ("script", "flags", "says"),
+    [
+        ("train_voc.py", "--ep 0", "flag --epochs: trainer.epochs is 0"),
+        ("eval_voc.py", "", "-r/--resume"),
+        ("train_voc.py", "-c {config} --task_name 15-2", "did you mean '15-5'?"),
+        ("train_voc.py", "-c {config} --task_step 1 --save_dir {runs}", "step 1 continues from"),
+    ],
+)
+def test_process_ends_with_one_line_and_code_2(script, flags, says, workplace):
+    before = set(workplace.rglob("*"))
+    words = flags.format(config=workplace / "config.json", runs=workplace / "runs").split()
+    environment = {name: os.environ[name] for name in os.environ if name != "DKD_VOC_ROOT"}
+    command = [sys.executable, script, *words]
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"{script}: error: ")
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr + done.stdout
+    assert set(workplace.rglob("*")) == before

@@ -1,0 +1,213 @@
+"""Every key of a config file and every flag that overrides one: what it may hold, what it means.
+
+Read by `utils/parse_config.py` alone; a new key or flag is a line here. Values of a `type` field
+are resolved against registries elsewhere, and keys below `hyperparameter` belong to the methods.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from utils.misc import listing
+
+NUMBER = (int, float)
+LARGEST = 2**63 - 1
+NULL = type(None)
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a leaf of the JSON file may hold."""
+
+    doc: str
+    types: tuple[type, ...]
+    least: float | None = None  # inclusive
+    above: float | None = None  # exclusive
+    most: float | None = None  # inclusive
+    choices: tuple[Any, ...] = ()
+    plain_name: bool = False  # becomes a part of a folder name
+    items: str = ""  # what a list holds, for the message
+
+    def expected(self) -> str:
+        """What is valid here, as words for a message."""
+        if self.choices:
+            return "one of " + listing(json.dumps(choice) for choice in self.choices)
+        names = {str: "a non-empty string", bool: "true or false", NULL: "null"}
+        words = [names[kind] for kind in self.types if kind in names]
+        if float in self.types:
+            words.insert(0, "a number")
+        elif int in self.types:
+            words.insert(0, "a whole number")
+        if list in self.types:
+            words.insert(0, f"a list of {self.items}")
+        bounds = [
+            f"{sign} {bound:g}"
+            for sign, bound in ((">=", self.least), (">", self.above), ("<=", self.most))
+            if bound is not None
+        ]
+        return " or ".join(words) + (f" {' and '.join(bounds)}" if bounds else "")
+
+    def accepts(self, value: Any) -> bool:
+        """Whether `value`, as JSON gave it, may stand here."""
+        if isinstance(value, bool) and bool not in self.types:
+            return False
+        if not isinstance(value, self.types):
+            return False
+        if isinstance(value, NUMBER) and not isinstance(value, bool):
+            if isinstance(value, float) and not math.isfinite(value):
+                return False
+            if isinstance(value, int) and abs(value) > LARGEST:
+                return False
+            if self.least is not None and value < self.least:
+                return False
+            if self.above is not None and value <= self.above:
+                return False
+            if self.most is not None and value > self.most:
+                return False
+        return not self.choices or value in self.choices
+
+
+def _split(kind: str) -> dict[str, Key]:
+    """The keys of one of the blocks `train`, `val`, `test` of `data_loader.args`."""
+    where = f"data_loader.args.{kind}"
+    images = {"train": "training", "val": "validation", "test": "test"}[kind]
+    return {
+        f"{where}.args.transform": Key(
+            f"resize and crop the {images} images; false: keep them whole", (bool,)
+        ),
+        f"{where}.args.transform_args.crop_size": Key("side of the crop in pixels", (int,), 1),
+        f"{where}.args.masking_value": Key(
+            f"label of hidden classes in {images} masks: 0 background, 255 not counted",
+            (int,),
+            choices=(0, 255),
+        ),
+        f"{where}.batch_size": Key("images per process and iteration", (int,), 1),
+    }
+
+
+# Every key of a config file, in the order of the shipped files, with what it means. Keys below
+# `hyperparameter` are the method's own: their names are checked where the methods are known.
+SCHEMA: dict[str, Key] = {
+    "name": Key("name of the run, a part of its folder's name", (str,), plain_name=True),
+    "method": Key("which method of trainer/methods trains the step", (str,)),
+    "n_gpu": Key("processes started on a machine without CUDA", (int,), 1),
+    "multiprocessing_distributed": Key("one process per GPU (without CUDA: n_gpu)", (bool,)),
+    "rank": Key("number of this node", (int,), 0),
+    "world_size": Key("number of nodes", (int,), 1),
+    "dist_backend": Key("process group on CUDA (CPU: gloo)", (str,), choices=("nccl", "gloo")),
+    "dist_url": Key("where the processes meet, tcp://HOST:PORT", (str,)),
+    "seed": Key("seed of weights, samples and order", (int,), 0),
+    "use_amp": Key("mixed precision on CUDA", (bool,)),
+    "amp_dtype": Key("its data type", (str,), choices=("float16", "bfloat16")),
+    "arch.type": Key("the model's class", (str,)),
+    "arch.args.backbone": Key("resnet50, resnet101, resnet152 or tiny (CPU demos, tests)", (str,)),
+    "arch.args.output_stride": Key("image size over feature size", (int,), choices=(8, 16)),
+    "arch.args.norm_act": Key("bn_sync: BatchNorm + ReLU, synchronised over GPUs", (str,)),
+    "arch.args.backbone_pretrained": Key(
+        "true: ImageNet weights from torchvision; a path: from that file; false: none", (bool, str)
+    ),
+    "arch.args.freeze_all_bn": Key("keep statistics and affine of every BatchNorm", (bool,)),
+    "data_loader.type": Key("the data set's loader bundle", (str,)),
+    "data_loader.args.data_dir": Key(
+        "root of the data set; null: the environment (DKD_VOC_ROOT, DKD_ADE_ROOT), then the "
+        "default (/dataset/VOC2012, /dataset/ADEChallengeData2016)",
+        (str, NULL),
+    ),
+    "data_loader.args.class_names": Key(
+        "names of a data set's own classes, background first", (list, NULL), items="names"
+    ),
+    "data_loader.args.task.name": Key("the schedule, such as 15-1", (str,), plain_name=True),
+    "data_loader.args.task.step": Key("the step to train or evaluate", (int,), 0),
+    "data_loader.args.task.setting": Key("overlap, disjoint or sequential", (str,)),
+    "data_loader.args.task.idxs_path": Key("folder of image lists and of the class cache", (str,)),
+    "data_loader.args.task.steps": Key(
+        "own schedule: label ids of each step, [[1, 2], [3]]", (list, NULL), items="lists of ids"
+    ),
+    **_split("train"),
+    "data_loader.args.val.cross_val": Key(
+        "validate on a fifth held out from the step's training images", (bool,)
+    ),
+    **_split("val"),
+    **_split("test"),
+    "data_loader.args.num_workers": Key("loading processes per training process", (int,), 0),
+    "data_loader.args.pin_memory": Key("pinned host memory (CUDA only)", (bool,)),
+    "data_loader.args.memory.mem_size": Key("replayed old images; 0: no replay", (int,), 0),
+    "optimizer.type": Key("the optimizer's class", (str,)),
+    "optimizer.args.lr": Key(
+        "learning rate of the backbone (10 times for the rest)", NUMBER, above=0
+    ),
+    "optimizer.args.weight_decay": Key("weight decay of what it applies to", NUMBER, 0),
+    "optimizer.args.momentum": Key("momentum", NUMBER, 0, most=1),
+    "optimizer.args.nesterov": Key("Nesterov momentum", (bool,)),
+    "lr_scheduler.type": Key("the schedule's class", (str,)),
+    "lr_scheduler.args.power": Key("exponent of the decay, default 0.9", NUMBER, above=0),
+    "lr_scheduler.args.warmup_iters": Key(
+        "WarmupPolyLR: share of the iterations that warm up", NUMBER, 0, most=1
+    ),
+    "evaluator.type": Key("the evaluator's class", (str,)),
+    "metrics": Key("metrics to report, functions of utils/metric.py", (list,), items="names"),
+    "trainer.epochs": Key("epochs of the step", (int,), 1),
+    "trainer.save_dir": Key("folder of all runs", (str,)),
+    "trainer.save_period": Key("epochs between kept checkpoints; -1: the last only", (int,), -1),
+    "trainer.validation_period": Key("epochs between validations; -1: after the last", (int,), -1),
+    "trainer.verbosity": Key("0: warnings, 1: progress, 2: also details", (int,), 0, most=2),
+    "trainer.monitor": Key('"off", or "max NAME" / "min NAME" of a validation metric', (str,)),
+    "trainer.early_stop": Key(
+        "validations without a new best before stopping; -1: never", (int,), -1
+    ),
+    "trainer.reset_best_mnt": Key("forget the best value on resuming", (bool,)),
+    "trainer.tensorboard": Key("write TensorBoard events", (bool,)),
+}
+HYPERPARAMETER = Key("weight or setting of the method", NUMBER, 0)
+# Optional keyword arguments of the class in `type`: without them the class uses its own default.
+OPTIONAL = {"lr_scheduler.args.power", "lr_scheduler.args.warmup_iters"}
+
+SECTIONS = {key.rsplit(".", n)[0] for key in SCHEMA for n in range(1, key.count(".") + 1)} | {
+    "hyperparameter",
+    "evaluator.args",
+    "lr_scheduler.args",
+}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A command-line flag and the config key that it overrides."""
+
+    names: tuple[str, ...]
+    key: str
+    convert: Callable[[str], Any] | None  # None: a boolean switch
+    eval_too: bool = False
+
+
+FLAGS = (
+    Flag(("--multiprocessing_distributed",), "multiprocessing_distributed", None, True),
+    Flag(("--dist_url",), "dist_url", str, True),
+    Flag(("--name",), "name", str, True),
+    Flag(("--save_dir",), "trainer.save_dir", str, True),
+    Flag(("--data_dir",), "data_loader.args.data_dir", str, True),
+    Flag(("--method",), "method", str),
+    Flag(("--mem_size",), "data_loader.args.memory.mem_size", int),
+    Flag(("--seed",), "seed", int),
+    Flag(("--ep", "--epochs"), "trainer.epochs", int),
+    Flag(("--lr", "--learning_rate"), "optimizer.args.lr", float),
+    Flag(("--bs", "--batch_size"), "data_loader.args.train.batch_size", int),
+    Flag(("--task_name",), "data_loader.args.task.name", str),
+    Flag(("--task_step",), "data_loader.args.task.step", int),
+    Flag(("--task_setting",), "data_loader.args.task.setting", str),
+    Flag(("--pos_weight",), "hyperparameter.pos_weight", float),
+    Flag(("--mbce",), "hyperparameter.mbce", float),
+    Flag(("--kd",), "hyperparameter.kd", float),
+    Flag(("--dkd_pos",), "hyperparameter.dkd_pos", float),
+    Flag(("--dkd_neg",), "hyperparameter.dkd_neg", float),
+    Flag(("--ac",), "hyperparameter.ac", float),
+    Flag(("--freeze_bn",), "arch.args.freeze_all_bn", None),
+)
+
+
+def key_of(dotted: str) -> Key:
+    """What the key `dotted` may hold."""
+    return HYPERPARAMETER if dotted.startswith("hyperparameter.") else SCHEMA[dotted]
