@@ -48,7 +48,8 @@ class BaseTrainer:
         """
         trainer = config["trainer"]
         self.config, self.ranks = config, ranks
-        self.epochs, self.start_epoch = trainer["epochs"], 1
+        self.epochs = trainer["epochs"]
+        self.epoch = 0  # the last one that is done
         self.save_period = trainer["save_period"]
         self.validation_period = trainer["validation_period"]
         self.early_stop = trainer["early_stop"]
@@ -76,23 +77,26 @@ class BaseTrainer:
         """Take over what `state` returned."""
         raise NotImplementedError
 
+    @property
+    def stalled(self) -> bool:
+        """Whether `early_stop` validations in a row brought no new best."""
+        return 0 < self.early_stop <= self.since_best
+
     def train(self) -> None:
         """Train the epochs that are left."""
-        for epoch in range(self.start_epoch, self.epochs + 1):
+        for epoch in range(self.epoch + 1, self.epochs + 1):
+            if self.stalled:
+                break
             self.train_epoch(epoch)
-            last = epoch == self.epochs
-            improved = False
+            self.epoch, last, improved = epoch, epoch == self.epochs, False
             if last or self._due(epoch, self.validation_period):
                 improved = self._judge(self.validate(epoch))
-            stop = 0 < self.early_stop <= self.since_best
-            if stop and not last:
-                log.info(
-                    "epoch %d: no better %s in %d validations: the step ends here",
-                    *(epoch, self.monitor[1], self.since_best),
-                )
-            self._save(epoch, finished=last or stop, improved=improved)
-            if stop:
-                break
+            self._save(finished=last or self.stalled, improved=improved)
+        if self.stalled:
+            log.info(
+                "no better %s in %d validations: the step ended after epoch %d",
+                *(self.monitor[1], self.since_best, self.epoch),
+            )
 
     def resume(self, path: Path) -> None:
         """Continue from a full checkpoint.
@@ -108,14 +112,12 @@ class BaseTrainer:
                 "as a place to continue from; use it with eval, or train the step anew."
             )
         self.load_state(checkpoint)
-        self.start_epoch = checkpoint["epoch"] + 1
+        self.epoch = checkpoint["epoch"]
         if self.config["trainer"]["reset_best_mnt"]:
             log.info("the best value so far is forgotten (trainer.reset_best_mnt)")
         else:
             self.best, self.since_best = checkpoint["monitor_best"], checkpoint["since_best"]
-        if checkpoint["finished"] and self.start_epoch <= self.epochs and self.since_best > 0:
-            self.since_best = 0  # an early-stopped run that the user asks to go on
-        log.info("resumed from %s: epoch %d is done", path, checkpoint["epoch"])
+        log.info("resumed from %s: epoch %d is done", path, self.epoch)
 
     @staticmethod
     def _due(epoch: int, period: int) -> bool:
@@ -135,10 +137,10 @@ class BaseTrainer:
         self.best, self.since_best = value, 0
         return True
 
-    def _save(self, epoch: int, *, finished: bool, improved: bool) -> None:
+    def _save(self, *, finished: bool, improved: bool) -> None:
         checkpoint = {
             **self.state(),
-            "epoch": epoch,
+            "epoch": self.epoch,
             "monitor_best": self.best,
             "since_best": self.since_best,
             "finished": finished,
@@ -147,8 +149,8 @@ class BaseTrainer:
             return
         last = self.folder / files.LAST
         files.save(last, checkpoint)
-        if finished or self._due(epoch, self.save_period):
-            files.keep(last, files.epoch_file(epoch))
-            log.info("saved %s", self.folder / files.epoch_file(epoch))
+        if finished or self._due(self.epoch, self.save_period):
+            files.keep(last, files.epoch_file(self.epoch))
+            log.info("saved %s", self.folder / files.epoch_file(self.epoch))
         if improved:
             files.keep(last, files.BEST)

@@ -12,7 +12,8 @@ commas=${GPU//[^,]/}
 processes=$((${#commas} + 1))
 BS=${BS:-$((GLOBAL_BATCH / processes))} # per process; the published global batch by default
 common=(-c "$CONFIG" -d "$GPU" --save_dir "$SAVE_DIR" --name "$NAME" --task_name "$TASK"
-    --task_setting "$SETTING" --epochs "$EPOCHS" --batch_size "$BS")
+    --task_setting "$SETTING" --epochs "$EPOCHS" --batch_size "$BS"
+    --mem_size "$MEMORY_SIZE")
 [ "$processes" -gt 1 ] && common+=(--multiprocessing_distributed)
 [ -n "${DATA_DIR:-}" ] && common+=(--data_dir "$DATA_DIR")
 
@@ -22,7 +23,7 @@ for ((step = 0; step < STEPS; step++)); do
         echo "step $step of $run is finished: skipped"
         continue
     fi
-    flags=(--task_step "$step" --lr "$LR" --freeze_bn --mem_size "$MEMORY_SIZE")
+    flags=(--task_step "$step" --lr "$LR" --freeze_bn)
     if [ "$step" -eq 0 ]; then
         flags=(--task_step 0 --lr "$INIT_LR" --pos_weight "$INIT_POS_WEIGHT")
     fi

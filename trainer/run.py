@@ -242,7 +242,8 @@ def train(config: ConfigParser, ranks: Ranks) -> None:
         write_json(config.step_dir() / "config.json", config.as_dict())
     try:
         trainer.train()
-        trainer.test(metrics, "the trained weights", trainer.epochs)
+        weights = config.step_dir() / files.epoch_file(trainer.epoch)
+        trainer.test(metrics, str(weights), trainer.epoch)
     finally:
         trainer.close()
 
@@ -283,6 +284,11 @@ def _introduce(config: ConfigParser, ranks: Ranks, method: BaseMethod) -> None:
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
     batch = config["data_loader"]["args"]["train"]["batch_size"]
     log.info("%d process(es) on %s, global batch %d", ranks.world, device, batch * ranks.world)
+    if task.step > 0 and not config["arch"]["args"]["freeze_all_bn"]:
+        log.warning(
+            "step %d trains BatchNorm on new images only; the published runs pass --freeze_bn",
+            task.step,
+        )
     unused = [name for name in config["hyperparameter"] if name not in method.settings]
     if unused:
         log.info("hyperparameters that %s does not use: %s", config["method"], listing(unused))
