@@ -145,8 +145,8 @@ def _open(path: Path, what: str, entry: Entry) -> Image.Image:
         image.load()
     except FileNotFoundError:
         raise UserError(f"{entry.where}: {what} {path} does not exist.") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        # Pillow tells a broken file by any of these.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow tells a broken file by any of these, and an absurd size by the last.
         raise UserError(f"{entry.where}: {what} {path} cannot be read: {error}.") from None
     return image
 
@@ -158,7 +158,7 @@ def read_list(path: Path) -> list[str]:
         UserError: the file is missing or no text.
     """
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"fails: {error}"
         raise UserError(f"list file {path} {reason}.") from None

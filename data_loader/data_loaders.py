@@ -120,6 +120,11 @@ class IncrementalDataLoader:
         generator = np.random.default_rng(seed_from(self.seed, "cross_val", self.task.step))
         order = generator.permutation(len(indices))
         held_out = round(HELD_OUT * len(indices))
+        if held_out == 0:
+            raise UserError(
+                f"data_loader.args.val.cross_val: the step has {len(indices)} training images, too "
+                "few to hold a fifth out; set it to false."
+            )
         return indices[np.sort(order[held_out:])], indices[np.sort(order[:held_out])]
 
     def _indices(self, split: str, kind: str) -> np.ndarray:

@@ -89,7 +89,8 @@ def _read_cache(path: Path, key: str, images: int) -> np.ndarray | None:
 def _scan(dataset: BaseDataset) -> np.ndarray:
     """[images, 32] uint8: the presence table, packed eight ids to a byte."""
     chunks = [range(a, min(a + CHUNK, len(dataset))) for a in range(0, len(dataset), CHUNK)]
-    workers = min(len(os.sched_getaffinity(0)), len(chunks)) if _can_spawn() else 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = min(cores or 1, len(chunks)) if _can_spawn() else 1
     bar = tqdm(total=len(dataset), desc=f"scan {dataset.name} {dataset.split} masks", unit="mask")
     tables = []
     with bar:
@@ -191,9 +192,14 @@ def read_published(path: Path, dataset: BaseDataset) -> np.ndarray:
     """
     try:
         names = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # np.load raises many kinds on a damaged file
         raise UserError(f"image list {path} cannot be read: {error}.") from None
-    if names.ndim != 1 or names.dtype.kind != "U" or len(names) == 0:
+    if (
+        not isinstance(names, np.ndarray)
+        or names.ndim != 1
+        or names.dtype.kind != "U"
+        or not names.size
+    ):
         raise UserError(f"image list {path} must be a one-dimensional, non-empty array of strings.")
     known = {entry.line: index for index, entry in enumerate(dataset.entries)}
     known |= {entry.id: index for index, entry in enumerate(dataset.entries)}
@@ -203,7 +209,10 @@ def read_published(path: Path, dataset: BaseDataset) -> np.ndarray:
                 f"image list {path}, entry {number}: '{name}' is not in the data set's "
                 f"{dataset.split} list."
             )
-    return np.array([known[str(name)] for name in names])
+    indices = np.array([known[str(name)] for name in names])
+    if len(np.unique(indices)) < len(indices):
+        raise UserError(f"image list {path} names an image twice.")
+    return indices
 
 
 @lru_cache(maxsize=1)

@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.models import WeightsEnum
 
 from utils.logger import log
-from utils.misc import UserError
+from utils.misc import UserError, listing
 
 State = Mapping[str, torch.Tensor]
 
@@ -45,7 +45,7 @@ def load_strict(
         if state[name].shape != own[name].shape
     ]
     faults = [
-        f"{what}: {_some(names)}"
+        f"{what}: {listing(names, most=6)}"
         for what, names in (
             ("missing", missing),
             ("unexpected", unexpected),
@@ -57,11 +57,6 @@ def load_strict(
         raise UserError(f"{source} does not fit the model; {'; '.join(faults)}.")
     # BatchNorm modules fill in a missing num_batches_tracked themselves, hence the full dict.
     model.load_state_dict({**own, **state})
-
-
-def _some(names: list[str], most: int = 6) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
 
 
 def load_previous_step(model: nn.Module, state: State, new_head: int, source: str) -> None:

@@ -191,26 +191,21 @@ def work(config: ConfigParser, ranks: Ranks) -> None:
     try:
         for note in config.notes:
             log.info("%s", note)
-        if config.mode == "eval":
-            evaluate(config, ranks, log_dir / "metrics.json")
+        if config.test:
+            weights = config.resume or files.final_checkpoint(config.step_dir())
+            evaluate(config, ranks, weights, log_dir / "metrics.json")
         else:
-            train(config, ranks)
+            train(config, ranks, log_dir / "metrics.json")
     finally:
         close_logger()
 
 
-def train(config: ConfigParser, ranks: Ranks) -> None:
-    """Train a step and test it; with `--test` only the latter."""
+def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
+    """Train a step, test it and write `metrics`, a `metrics.json`."""
     data = build_data(config, ranks)
     task = data.task
     method = METHODS[config["method"]](task, config["hyperparameter"])
     _introduce(config, ranks, method)
-    metrics = config.log_dir() / "metrics.json"
-    if config.test:
-        path = config.resume or files.final_checkpoint(config.step_dir())
-        evaluate(config, ranks, metrics, path)
-        return
-
     torch.manual_seed(seed_from(config["seed"], task.step, "weights"))
     torch.backends.cudnn.benchmark = True
     student = build_student(config, method, ranks)
@@ -248,29 +243,17 @@ def train(config: ConfigParser, ranks: Ranks) -> None:
         trainer.close()
 
 
-def evaluate(
-    config: ConfigParser, ranks: Ranks, metrics: Path, weights: Path | None = None
-) -> dict[str, float]:
-    """Test a weight file: the path of training, left after the load.
-
-    Args:
-        config: the configuration.
-        ranks: this process.
-        metrics: the `metrics.json` to write.
-        weights: the file; default: that of `-r`.
-
-    Returns:
-        The metrics by name, in percent.
-    """
-    path = weights or config.resume
+def evaluate(config: ConfigParser, ranks: Ranks, weights: Path, metrics: Path) -> None:
+    """Test a weight file and write `metrics`: the path of training, left after the load."""
     data = build_data(config, ranks)
     method = METHODS[config["method"]](data.task, config["hyperparameter"])
-    checkpoint = files.load(path)
+    _introduce(config, ranks, method)
+    checkpoint = files.load(weights)
     student = build_student(config, method, ranks)
-    load_strict(student, checkpoint["state_dict"], f"weight file {path}")
+    load_strict(student, checkpoint["state_dict"], f"weight file {weights}")
     student.to(ranks.device)
     trainer = Trainer(config, ranks, data=data, method=method, student=student)
-    return trainer.test(metrics, str(path), int(checkpoint.get("epoch", 0)))
+    trainer.test(metrics, str(weights), int(checkpoint.get("epoch", 0)))
 
 
 def _introduce(config: ConfigParser, ranks: Ranks, method: BaseMethod) -> None:
@@ -279,11 +262,13 @@ def _introduce(config: ConfigParser, ranks: Ranks, method: BaseMethod) -> None:
         "%s %s %s, step %d of 0..%d, method %s: %d old and %d new classes (%s)",
         *(task.dataset, task.setting, task.name, task.step, len(task.steps) - 1),
         *(config["method"], len(task.old), len(task.new)),
-        listing(task.class_names[label] for label in task.new),
+        listing((task.class_names[label] for label in task.new), most=20),
     )
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
-    batch = config["data_loader"]["args"]["train"]["batch_size"]
-    log.info("%d process(es) on %s, global batch %d", ranks.world, device, batch * ranks.world)
+    log.info("%d process(es) on %s", ranks.world, device)
+    if config.test:
+        return
+    log.info("global batch: %d", ranks.world * config["data_loader"]["args"]["train"]["batch_size"])
     if task.step > 0 and not config["arch"]["args"]["freeze_all_bn"]:
         log.warning(
             "step %d trains BatchNorm on new images only; the published runs pass --freeze_bn",

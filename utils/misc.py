@@ -43,9 +43,11 @@ def sentence(error: UserError) -> str:
     return str(error).rsplit(f"{UserError.__name__}: ", 1)[-1].strip()
 
 
-def listing(names: Iterable[object]) -> str:
-    """`a, b, c` for a message."""
-    return ", ".join(str(name) for name in names)
+def listing(names: Iterable[object], most: int | None = None) -> str:
+    """`a, b, c` for a message; beyond `most` names, how many more there are."""
+    words = [str(name) for name in names]
+    rest = f" and {len(words) - most} more" if most is not None and len(words) > most else ""
+    return ", ".join(words[:most]) + rest
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
