@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -599,3 +601,20 @@ def test_shuffled_batches_of_any_number_of_ranks(world):
         assert {len(part) for part in parts} == {12 // world}
         assert sorted(key for part in parts for key in part) == sorted(whole)
         assert {number for _, number in whole} == {4}
+
+
+def test_cross_validation_needs_images(tmp_path):
+    root = write_voc(tmp_path / "voc", {"a": [1], "b": [1]})
+    data = bundle(VOCIncrementalDataLoader, root, tmp_path, cross_val=True, name="x", steps=[[1]])
+    with pytest.raises(UserError, match=r"val\.cross_val: the step has 2 training images"):
+        _ = data.val_set
+
+
+def test_an_absurdly_large_image_is_named_with_its_line(voc):
+    """60,000 × 60,000 pixels by its header: refused before any of it is decoded."""
+    path = voc / "SegmentationClassAug" / "b.png"
+    png = path.read_bytes()
+    header = b"IHDR" + struct.pack(">II", 60000, 60000) + png[24:29]
+    path.write_bytes(png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:])
+    with pytest.raises(UserError, match=r"train_aug\.txt, line 3: mask .*exceeds limit"):
+        VOC("train", str(voc)).load(1)

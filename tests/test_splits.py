@@ -371,8 +371,14 @@ def test_a_published_name_that_the_data_set_lacks(toy_root, tmp_path):
         lambda path, name: np.save(path, np.array([name.encode()])),
         lambda path, name: np.save(path, np.array([0])),
         lambda path, name: np.save(path, np.array([], dtype="U11")),
+        lambda path, name: np.save(path, np.array([name, name])),
+        lambda path, name: np.savez(path.open("wb"), np.array([name])),
+        lambda path, name: path.write_text("PK\x03\x04 is how an archive starts"),
     ],
-    ids=["pickled", "truncated", "text", "empty", "2-d", "bytes", "numbers", "no entry"],
+    ids=[
+        *("pickled", "truncated", "text", "empty", "2-d", "bytes", "numbers", "no entry"),
+        *("an image twice", "an archive", "a broken archive"),
+    ],
 )
 def test_faulty_published_files(toy_root, tmp_path, write):
     raw = VOC("train", str(toy_root))
