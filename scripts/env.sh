@@ -3,6 +3,7 @@
 # and filled when it is missing or the files have changed. Nothing else on the machine is touched.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PROJECT=$PWD
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # see utils/__init__.py
 
 if [ -z "${PYTHON:-}" ]; then
     requirements=${REQUIREMENTS:-requirements.txt}
