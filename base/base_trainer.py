@@ -53,7 +53,8 @@ class BaseTrainer:
         self.save_period = trainer["save_period"]
         self.validation_period = trainer["validation_period"]
         self.early_stop = trainer["early_stop"]
-        self.monitor = parse_monitor(trainer["monitor"], monitored)
+        # Weights of another version may name a value that only that version reports.
+        self.monitor = None if config.test else parse_monitor(trainer["monitor"], monitored)
         self.best: float | None = None
         self.since_best = 0  # validations since the best one
         self.folder = config.step_dir()

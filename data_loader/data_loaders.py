@@ -62,14 +62,11 @@ class IncrementalDataLoader:
     ):
         """Check the task and read the lists; images and masks wait until a loader is asked for.
 
+        `memory` concerns training alone, which refuses replay until there is one.
+
         Raises:
-            UserError: an unknown task, setting or step; a missing root or list; mem_size > 0.
+            UserError: an unknown task, setting or step; a missing root or list.
         """
-        if memory["mem_size"] > 0:
-            raise UserError(
-                "data_loader.args.memory.mem_size (--mem_size) is "
-                f"{memory['mem_size']}, but memory replay is not available yet; set it to 0."
-            )
         for kind, block in (("train", train), ("val", val), ("test", test)):
             if not block["args"]["transform"] and block["batch_size"] > 1:
                 raise UserError(

@@ -6,6 +6,8 @@ torchvision's functions apply to PIL images.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from PIL import Image
@@ -83,6 +85,15 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
         [N, 3, H, W] float32, ImageNet mean 0 and standard deviation 1, with the operations in the
         order of torchvision's ToTensor and Normalize, so that the bits agree.
     """
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(1, 3, 1, 1)
+    mean, std = _imagenet_statistics(images.device)
     return images.float().div_(255).sub_(mean).div_(std)
+
+
+@lru_cache
+def _imagenet_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation, [1, 3, 1, 1], copied to a device once: each copy would wait for it."""
+    with torch.inference_mode(False):
+        return tuple(
+            torch.tensor(values, device=device).view(1, 3, 1, 1)
+            for values in (IMAGENET_MEAN, IMAGENET_STD)
+        )

@@ -103,6 +103,8 @@ def test_second_step_and_evaluation_of_a_released_folder(after_base, tmp_path, m
     if method == "dkd":
         del tree["method"]
     tree["written_by_another_version"] = {"a": 1}
+    tree["trainer"]["monitor"] = "max a_value_of_another_version"
+    tree["data_loader"]["args"]["memory"]["mem_size"] = 100  # as in released DKD-M weights
     (released / "config.json").write_text(json.dumps(tree))
     out = tmp_path / "evaluated"
     evaluated = train(

@@ -272,6 +272,7 @@ def test_wrong_files(files, flags, says, workplace):
 
 
 CORNER_CASES = {
+    "one image per batch": ({}, "--bs 1", ["--batch_size", "--freeze_bn"]),
     "a newline in a value": ({}, "--name 'a\nb'", ["--name"]),
     "an empty -r": ({}, "-r ''", ["--resume"]),
     "a test before any training": ({}, "--test", ["--test", "-r"]),

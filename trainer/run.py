@@ -16,6 +16,7 @@ from torch import nn
 from base.base_method import BaseMethod
 from base.base_model import BaseModel
 from base.base_trainer import parse_monitor
+from base.task import Task
 from data_loader.data_loaders import LOADERS, IncrementalDataLoader
 from models.model import MODELS, check_arch
 from models.weights import load_previous_step, load_strict
@@ -23,7 +24,7 @@ from trainer.methods import METHODS
 from trainer.optim import OPTIMIZERS, build_optimizer, build_scheduler
 from trainer.trainer import Trainer, build_evaluators, describe, task_record
 from utils import checkpoint as files
-from utils.distributed import SINGLE, Ranks, launch, plan_launch
+from utils.distributed import SINGLE, Launch, Ranks, launch, plan_launch
 from utils.logger import close_logger, log, setup_logger
 from utils.lr_scheduler import SCHEDULERS
 from utils.metric import EVALUATORS, METRICS
@@ -43,7 +44,7 @@ def run(config: ConfigParser) -> None:
 
 # ---------------------------------------------------------------------------------------- checks
 def check(config: ConfigParser) -> None:
-    """Resolve every name of the configuration and look for what the run needs.
+    """Resolve the names of the configuration and look for what the run needs.
 
     Raises:
         UserError: an unknown name, an impossible combination, a missing previous step, or a step
@@ -51,8 +52,6 @@ def check(config: ConfigParser) -> None:
     """
     config.resolve("arch", MODELS)
     config.resolve("evaluator", EVALUATORS)
-    config.resolve("optimizer", OPTIMIZERS)
-    config.resolve("lr_scheduler", SCHEDULERS)
     arch = config["arch"]["args"]
     pretrained = arch["backbone_pretrained"] if _starts_from_imagenet(config) else False
     check_arch(arch["backbone"], arch["norm_act"], pretrained)
@@ -65,23 +64,45 @@ def check(config: ConfigParser) -> None:
         choose("an entry of metrics", name, METRICS)
     if not config["metrics"]:
         raise UserError(f"metrics is empty; name some of {listing(METRICS)}.")
-    if config["optimizer"]["args"]["nesterov"] and not config["optimizer"]["args"]["momentum"]:
-        raise UserError("optimizer.args.nesterov needs a momentum above 0; give one, or set false.")
-    if config["trainer"]["early_stop"] > 0 and config["trainer"]["monitor"] == "off":
-        raise UserError("trainer.early_stop needs trainer.monitor, which is off; name a metric.")
-    plan_launch(config)
+    plan = plan_launch(config)
     data = build_data(config, SINGLE)
-    _, validation = build_evaluators(config, data.task)
-    parse_monitor(config["trainer"]["monitor"], [f"val_{name}" for name in validation.names()])
     _check_writable(config.step_dir())
-    if config.test and config.resume is None and files.final_checkpoint(config.step_dir()) is None:
+    if not config.test:
+        _check_training(config, plan, data.task)
+    elif config.resume is None and files.final_checkpoint(config.step_dir()) is None:
         raise UserError(
             f"--test: {config.step_dir()} holds no checkpoint-epoch*.pth; name one with -r."
         )
-    if not config.test:
-        _check_previous(config)
-        if config.resume is None:
-            _check_free(config)
+
+
+def _check_training(config: ConfigParser, plan: Launch, task: Task) -> None:
+    """What only training needs; weights of another version may be evaluated without it."""
+    config.resolve("optimizer", OPTIMIZERS)
+    config.resolve("lr_scheduler", SCHEDULERS)
+    trainer, sgd = config["trainer"], config["optimizer"]["args"]
+    if sgd["nesterov"] and not sgd["momentum"]:
+        raise UserError("optimizer.args.nesterov needs a momentum above 0; give one, or set false.")
+    if trainer["early_stop"] > 0 and trainer["monitor"] == "off":
+        raise UserError("trainer.early_stop needs trainer.monitor, which is off; name a metric.")
+    synchronised = plan.distributed and plan.devices[0].type == "cuda"
+    lone = config["data_loader"]["args"]["train"]["batch_size"] == 1 and not synchronised
+    if lone and not config["arch"]["args"]["freeze_all_bn"]:
+        raise UserError(
+            "data_loader.args.train.batch_size (--batch_size) is 1, but BatchNorm cannot learn from "
+            "one image, for the pooled branch of the ASPP has one value per channel; use at least "
+            "2, or --freeze_bn."
+        )
+    _, validation = build_evaluators(config, task)
+    parse_monitor(trainer["monitor"], [f"val_{name}" for name in validation.names()])
+    size = config["data_loader"]["args"]["memory"]["mem_size"]
+    if size > 0:
+        raise UserError(
+            f"data_loader.args.memory.mem_size (--mem_size) is {size}, but training with memory "
+            "replay is not available yet; set it to 0."
+        )
+    _check_previous(config)
+    if config.resume is None:
+        _check_free(config)
 
 
 def _starts_from_imagenet(config: ConfigParser) -> bool:

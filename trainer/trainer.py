@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
@@ -218,7 +219,7 @@ class Trainer(BaseTrainer):
 
     # -------------------------------------------------------------------------------- evaluation
     @torch.inference_mode()
-    def evaluate(self, loader: DataLoader, kind: str) -> torch.Tensor:
+    def evaluate(self, loader: DataLoader, kind: str) -> np.ndarray:
         """Count the pixels of a loader; every rank evaluates its share.
 
         Args:
@@ -226,8 +227,8 @@ class Trainer(BaseTrainer):
             kind: "val" or "test", for the progress bar.
 
         Returns:
-            The `ConfusionMatrix` over all ranks, [K, K] int64 NumPy, K = background and the
-            classes seen.
+            The confusion matrix over all ranks: [K, K] int64, rows = labels, columns = preds,
+            K = background and the classes seen.
         """
         self.student.eval()
         confusion = ConfusionMatrix(1 + len(self.task.seen), self.ranks.device)
