@@ -88,8 +88,8 @@ def _check_training(config: ConfigParser, plan: Launch, task: Task) -> None:
     lone = config["data_loader"]["args"]["train"]["batch_size"] == 1 and not synchronised
     if lone and not config["arch"]["args"]["freeze_all_bn"]:
         raise UserError(
-            "data_loader.args.train.batch_size (--batch_size) is 1, but BatchNorm cannot learn from "
-            "one image, for the pooled branch of the ASPP has one value per channel; use at least "
+            "data_loader.args.train.batch_size (--batch_size) is 1, but BatchNorm cannot learn "
+            "from one image, for the pooled branch of the ASPP has one value per channel; use at least "
             "2, or --freeze_bn."
         )
     _, validation = build_evaluators(config, task)
