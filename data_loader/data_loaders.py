@@ -135,7 +135,9 @@ class IncrementalDataLoader:
                 presence = presence_table(raw, self.lists_dir)
             indices = select(presence, self.task, kind)
             source = "by the rule"
-        if len(indices) == 0:
+        if len(indices) == 0 and kind == "val":
+            log.warning("no validation image holds a new class: validations will say nothing")
+        elif len(indices) == 0:
             raise UserError(
                 f"no image of {raw.root} belongs to the {kind} set of step {self.task.step} of "
                 f"task '{self.task.name}' ({self.task.setting}); choose another task or setting."

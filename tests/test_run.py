@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from base.base_trainer import parse_monitor
 from scripts.compare import Run, picture, table
@@ -184,7 +185,7 @@ def test_step_1_of_another_schedule(after_base, tmp_path, toy_root):
     steps = [[2, 1, *range(3, 16)], [16]]
     other = write_config(tmp_path / "other.json", toy_root, steps=steps)
     with pytest.raises(UserError, match="which learnt other classes before step 1"):
-        train(other, *flags, "--task_step", "1", "--freeze_bn")
+        train(other, *flags, "--task_step", "1", "--freeze_bn", "--bs", "4")
 
 
 def test_weights_only_file_cannot_be_resumed(after_base, tmp_path):
@@ -283,3 +284,23 @@ def test_comparison_table_and_picture(after_base, tmp_path):
     assert (128, 0, 0) in colours or len(colours) > 20
     with pytest.raises(UserError, match="no folder of a finished step"):
         Run(tmp_path)
+
+
+def test_step_without_validation_images(toy_root, tmp_path):
+    """A class that the val list lacks is no reason to lose the training."""
+    root = tmp_path / "data"
+    shutil.copytree(toy_root, root)
+    lists = root / "ImageSets" / "Segmentation"
+    held = (lists / "val.txt").read_text().splitlines()
+    with_class_3 = [
+        name
+        for name in held
+        if 3 in np.unique(np.array(Image.open(root / "SegmentationClass" / f"{name}.png")))
+    ]
+    (lists / "val.txt").write_text("\n".join(set(held) - set(with_class_3)))
+    config = write_config(tmp_path / "c.json", root, name="own", steps=[[1, 2, 4], [3]])
+    train(config, "--epochs", "1")
+    step1 = train(config, "--epochs", "1", "--task_step", "1", "--freeze_bn", "--bs", "2")
+    assert metrics(step1.log_dir() / "val")["images"] == 0
+    assert metrics(step1.log_dir())["classes"][-1]["IoU"] == 0
+    assert "no validation image" in (step1.log_dir() / "info.log").read_text()

@@ -89,8 +89,8 @@ def _check_training(config: ConfigParser, plan: Launch, task: Task) -> None:
     if lone and not config["arch"]["args"]["freeze_all_bn"]:
         raise UserError(
             "data_loader.args.train.batch_size (--batch_size) is 1, but BatchNorm cannot learn "
-            "from one image, for the pooled branch of the ASPP has one value per channel; use at least "
-            "2, or --freeze_bn."
+            "from one image, which leaves the pooled branch of the ASPP one value per channel; use "
+            "at least 2, or --freeze_bn."
         )
     _, validation = build_evaluators(config, task)
     parse_monitor(trainer["monitor"], [f"val_{name}" for name in validation.names()])
@@ -227,6 +227,10 @@ def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
     task = data.task
     method = METHODS[config["method"]](task, config["hyperparameter"])
     _introduce(config, ranks, method)
+    # Whatever is wrong with a list or an image set is told now, not after the last epoch.
+    iterations = len(data.train_loader)
+    _ = data.val_set, data.test_set
+
     torch.manual_seed(seed_from(config["seed"], task.step, "weights"))
     torch.backends.cudnn.benchmark = True
     student = build_student(config, method, ranks)
@@ -238,9 +242,7 @@ def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
     if teacher is not None:
         teacher.to(ranks.device)
     optimizer = build_optimizer(config, method, student)
-    scheduler = build_scheduler(
-        config, optimizer, config["trainer"]["epochs"] * len(data.train_loader)
-    )
+    scheduler = build_scheduler(config, optimizer, config["trainer"]["epochs"] * iterations)
     torch.manual_seed(seed_from(config["seed"], task.step, "dropout", ranks.rank))
     trainer = Trainer(
         config,
