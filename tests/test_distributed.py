@@ -67,17 +67,37 @@ def test_two_processes_train_and_evaluate_as_one(frozen_step):
     assert metrics(one)["confusion"] == before["confusion"]
 
 
-def test_torchrun(frozen_step, tmp_path):
-    """Rank and world come from the environment."""
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize(("nodes", "processes"), [(1, 2), (2, 1)])
+def test_torchrun(frozen_step, nodes, processes):
+    """Rank and world come from the environment, on one node and on two (both on loopback)."""
     config, flags, one, _ = frozen_step
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    command += ["train_voc.py", "-c", str(config), *flags, "--test", "--save_dir"]
-    command += [one["trainer"]["save_dir"]]
     expected = metrics(one)
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    rendezvous = f"--master_addr=127.0.0.1 --master_port={free_port()}".split()
+    launchers = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", *rendezvous),
+                *(f"--nnodes={nodes}", f"--node_rank={node}", f"--nproc_per_node={processes}"),
+                *("train_voc.py", "-c", str(config), *flags, "--test"),
+                *("--save_dir", one["trainer"]["save_dir"]),
+            ],
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for node in range(nodes)
+    ]
+    out = [launcher.communicate(timeout=300)[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0] * nodes, out
     assert metrics(one)["confusion"] == expected["confusion"]
-    assert "2 process(es) on CPU" in done.stdout
+    assert "2 process(es) on CPU" in out[0]
 
 
 def fail_on_rank_1(config, ranks):
