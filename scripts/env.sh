@@ -1,6 +1,9 @@
 # Sourced by the other scripts: sets PYTHON to an interpreter that has the packages of the files in
 # REQUIREMENTS (default: requirements.txt). Without a PYTHON of the user's own, that is .venv, made
 # and filled when it is missing or the files have changed. Nothing else on the machine is touched.
+case ${PYTHON:-} in
+    */*) PYTHON=$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON") ;; # good after the cd, too
+esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PROJECT=$PWD
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # see utils/__init__.py
