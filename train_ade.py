@@ -1,6 +1,7 @@
 """Train one step of a class-incremental task on ADE20K.
 
-    python train_ade.py --task_name 100-50 --task_step 0 --name DKD --bs 32 --freeze_bn
+    python train_ade.py --task_name 100-50 --task_step 0 --name DKD --lr 0.0025 --bs 24
+    python train_ade.py --task_name 100-50 --task_step 1 --name DKD --lr 0.00025 --bs 24 --freeze_bn
 
 Every flag overrides the config key that it names; see README.md.
 """

@@ -1,6 +1,7 @@
 """Train one step of a class-incremental task on PASCAL VOC 2012.
 
-    python train_voc.py --task_name 15-1 --task_step 0 --name DKD --bs 32 --freeze_bn
+    python train_voc.py --task_name 15-1 --task_step 0 --name DKD --lr 0.001 --bs 32 --pos_weight 2
+    python train_voc.py --task_name 15-1 --task_step 1 --name DKD --lr 0.0001 --bs 32 --freeze_bn
 
 Every flag overrides the config key that it names; see README.md.
 """

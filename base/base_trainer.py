@@ -112,6 +112,11 @@ class BaseTrainer:
                 f"checkpoint {path} has no {listing(missing)}: it was not written by this project "
                 "as a place to continue from; use it with eval, or train the step anew."
             )
+        if checkpoint["epoch"] > self.epochs:
+            raise UserError(
+                f"checkpoint {path} has {checkpoint['epoch']} epochs behind it, but trainer.epochs "
+                f"(--epochs) is {self.epochs}; give at least as many."
+            )
         self.load_state(checkpoint)
         self.epoch = checkpoint["epoch"]
         if self.config["trainer"]["reset_best_mnt"]:

@@ -7,7 +7,10 @@ from utils.misc import UserError
 
 
 class ADE(BaseDataset):
-    """All images of a folder, sorted by name; 0 = unlabelled, 1..150 = classes."""
+    """All images of a folder, sorted by name; 0 = unlabelled, 1..150 = classes.
+
+    Reference quirk: unlabelled is background like any other and is counted in evaluation.
+    """
 
     name = "ade"
     default_root = "/dataset/ADEChallengeData2016"

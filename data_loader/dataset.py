@@ -72,9 +72,13 @@ class IncrementalDataset(Dataset):
         index = self.indices[position]
         name = self.raw.entries[index].id
         image, mask = self.raw.load(index)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_from(*self.seed, epoch, name))
+        state = torch.get_rng_state()
+        # Not torch.manual_seed, which would seed the GPUs' generators as well.
+        torch.default_generator.manual_seed(seed_from(*self.seed, epoch, name))
+        try:
             image, mask = self.transform(image, Image.fromarray(mask))
+        finally:
+            torch.set_rng_state(state)
         return Sample(*to_tensors(image, self.table[np.asarray(mask)]), name)
 
 

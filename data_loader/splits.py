@@ -203,13 +203,17 @@ def read_published(path: Path, dataset: BaseDataset) -> np.ndarray:
         raise UserError(f"image list {path} must be a one-dimensional, non-empty array of strings.")
     known = {entry.line: index for index, entry in enumerate(dataset.entries)}
     known |= {entry.id: index for index, entry in enumerate(dataset.entries)}
-    for number, name in enumerate(names):
-        if str(name) not in known:
+    indices = np.empty(len(names), dtype=np.int64)
+    for number, name in enumerate(map(str, names)):
+        # A published line has two paths; the data set's own list may have bare ids instead.
+        bare = Path(name.split()[0]).stem if name.split() else name
+        index = known.get(name, known.get(bare))
+        if index is None:
             raise UserError(
                 f"image list {path}, entry {number}: '{name}' is not in the data set's "
                 f"{dataset.split} list."
             )
-    indices = np.array([known[str(name)] for name in names])
+        indices[number] = index
     if len(np.unique(indices)) < len(indices):
         raise UserError(f"image list {path} names an image twice.")
     return indices

@@ -22,9 +22,10 @@ BILINEAR, NEAREST = F.InterpolationMode.BILINEAR, F.InterpolationMode.NEAREST
 class TrainTransform:
     """Random resized crop and horizontal flip.
 
-    The scale is of the image area and may exceed 1, so about half of the draws do not fit and are
-    drawn again, up to ten times, before the centre is taken. The random numbers come from torch's
-    global generator, which the data set seeds per sample.
+    Reference quirk: the scale is of the image area and may exceed 1, so about half of the draws do
+    not fit and are drawn again, up to ten times, before the centre is taken.
+
+    The random numbers come from torch's global generator, which the data set seeds per sample.
     """
 
     scale, ratio, flip = (0.5, 2.0), (3 / 4, 4 / 3), 0.5
@@ -41,7 +42,10 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """Shorter side to `crop_size`, then the centre crop; the published numbers are on these."""
+    """Shorter side to `crop_size`, then the centre crop.
+
+    Reference quirk: the published figures are measured on these crops, not on whole images.
+    """
 
     def __init__(self, crop_size: int):
         self.size = crop_size

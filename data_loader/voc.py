@@ -17,7 +17,8 @@ VOC_CLASSES = (
 class VOC(BaseDataset):
     """`train_aug.txt` (image and mask path per line) and `val.txt` (bare ids).
 
-    The paths of `train_aug.txt` are relative to the root in spite of their leading slash. A line
+    Reference quirk: the paths of `train_aug.txt` are relative to the root in spite of their leading
+    slash. A line
     with a bare id, as other copies of that list have, means the usual two paths.
     """
 

@@ -46,6 +46,7 @@ class Run:
     """A finished step: its configuration, its test results, its model."""
 
     def __init__(self, folder: Path):
+        folder = folder.resolve()
         weights = files.final_checkpoint(folder)
         if weights is None or not (folder / "config.json").is_file():
             raise UserError(
@@ -67,21 +68,27 @@ class Run:
 
     def results(self) -> dict[str, float]:
         """Mean IoU per group in percent."""
-        return json.loads(self.metrics.read_text())["metrics"][METRIC]
+        metrics = json.loads(self.metrics.read_text())["metrics"]
+        if METRIC not in metrics:
+            raise UserError(f"{self.metrics} has no {METRIC}; add it to metrics and test again.")
+        return metrics[METRIC]
 
     def data(self) -> IncrementalDataLoader:
         """Task and test set."""
         return build_data(self.config, SINGLE)
 
     @torch.inference_mode()
-    def predict(self, images: torch.Tensor, task: Task) -> np.ndarray:
-        """[N, 3, H, W] uint8 → label ids [N, H, W] uint8."""
+    def predict(self, images: list[torch.Tensor], task: Task) -> list[np.ndarray]:
+        """Images [3, H, W] uint8, of any sizes → label ids [H, W] uint8."""
         method = METHODS[self.config["method"]](task, self.config["hyperparameter"])
         model = build_student(self.config, method)
         load_strict(model, files.load(self.weights)["state_dict"], str(self.weights))
-        logits = model.eval()(normalize(images)).logits
-        preds = method.predict(upsample(logits, images.shape[-2:]))
-        return task.label_ids()[preds.numpy()]
+        model.eval()
+        preds = []
+        for image in images:
+            logits = model(normalize(image[None])).logits
+            preds.append(method.predict(upsample(logits, image.shape[-2:]))[0].numpy())
+        return [task.label_ids()[pred] for pred in preds]
 
 
 def shipped_config(path: Path) -> str:
@@ -136,7 +143,7 @@ def picture(runs: list[Run], count: int, side: int) -> Image.Image:
     last = max(runs, key=lambda run: run.config["data_loader"]["args"]["task"]["step"])
     data = last.data()
     samples = [data.test_set[i] for i in choose_images(data, count)]
-    images = torch.stack([sample.image for sample in samples])
+    images = [sample.image for sample in samples]
     ids = np.full(256, VOID, dtype=np.uint8)
     ids[: 1 + len(data.task.seen)] = data.task.label_ids()
     truths = [ids[sample.label.numpy()] for sample in samples]
@@ -190,6 +197,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=6, help="rows of the picture")
     parser.add_argument("--side", type=int, default=192, help="pixels per tile")
     args = parser.parse_args()
+    if args.images < 1 or args.side < 8:
+        raise UserError("--images must be at least 1 and --side at least 8.")
     runs = [Run(folder) for folder in args.steps]
     print(table(runs))
     sheet = picture(runs, args.images, args.side)

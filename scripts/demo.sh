@@ -14,7 +14,7 @@ train() { # name, step, flags...: skip a step whose test is done, continue one t
     [ -e "$log/metrics.json" ] && return
     local resume=()
     [ -e "$last" ] && resume=(-r "$last")
-    "$PYTHON" train_voc.py -c "$CONFIG" -d cpu --name "$name" --task_step "$step" "$@" "${resume[@]}"
+    "$PYTHON" train_voc.py -c "$CONFIG" -d cpu --name "$name" --task_step "$step" "$@" ${resume[@]+"${resume[@]}"}
 }
 
 echo "== 1. a synthetic data set in VOC layout, 20 classes"

@@ -1,6 +1,7 @@
 # Sourced by the scripts of the published settings: trains every step of a task, then evaluates.
 # Finished steps are skipped and an interrupted one goes on, so a second call is safe. Arguments of
-# the script go to every training call, for example --seed 3.
+# the script go to every training call, for example --seed 3; what has a variable (NAME, EPOCHS,
+# SAVE_DIR, …) is changed through the variable, for the script needs it to find the files.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -10,6 +11,9 @@ if [ -z "${PYTHON:-}" ]; then
 fi
 commas=${GPU//[^,]/}
 processes=$((${#commas} + 1))
+if [ -z "${BS:-}" ] && [ $((GLOBAL_BATCH % processes)) -ne 0 ]; then
+    echo "warning: the published global batch $GLOBAL_BATCH does not divide by $processes GPUs" >&2
+fi
 BS=${BS:-$((GLOBAL_BATCH / processes))} # per process; the published global batch by default
 common=(-c "$CONFIG" -d "$GPU" --save_dir "$SAVE_DIR" --name "$NAME" --task_name "$TASK"
     --task_setting "$SETTING" --epochs "$EPOCHS" --batch_size "$BS"

@@ -128,6 +128,7 @@ def test_switch_overrides_its_key_in_both_directions(flag, key, tmp_path):
 def test_flags_that_are_no_key(tmp_path):
     weights = tmp_path / "w.pth"
     weights.touch()
+    (tmp_path / "config.json").write_text("{}")
     assert (parse().resume, parse().device, parse().test) == (None, None, False)
     for short in (True, False):
         resume, device = ("-r", "-d") if short else ("--resume", "--device")
@@ -135,6 +136,9 @@ def test_flags_that_are_no_key(tmp_path):
         assert (config.resume, config.device, config.test) == (weights, "0,1", True)
     assert parse("-r", weights, mode="eval").test
     assert parse("-r", weights, "--test", mode="eval").test
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"no config\.json beside .*; name .* with -c"):
+        parse("-r", weights, mode="eval")
     assert effective(parse("--config", PROJECT / "configs/demo.json"))[EPOCHS] == 10
 
 

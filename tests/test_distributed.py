@@ -119,6 +119,12 @@ def killed_on_rank_1(config, ranks):
     ranks.sum(torch.ones(1))
 
 
+def test_a_failure_before_the_work_is_told(toy_config, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nope0")
+    with pytest.raises(RuntimeError, match=r"rank [01] failed(?s:.)*nope0"):
+        launch(fail_on_rank_1, two_process_config(toy_config))
+
+
 def two_process_config(toy_config):
     config = with_processes(toy_config, 2, 4)
     return ConfigParser.from_args(

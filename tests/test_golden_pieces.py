@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import RandomResizedCrop
 
-from data_loader.transforms import BILINEAR, EvalTransform, normalize, resized_crop, to_tensors
+from data_loader.transforms import (
+    EvalTransform,
+    TrainTransform,
+    normalize,
+    resized_crop,
+    to_tensors,
+)
 from models.loss import auxiliary, distillation, mbce
 from utils.lr_scheduler import PolyLR, WarmupPolyLR
 from utils.metric import METRICS, ConfusionMatrix, Evaluator
@@ -116,10 +123,24 @@ def test_eval_transform(pieces):
     np.testing.assert_array_equal(label, pieces["tf_eval_label"])
 
 
+def test_random_crops_may_exceed_the_image():
+    """Reference quirk: the scale of the area goes up to 2, so large draws are rejected."""
+    assert TrainTransform.scale == (0.5, 2.0)
+    image = Image.new("RGB", (100, 100))
+    areas = [
+        height * width / 1e4
+        for _, _, height, width in (
+            RandomResizedCrop.get_params(image, list(TrainTransform.scale), [3 / 4, 4 / 3])
+            for _ in range(200)
+        )
+    ]
+    assert min(areas) < 0.6
+    assert max(areas) <= 1
+
+
 def test_crop(pieces):
     image, mask = Image.fromarray(pieces["tf_image"]), Image.fromarray(pieces["tf_label"])
     box = tuple(pieces["tf_crop_box"].tolist())
     image, mask = resized_crop(image, mask, box, [32, 32])
     np.testing.assert_array_equal(np.asarray(image), pieces["tf_crop_image"])
     np.testing.assert_array_equal(np.asarray(mask), pieces["tf_crop_label"])
-    assert BILINEAR.value == "bilinear"

@@ -31,7 +31,7 @@ def test_mixed_precision(toy_config, dtype):
 
 
 def test_one_process_per_gpu(toy_config):
-    """NCCL and SyncBN, also where there is one GPU only."""
+    """The NCCL group; SyncBN and DDP take part where there are several GPUs."""
     parsed = train(toy_config, "--multiprocessing_distributed")
     assert confusion(parsed).sum() > 0
 

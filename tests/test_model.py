@@ -105,6 +105,19 @@ def test_bn_momentum_of_the_backbone():
     assert momenta == {"backbone": {0.01}, "aspp": {0.1}}
 
 
+def test_synchronised_bn_keeps_names_and_frozen_parts():
+    """What several GPUs train: the same weight file, and `train()` that respects frozen BN."""
+    plain = tiny(freeze_all_bn=True)
+    names = list(plain.state_dict())
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(plain)
+    assert list(model.state_dict()) == names
+    norms = [m for m in model.train().modules() if isinstance(m, nn.SyncBatchNorm)]
+    assert norms
+    assert not any(norm.training for norm in norms)
+    assert {norm.momentum for norm in norms} == {0.01, 0.1}
+    assert not any(p.requires_grad for norm in norms for p in norm.parameters())
+
+
 def test_new_head_starts_from_the_auxiliary_one():
     model = tiny((1, 3, 2))
     model.cls.start_from_auxiliary()

@@ -164,7 +164,7 @@ def test_resumed_run_equals_an_uninterrupted_one(after_base, tmp_path, step, mon
 
 def test_taken_folder_is_not_overwritten(after_base):
     config, flags = after_base
-    with pytest.raises(UserError, match="already holds a finished run") as caught:
+    with pytest.raises(UserError, match="already holds a run") as caught:
         train(config, *flags)
     for way in ("-r ", "--test", "--name", "--save_dir", "delete"):
         assert way in str(caught.value)
@@ -194,7 +194,7 @@ def test_weights_only_file_cannot_be_resumed(after_base, tmp_path):
     checkpoint = torch.load(folder / "last.pth", weights_only=True)
     torch.save({key: checkpoint[key] for key in RELEASED_KEYS}, tmp_path / "w.pth")
     with pytest.raises(UserError, match="no rng, finished"):
-        train(config, *flags, "-r", str(tmp_path / "w.pth"))
+        train(config, *flags, "--name", "other", "-r", str(tmp_path / "w.pth"))
 
 
 def test_loss_that_is_not_finite_stops_the_run(toy_config):
@@ -304,3 +304,36 @@ def test_step_without_validation_images(toy_root, tmp_path):
     assert metrics(step1.log_dir() / "val")["images"] == 0
     assert metrics(step1.log_dir())["classes"][-1]["IoU"] == 0
     assert "no validation image" in (step1.log_dir() / "info.log").read_text()
+
+
+def test_resuming_does_not_overwrite_another_run(after_base, tmp_path):
+    """A finished run stays, also when -r names a checkpoint of another one or an older epoch."""
+    config, flags = after_base
+    folder = tmp_path / "base" / "runs" / "models" / "overlap_15-5_toy" / "step_0"
+    shutil.copy(folder / "last.pth", tmp_path / "elsewhere.pth")
+    with pytest.raises(UserError, match="already holds a run"):
+        train(config, *flags, "-r", str(tmp_path / "elsewhere.pth"))
+    with pytest.raises(UserError, match=r"is not where the run in .* stands"):
+        train(config, *flags, "-r", str(folder / "checkpoint-epoch2.pth"))
+
+
+def test_resuming_with_another_global_batch_or_fewer_epochs(after_base, tmp_path):
+    """The learning-rate schedule counts iterations, so their number must stay what it was."""
+    config, flags = after_base
+    folder = tmp_path / "base" / "runs" / "models" / "overlap_15-5_toy" / "step_0"
+    last = ["-r", str(folder / "last.pth")]
+    with pytest.raises(UserError, match="iterations per epoch, but this run would have"):
+        train(config, *flags, *last, "--bs", "4", "--epochs", "3")
+    with pytest.raises(UserError, match="2 epochs behind it"):
+        train(config, *flags, *last, "--epochs", "1")
+
+
+def test_weights_named_by_hand_do_not_become_the_result_of_the_step(after_base, tmp_path):
+    config, flags = after_base
+    folder = tmp_path / "base" / "runs" / "models" / "overlap_15-5_toy" / "step_0"
+    parsed = train(config, *flags, "--test", "-r", str(folder / "last.pth"))
+    assert metrics(parsed.log_dir() / "eval")["weights"].endswith("last.pth")
+    checkpoint = torch.load(folder / "checkpoint-epoch2.pth", weights_only=True)
+    torch.save({**checkpoint, "finished": False}, folder / "checkpoint-epoch2.pth")
+    with pytest.raises(UserError, match="holds no finished run"):
+        train(config, *flags, "--test")

@@ -260,8 +260,12 @@ FOLDER = "runs/models/overlap_15-5_DKD/step_0"
             "--data_dir own",
             ["train_aug.txt, line 1: '/a.jpg /a.png 1'", "IMAGE_PATH MASK_PATH"],
         ),
-        ({f"{FOLDER}/checkpoint-epoch3.pth": ""}, "", [FOLDER, "finished run", "-r", "--test"]),
-        ({f"{FOLDER}/last.pth": ""}, "", [FOLDER, "unfinished run", f"-r {FOLDER}/last.pth"]),
+        (
+            {f"{FOLDER}/checkpoint-epoch3.pth": ""},
+            "",
+            [FOLDER, "already holds a run", "-r", "--test"],
+        ),
+        ({f"{FOLDER}/last.pth": ""}, "", [FOLDER, "already holds a run", f"-r {FOLDER}/last.pth"]),
         ({f"{FOLDER}/last.pth": ""}, "--task_step 1", ["step_0 holds no checkpoint-epoch"]),
     ],
 )

@@ -38,13 +38,15 @@ def run(config: ConfigParser) -> None:
     Raises:
         UserError: whatever is wrong, before anything is allocated or written.
     """
-    check(config)
-    launch(work, config)
+    launch(work, config, check(config))
 
 
 # ---------------------------------------------------------------------------------------- checks
-def check(config: ConfigParser) -> None:
+def check(config: ConfigParser) -> Launch:
     """Resolve the names of the configuration and look for what the run needs.
+
+    Returns:
+        Which processes are to be started.
 
     Raises:
         UserError: an unknown name, an impossible combination, a missing previous step, or a step
@@ -69,10 +71,11 @@ def check(config: ConfigParser) -> None:
     _check_writable(config.step_dir())
     if not config.test:
         _check_training(config, plan, data.task)
-    elif config.resume is None and files.final_checkpoint(config.step_dir()) is None:
+    elif config.resume is None and not _finished(config.step_dir()):
         raise UserError(
-            f"--test: {config.step_dir()} holds no checkpoint-epoch*.pth; name one with -r."
+            f"--test: {config.step_dir()} holds no finished run; name the weights with -r."
         )
+    return plan
 
 
 def _check_training(config: ConfigParser, plan: Launch, task: Task) -> None:
@@ -84,7 +87,7 @@ def _check_training(config: ConfigParser, plan: Launch, task: Task) -> None:
         raise UserError("optimizer.args.nesterov needs a momentum above 0; give one, or set false.")
     if trainer["early_stop"] > 0 and trainer["monitor"] == "off":
         raise UserError("trainer.early_stop needs trainer.monitor, which is off; name a metric.")
-    synchronised = plan.distributed and plan.devices[0].type == "cuda"
+    synchronised = plan.world > 1 and plan.devices[0].type == "cuda"
     lone = config["data_loader"]["args"]["train"]["batch_size"] == 1 and not synchronised
     if lone and not config["arch"]["args"]["freeze_all_bn"]:
         raise UserError(
@@ -101,8 +104,7 @@ def _check_training(config: ConfigParser, plan: Launch, task: Task) -> None:
             "replay is not available yet; set it to 0."
         )
     _check_previous(config)
-    if config.resume is None:
-        _check_free(config)
+    _check_free(config)
 
 
 def _starts_from_imagenet(config: ConfigParser) -> bool:
@@ -134,14 +136,26 @@ def _check_previous(config: ConfigParser) -> None:
         )
 
 
+def _finished(folder: Path) -> bool:
+    """Whether a step folder holds the weights of a finished run."""
+    final = files.final_checkpoint(folder)
+    return final is not None and files.load(final).get("finished", True)
+
+
 def _check_free(config: ConfigParser) -> None:
-    folder = config.step_dir()
-    last, final = folder / files.LAST, files.final_checkpoint(folder)
-    if last.is_file() or final is not None:
-        state = "a finished" if final is not None else "an unfinished"
+    folder, resume = config.step_dir(), config.resume
+    last = folder / files.LAST
+    if not last.is_file() and files.final_checkpoint(folder) is None:
+        return
+    if resume is None or resume.resolve().parent != folder.resolve():
         raise UserError(
-            f"{folder} already holds {state} run; continue it with -r {last}, evaluate a finished "
-            "one with --test, choose another --name or --save_dir, or delete the folder."
+            f"{folder} already holds a run; continue it with -r {last}, evaluate it with --test if "
+            "it is finished, choose another --name or --save_dir, or delete the folder."
+        )
+    if last.is_file() and resume.name != files.LAST:
+        raise UserError(
+            f"-r {resume} is not where the run in {folder} stands; continue it with -r {last}, or "
+            "branch off from the older file with another --name."
         )
 
 
@@ -207,7 +221,9 @@ def load_previous(config: ConfigParser, method: BaseMethod, student: BaseModel) 
 # ------------------------------------------------------------------------------------------- work
 def work(config: ConfigParser, ranks: Ranks) -> None:
     """One process of a run."""
-    log_dir = config.log_dir() / ("eval" if config.mode == "eval" else "")
+    # Only a finished run's own test is the step's result, by which scripts know that it is done.
+    chosen = config.test and config.resume is not None
+    log_dir = config.log_dir() / ("eval" if chosen else "")
     setup_logger(log_dir / "info.log", config["trainer"]["verbosity"], ranks.is_main)
     try:
         for note in config.notes:
@@ -292,7 +308,10 @@ def _introduce(config: ConfigParser, ranks: Ranks, method: BaseMethod) -> None:
     if config.test:
         return
     log.info("global batch: %d", ranks.world * config["data_loader"]["args"]["train"]["batch_size"])
-    if task.step > 0 and not config["arch"]["args"]["freeze_all_bn"]:
+    frozen = config["arch"]["args"]["freeze_all_bn"]
+    if task.step == 0 and frozen:
+        log.warning("step 0 with frozen BatchNorm: the ASPP keeps its initial statistics for ever")
+    if task.step > 0 and not frozen:
         log.warning(
             "step %d trains BatchNorm on new images only; the published runs pass --freeze_bn",
             task.step,

@@ -5,6 +5,7 @@ Made by `trainer/run.py` with everything it works on.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from collections.abc import Sequence
@@ -36,6 +37,14 @@ from utils.report import metrics_json, summary, table
 READ_EVERY = 20  # iterations between two looks at the loss on a GPU, each of which waits for it
 
 
+# torch 2.15 renamed the switch by which ranks take over rank 0's BatchNorm statistics.
+_SYNC_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
+
+
 class LossLog:
     """Loss terms of an epoch, left on the device and read every few iterations."""
 
@@ -49,6 +58,7 @@ class LossLog:
         self.names: tuple[str, ...] = ()
         self.waiting: list[tuple[int, Sequence[str], torch.Tensor]] = []
         self.total, self.count = torch.zeros(0), 0
+        self.recent = torch.zeros(0)  # mean over the iterations of the last read
 
     def add(self, iteration: int, terms: dict[str, torch.Tensor], images: Sequence[str]) -> bool:
         """Take the terms of one iteration (scalars on the device); True when they were read."""
@@ -78,11 +88,19 @@ class LossLog:
                 )
         self.total = values.sum(0) + (self.total if self.count else 0)
         self.count += len(values)
+        self.recent = values.mean(0)
         self.waiting.clear()
 
-    def means(self) -> dict[str, float]:
-        """Mean of each term over the iterations read so far."""
-        return dict(zip(self.names, (self.total / max(1, self.count)).tolist(), strict=True))
+    def means(self, ranks: Ranks | None = None) -> dict[str, float]:
+        """Mean of each term over the iterations read so far, of all `ranks` when given."""
+        total = self.total / self.count
+        if ranks is not None:
+            total = ranks.sum(total.to(ranks.device)) / ranks.world
+        return dict(zip(self.names, total.tolist(), strict=True))
+
+    def latest(self) -> dict[str, float]:
+        """Mean of each term over the iterations of the last read."""
+        return dict(zip(self.names, self.recent.tolist(), strict=True))
 
 
 class Trainer(BaseTrainer):
@@ -129,7 +147,7 @@ class Trainer(BaseTrainer):
             self.model = DistributedDataParallel(
                 student,
                 device_ids=[ranks.device] if on_cuda else None,
-                broadcast_buffers=not student.frozen_bn,
+                **{_SYNC_BUFFERS: not student.frozen_bn},
             )
         self.writer = self._tensorboard() if optimizer is not None else None
 
@@ -170,13 +188,14 @@ class Trainer(BaseTrainer):
                 bar.set_postfix(
                     loss=f"{shown['loss']:.3f}", lr=f"{lr:.2e}", images_per_s=f"{rate:.1f}"
                 )
-                self._scalars(shown | {"lr": lr}, "train", (epoch - 1) * len(loader) + iteration)
+                at = (epoch - 1) * len(loader) + iteration
+                self._scalars(losses.latest() | {"lr": lr}, "train", at)
         losses.read()
         seconds = time.perf_counter() - start
         log.info(
             "epoch %d/%d: %s, lr %.3e, %.1f images/s, %.0f s",
             *(epoch, self.epochs),
-            ", ".join(f"{name} {value:.4f}" for name, value in losses.means().items()),
+            ", ".join(f"{n} {value:.4f}" for n, value in losses.means(self.ranks).items()),
             *(lr, images / seconds, seconds),
         )
 
@@ -306,6 +325,7 @@ class Trainer(BaseTrainer):
             "rng": self.ranks.gather(files.rng_state(self.ranks.device)),
             "task": task_record(task),
             "method": self.config["method"],
+            "iterations": len(self.data.train_loader),
         }
 
     def load_state(self, checkpoint: dict[str, Any]) -> None:
@@ -318,6 +338,13 @@ class Trainer(BaseTrainer):
             raise UserError(
                 f"the checkpoint to resume from was trained with method '{checkpoint['method']}', "
                 f"but this run is '{self.config['method']}'."
+            )
+        iterations = len(self.data.train_loader)
+        if checkpoint["iterations"] != iterations:
+            raise UserError(
+                f"the checkpoint to resume from has {checkpoint['iterations']} iterations per "
+                f"epoch, but this run would have {iterations}, which breaks the learning-rate "
+                "schedule; choose --batch_size such that batch size × processes stays what it was."
             )
         load_strict(self.student, checkpoint["state_dict"], "the checkpoint to resume from")
         self.optimizer.load_state_dict(checkpoint["optimizer"])

@@ -12,10 +12,12 @@ import os
 import re
 import signal
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch
@@ -88,6 +90,7 @@ class Launch:
         url: where the processes meet.
         by_torchrun: rank and world come from the environment.
         distributed: several processes, or one that shall behave as such.
+        world: number of processes, over all nodes.
     """
 
     devices: tuple[torch.device, ...]
@@ -97,6 +100,7 @@ class Launch:
     url: str
     by_torchrun: bool
     distributed: bool
+    world: int
 
 
 def plan_launch(config: Any, environment: dict[str, str] | None = None) -> Launch:
@@ -130,7 +134,9 @@ def plan_launch(config: Any, environment: dict[str, str] | None = None) -> Launc
     url = "env://" if by_torchrun else config["dist_url"]
     if distributed and not by_torchrun:
         url = _free_url(url, nodes)
-    return Launch(tuple(devices), nodes, node, backend, url, by_torchrun, distributed)
+    world = int(environment["WORLD_SIZE"]) if by_torchrun else nodes * len(devices)
+    world = world if distributed else 1
+    return Launch(tuple(devices), nodes, node, backend, url, by_torchrun, distributed, world)
 
 
 def _devices(text: str | None) -> list[torch.device]:
@@ -174,7 +180,7 @@ def _free_url(url: str, nodes: int) -> str:
     return f"tcp://{host}:{free}"
 
 
-def launch(worker: Callable[[Any, Ranks], None], config: Any) -> None:
+def launch(worker: Callable[[Any, Ranks], None], config: Any, plan: Launch | None = None) -> None:
     """Run `worker(config, ranks)` in every process of the run and wait for the end.
 
     When one process fails, the others are stopped and its error is the one that is raised.
@@ -183,14 +189,13 @@ def launch(worker: Callable[[Any, Ranks], None], config: Any) -> None:
         UserError: as the failing process raised it.
         RuntimeError: any other failure of a process, with its traceback.
     """
-    plan = plan_launch(config)
+    plan = plan or plan_launch(config)
     if not plan.distributed:
         _select(plan.devices[0])
         worker(config, Ranks(0, 1, plan.devices[0]))
         return
     if plan.by_torchrun:
-        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        _in_group(worker, config, plan, rank, world, local=0)
+        _in_group(worker, config, plan, int(os.environ["RANK"]), plan.world, local=0)
         return
     reports = mp.get_context("spawn").SimpleQueue()
     arguments = (worker, config, plan, reports)
@@ -226,17 +231,25 @@ def _raise_cause(plan: Launch, exit_codes: list[int | None], reports: Any) -> No
 def _spawned(local: int, worker: Callable, config: Any, plan: Launch, reports: Any) -> None:
     rank = plan.node * len(plan.devices) + local
 
+    def tell(error: BaseException) -> NoReturn:
+        is_users = isinstance(error, UserError)
+        text = sentence(error) if is_users else traceback.format_exc()
+        reports.put((time.time(), rank, is_users, text))
+        sys.stdout.flush()
+        # At once: leaving the group in good order may wait for peers that wait for this rank.
+        os._exit(1)
+
     def told(config: Any, ranks: Ranks) -> None:
         try:
             worker(config, ranks)
         except BaseException as error:
             # Told before this rank leaves the group, which makes the others fail as well.
-            is_users = isinstance(error, UserError)
-            text = sentence(error) if is_users else traceback.format_exc()
-            reports.put((time.time(), rank, is_users, text))
-            raise SystemExit(1) from None
+            tell(error)
 
-    _in_group(told, config, plan, rank, plan.nodes * len(plan.devices), local)
+    try:
+        _in_group(told, config, plan, rank, plan.world, local)
+    except Exception as error:  # meeting the others failed
+        tell(error)
 
 
 def _in_group(
@@ -247,7 +260,9 @@ def _in_group(
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         # Each process would otherwise claim every core.
         torch.set_num_threads(max(1, torch.get_num_threads() // len(plan.devices)))
-    options = {"device_id": device} if plan.backend == "nccl" else {}
+    options: dict[str, Any] = {"device_id": device} if plan.backend == "nccl" else {}
+    # Rank 0 may scan masks or fetch weights on a slow disk while the others wait for it.
+    options["timeout"] = timedelta(hours=1)
     dist.init_process_group(
         plan.backend, init_method=plan.url, rank=rank, world_size=world, **options
     )

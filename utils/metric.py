@@ -22,7 +22,7 @@ class ConfusionMatrix:
 
     def __init__(self, classes: int, device: torch.device):
         self.classes = classes
-        # One more cell than classes², where void pixels go: no boolean indexing, no host sync.
+        # One more cell than classes², where void pixels go: no boolean indexing.
         self.cells = torch.zeros(classes * classes + 1, dtype=torch.int64, device=device)
 
     def update(self, labels: torch.Tensor, preds: torch.Tensor) -> None:

@@ -129,8 +129,10 @@ def flatten(tree: Any, source: str, *, strict: bool) -> tuple[dict[str, Any], li
                         if key.startswith(prefix)
                     }
                 )
+                elsewhere = [key for key in (*SCHEMA, *SECTIONS) if key.endswith(f".{name}")]
+                hint = f" (did you mean '{elsewhere[0]}'?)" if len(elsewhere) == 1 else ""
                 raise UserError(
-                    f"{source}: unknown key '{dotted}'{did_you_mean(name, here)}; "
+                    f"{source}: unknown key '{dotted}'{hint or did_you_mean(name, here)}; "
                     f"valid here: {listing(here) or 'nothing'}."
                 )
             else:
@@ -307,6 +309,10 @@ class ConfigParser:
             if unknown:
                 notes.append(f"ignored, for this version has no such keys: {listing(unknown)}")
             values.update(_own_folder(mode, resume, values, defaults))
+        elif mode == "eval":
+            raise UserError(
+                f"there is no config.json beside {resume}; name these weights' config with -c."
+            )
         else:
             notes.append(f"config: {default_config}")
 
