@@ -6,6 +6,7 @@ Subclassed once per data set in `data_loader/`; used by `IncrementalDataset` and
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class Entry:
     where: str
 
 
-class BaseDataset:
+class BaseDataset(ABC):
     """The images and masks of one split ("train" or "val") of a data set on disk.
 
     A subclass sets the class attributes and implements `read_entries` and `read_class_names`.
@@ -71,13 +72,13 @@ class BaseDataset:
         self.entries = self.read_entries()
         self._check_entries()
 
+    @abstractmethod
     def read_class_names(self) -> tuple[str, ...]:
         """Class names, background first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read_entries(self) -> list[Entry]:
         """The images of the split, in list order."""
-        raise NotImplementedError
 
     def _check_entries(self) -> None:
         if not self.entries:

@@ -6,6 +6,7 @@ method lives in one file of `trainer/methods/`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from base.base_model import ModelOutput
 from base.task import Task
 
 
-class BaseMethod:
+class BaseMethod(ABC):
     """One way to train a step.
 
     Attributes:
@@ -36,27 +37,28 @@ class BaseMethod:
         }
 
     @property
+    @abstractmethod
     def needs_teacher(self) -> bool:
         """Whether the loop shall run the previous step's model beside the student."""
-        raise NotImplementedError
 
     @property
     def outputs(self) -> Mapping[str, Any]:
         """Keyword arguments of the model's forward: which outputs the method wants."""
         return {}
 
+    @abstractmethod
     def head_sizes(self) -> list[int]:
         """Outputs of each head of the model, first to last."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prepare(self, student: nn.Module) -> None:
         """Change the student before the step: how a new head starts, what is not trained.
 
         Called with the previous step's weights loaded, before the optimizer is made and before a
         resumed checkpoint is loaded.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def parameter_groups(
         self, student: nn.Module, lr: float, weight_decay: float
     ) -> list[dict[str, Any]]:
@@ -64,8 +66,8 @@ class BaseMethod:
 
         Every trainable parameter is in exactly one; the caller asserts it.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def losses(
         self, student: ModelOutput, teacher: ModelOutput | None, labels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
@@ -79,8 +81,7 @@ class BaseMethod:
         Returns:
             Term name → per-class values; each name is a key of `settings`, its weight.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, logits: torch.Tensor) -> torch.Tensor:
         """Full-size logits [N, 1 + C, H, W] → preds [N, H, W] int64 channels, 0 = background."""
-        raise NotImplementedError

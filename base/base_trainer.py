@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def parse_monitor(text: str, valid: Sequence[str]) -> tuple[str, str] | None:
     return mode, choose("the name in trainer.monitor", name, valid)
 
 
-class BaseTrainer:
+class BaseTrainer(ABC):
     """Runs the epochs of a step.
 
     A subclass implements `train_epoch`, `validate`, `state` and `load_state`.
@@ -59,24 +60,24 @@ class BaseTrainer:
         self.since_best = 0  # validations since the best one
         self.folder = config.step_dir()
 
+    @abstractmethod
     def train_epoch(self, epoch: int) -> None:
         """One pass over the training set."""
-        raise NotImplementedError
 
+    @abstractmethod
     def validate(self, epoch: int) -> dict[str, float]:
         """Values of the validation set by name, in percent."""
-        raise NotImplementedError
 
+    @abstractmethod
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds besides `epoch`, `monitor_best` and the end of the run.
 
         Called on every rank; tensors and plain values only.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def load_state(self, checkpoint: dict[str, Any]) -> None:
         """Take over what `state` returned."""
-        raise NotImplementedError
 
     @property
     def stalled(self) -> bool:
