@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -50,18 +52,26 @@ class BaseDataset(ABC):
     default_root: str
     root_variable: str
 
-    def __init__(self, split: str, data_dir: str | None = None, class_names=None):
+    def __init__(
+        self,
+        split: str,
+        data_dir: str | None = None,
+        class_names: Sequence[str] | None = None,
+        follow_links: bool = False,
+    ):
         """Read the list of a split; no image is opened.
 
         Args:
             split: "train" or "val".
             data_dir: the root; default: the environment variable, then `default_root`.
             class_names: names of the classes, background first; default: the data set's own.
+            follow_links: accept files that symbolic links put outside the root.
 
         Raises:
-            UserError: the root or a list is missing, a list is empty or names an image twice.
+            UserError: the root or a list is missing, a list is empty, names an image twice, or
+                names a path outside the root.
         """
-        self.split = split
+        self.split, self.follow_links = split, follow_links
         self.root = Path(data_dir or os.environ.get(self.root_variable) or self.default_root)
         if not self.root.is_dir():
             raise UserError(
@@ -84,7 +94,14 @@ class BaseDataset(ABC):
         if not self.entries:
             raise UserError(f"{self.root}: the {self.split} list of the data set is empty.")
         first: dict[str, Entry] = {}
+        inside = os.path.join(os.path.abspath(self.root), "")
         for entry in self.entries:
+            for path in (entry.image, entry.mask):
+                if ".." in path.parts and not os.path.abspath(path).startswith(inside):
+                    raise UserError(
+                        f"{entry.where}: the path {path} leaves the data set's folder {self.root}; "
+                        "every file must lie inside it."
+                    )
             if entry.id in first:
                 raise UserError(
                     f"{entry.where}: image {entry.id} stands in the list twice, "
@@ -105,7 +122,7 @@ class BaseDataset(ABC):
             UserError: a file is missing or unreadable, the sizes differ or an id is out of range.
         """
         entry = self.entries[index]
-        image = _open(entry.image, "image", entry).convert("RGB")
+        image = self._open(entry.image, "image", entry).convert("RGB")
         mask = self.load_mask(index)
         if image.size != mask.shape[::-1]:
             raise UserError(
@@ -121,7 +138,7 @@ class BaseDataset(ABC):
             UserError: as `load`.
         """
         entry = self.entries[index]
-        mask = _open(entry.mask, "mask", entry)
+        mask = self._open(entry.mask, "mask", entry)
         if mask.mode not in ("P", "L"):
             raise UserError(
                 f"{entry.where}: mask {entry.mask} has the mode {mask.mode}; it must be an 8-bit "
@@ -129,6 +146,26 @@ class BaseDataset(ABC):
             )
         self.check_ids(np.flatnonzero(mask.histogram()), entry)
         return np.asarray(mask)
+
+    def check_inside(self, path: Path, what: str, entry: Entry) -> None:
+        """Raise `UserError` when symbolic links put a file outside the root."""
+        if not self.follow_links and not _real(path).startswith(_real_folder(self.root)):
+            raise UserError(
+                f"{entry.where}: {what} {path} is a link to {_real(path)}, outside the data set's "
+                f"folder {self.root}; if that is meant, set data_loader.args.follow_links to true."
+            )
+
+    def _open(self, path: Path, what: str, entry: Entry) -> Image.Image:
+        self.check_inside(path, what, entry)
+        try:
+            image = Image.open(path)
+            image.load()
+        except FileNotFoundError:
+            raise UserError(f"{entry.where}: {what} {path} does not exist.") from None
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            # Pillow tells a broken file by any of these, and an absurd size by the last.
+            raise UserError(f"{entry.where}: {what} {path} cannot be read: {error}.") from None
+        return image
 
     def check_ids(self, ids: np.ndarray, entry: Entry) -> None:
         """Raise `UserError` when `ids`, the label ids of a mask, leave 0…classes and 255."""
@@ -140,16 +177,17 @@ class BaseDataset(ABC):
             )
 
 
-def _open(path: Path, what: str, entry: Entry) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-    except FileNotFoundError:
-        raise UserError(f"{entry.where}: {what} {path} does not exist.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # Pillow tells a broken file by any of these, and an absurd size by the last.
-        raise UserError(f"{entry.where}: {what} {path} cannot be read: {error}.") from None
-    return image
+def _real(path: Path) -> str:
+    """The path without symbolic links; one look at the disk, for this runs once per image."""
+    if path.is_symlink():
+        return os.path.realpath(path)
+    return _real_folder(path.parent) + path.name
+
+
+@lru_cache(maxsize=4096)
+def _real_folder(folder: Path) -> str:
+    """The folder without symbolic links and with a slash at its end."""
+    return os.path.join(os.path.realpath(folder), "")
 
 
 def read_list(path: Path) -> list[str]:

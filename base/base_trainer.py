@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from utils import checkpoint as files
+from utils import interrupt
 from utils.distributed import Ranks
 from utils.logger import log
-from utils.misc import UserError, choose, listing
+from utils.misc import Interrupted, UserError, choose, listing
 from utils.parse_config import ConfigParser
 
 
@@ -51,6 +52,7 @@ class BaseTrainer(ABC):
         self.config, self.ranks = config, ranks
         self.epochs = trainer["epochs"]
         self.epoch = 0  # the last one that is done
+        self.iteration = 0  # of the next epoch, the iterations that are done
         self.save_period = trainer["save_period"]
         self.validation_period = trainer["validation_period"]
         self.early_stop = trainer["early_stop"]
@@ -62,11 +64,19 @@ class BaseTrainer(ABC):
 
     @abstractmethod
     def train_epoch(self, epoch: int) -> None:
-        """One pass over the training set."""
+        """One pass over the training set, from `iteration` on, which it keeps up to date.
+
+        Raises:
+            Interrupted: after a whole iteration, when a rank was asked to stop.
+        """
 
     @abstractmethod
     def validate(self, epoch: int) -> dict[str, float]:
-        """Values of the validation set by name, in percent."""
+        """Values of the validation set by name, in percent.
+
+        Raises:
+            Interrupted: when a rank was asked to stop.
+        """
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
@@ -85,20 +95,43 @@ class BaseTrainer(ABC):
         return 0 < self.early_stop <= self.since_best
 
     def train(self) -> None:
-        """Train the epochs that are left."""
+        """Train the epochs that are left.
+
+        Raises:
+            Interrupted: a signal asked to stop; `last.pth` holds the place inside the epoch.
+        """
+        with interrupt.deferred():
+            try:
+                self._train()
+            except Interrupted as stop:
+                self._save(finished=False, improved=False)
+                self.ranks.barrier()  # no rank ends, and has the others ended, before it is saved
+                raise Interrupted(
+                    f"{stop} Epoch {self.epoch} is done and iteration {self.iteration} of the "
+                    "next: continue with -r auto."
+                ) from None
+
+    def _train(self) -> None:
         for epoch in range(self.epoch + 1, self.epochs + 1):
             if self.stalled:
                 break
             self.train_epoch(epoch)
-            self.epoch, last, improved = epoch, epoch == self.epochs, False
-            if last or self._due(epoch, self.validation_period):
-                improved = self._judge(self.validate(epoch))
+            last = epoch == self.epochs
+            validates = last or self._due(epoch, self.validation_period)
+            values = self.validate(epoch) if validates else None
+            self.epoch, self.iteration = epoch, 0
+            improved = values is not None and self._judge(values)
             self._save(finished=last or self.stalled, improved=improved)
         if self.stalled:
             log.info(
                 "no better %s in %d validations: the step ended after epoch %d",
                 *(self.monitor[1], self.since_best, self.epoch),
             )
+
+    def stop_if_asked(self) -> None:
+        """Raise `Interrupted` on all ranks when one of them was asked to stop."""
+        if self.ranks.any(interrupt.asked() is not None):
+            raise Interrupted(f"stopped by {interrupt.asked() or 'a signal to another process'}.")
 
     def resume(self, path: Path) -> None:
         """Continue from a full checkpoint.
@@ -107,24 +140,28 @@ class BaseTrainer(ABC):
             UserError: the checkpoint cannot be read, or holds weights only.
         """
         checkpoint = files.load(path)
-        missing = [key for key in ("optimizer", "rng", "finished") if key not in checkpoint]
+        missing = [
+            key for key in ("optimizer", "rng", "finished", "record") if key not in checkpoint
+        ]
         if missing:
             raise UserError(
                 f"checkpoint {path} has no {listing(missing)}: it was not written by this project "
                 "as a place to continue from; use it with eval, or train the step anew."
             )
-        if checkpoint["epoch"] > self.epochs:
+        behind, within = checkpoint["epoch"], checkpoint.get("iteration", 0)
+        if behind > self.epochs:
             raise UserError(
-                f"checkpoint {path} has {checkpoint['epoch']} epochs behind it, but trainer.epochs "
+                f"checkpoint {path} has {behind} epochs behind it, but trainer.epochs "
                 f"(--epochs) is {self.epochs}; give at least as many."
             )
         self.load_state(checkpoint)
-        self.epoch = checkpoint["epoch"]
+        self.epoch, self.iteration = behind, within
         if self.config["trainer"]["reset_best_mnt"]:
             log.info("the best value so far is forgotten (trainer.reset_best_mnt)")
         else:
             self.best, self.since_best = checkpoint["monitor_best"], checkpoint["since_best"]
-        log.info("resumed from %s: epoch %d is done", path, self.epoch)
+        place = f" and iteration {within} of the next" if within else ""
+        log.info("resumed from %s: epoch %d is done%s", path, self.epoch, place)
 
     @staticmethod
     def _due(epoch: int, period: int) -> bool:
@@ -148,14 +185,17 @@ class BaseTrainer(ABC):
         checkpoint = {
             **self.state(),
             "epoch": self.epoch,
+            "iteration": self.iteration,
             "monitor_best": self.best,
             "since_best": self.since_best,
             "finished": finished,
         }
         if not self.ranks.is_main:
             return
-        last = self.folder / files.LAST
-        files.save(last, checkpoint)
+        last = files.save_last(self.folder, checkpoint)
+        if self.iteration:
+            log.info("saved %s, inside epoch %d", last, self.epoch + 1)
+            return
         if finished or self._due(self.epoch, self.save_period):
             files.keep(last, files.epoch_file(self.epoch))
             log.info("saved %s", self.folder / files.epoch_file(self.epoch))

@@ -6,18 +6,22 @@ One class does the work; a data set adds its raw class and its table of schedule
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from base.base_dataset import BaseDataset
 from base.task import Task, make_task
 from data_loader.ade import ADE
-from data_loader.dataset import IncrementalDataset, OrderedShare, ShuffledBatches
+from data_loader.dataset import IncrementalDataset, Joined, OrderedShare, ShuffledBatches
+from data_loader.leakage import allowed, audit
 from data_loader.splits import (
     compare_with_published,
     list_hash,
@@ -30,10 +34,12 @@ from data_loader.task_tables import ADE_TASKS, VOC_TASKS
 from data_loader.transforms import EvalTransform, NoTransform, TrainTransform
 from data_loader.voc import VOC
 from utils.distributed import SINGLE, Ranks
+from utils.interrupt import leave_to_parent
 from utils.logger import log
 from utils.misc import UserError, seed_from
 
 HELD_OUT = 0.2  # share of the training images that cross_val validates on
+Transform = Callable[[Image.Image, Image.Image], tuple[Image.Image, Image.Image]]
 
 
 class IncrementalDataLoader:
@@ -44,6 +50,7 @@ class IncrementalDataLoader:
 
     raw_class: type[BaseDataset]
     tables: dict[str, Sequence[Sequence[int]]]
+    published_batch: int  # images per iteration of the published runs
 
     def __init__(
         self,
@@ -56,13 +63,22 @@ class IncrementalDataLoader:
         num_workers: int,
         pin_memory: bool,
         data_dir: str | None = None,
+        follow_links: bool = False,
         class_names: Sequence[str] | None = None,
+        cache_dir: str | None = None,
+        accumulate: int = 1,
         seed: int = 0,
         ranks: Ranks = SINGLE,
     ):
         """Check the task and read the lists; images and masks wait until a loader is asked for.
 
-        `memory` concerns training alone, which refuses replay until there is one.
+        Besides the keys of the config:
+
+        Args:
+            cache_dir: where the presence of classes is cached; default: `task.idxs_path`.
+            accumulate: `trainer.accumulate`.
+            seed: of samples and order.
+            ranks: this process.
 
         Raises:
             UserError: an unknown task, setting or step; a missing root or list.
@@ -78,9 +94,16 @@ class IncrementalDataLoader:
         self.blocks = {"train": train, "val": val, "test": test}
         self.num_workers, self.pin_memory = num_workers, pin_memory
         self.seed, self.ranks = seed, ranks
+        self.accumulate = accumulate
         self.lists_dir = task["idxs_path"]
+        self.cache_dir = cache_dir or self.lists_dir
+        self.memory_policy = memory
+        self.replay_sets: list[IncrementalDataset] = []
+        self._replay_origins: list[int] = []
+        self._presences: dict[str, np.ndarray] = {}
         self.raw = {
-            split: self.raw_class(split, data_dir, class_names) for split in ("train", "val")
+            split: self.raw_class(split, data_dir, class_names, follow_links)
+            for split in ("train", "val")
         }
         self.task: Task = make_task(
             self.raw_class.name,
@@ -93,28 +116,113 @@ class IncrementalDataLoader:
     # ------------------------------------------------------------------------------- data sets
     @cached_property
     def train_set(self) -> IncrementalDataset:
-        """Training images of the step, randomly transformed."""
-        kept = self.task.seen if self.task.setting == "sequential" else self.task.new
-        return self._dataset("train", self._train_and_held_out[0], "train", kept)
+        """Training images of the step, randomly transformed; exemplars are not among them."""
+        return self._training(self.task, self._transform("train"), self.seed, self.task.step)
 
     @cached_property
     def val_set(self) -> IncrementalDataset:
         """Validation images of the step: labels of the new classes."""
         if self.blocks["val"]["cross_val"]:
-            return self._dataset("train", self._train_and_held_out[1], "val", self.task.new)
-        return self._dataset("val", self._indices("val", "val"), "val", self.task.new)
+            held_out = self._train_and_held_out(self.task)[1]
+            return self._dataset("train", held_out, "val", self.task.new)
+        return self._dataset("val", self._indices(self.task, "val"), "val", self.task.new)
 
     @cached_property
     def test_set(self) -> IncrementalDataset:
         """Test images of the step: labels of all seen classes."""
-        return self._dataset("val", self._indices("val", "test"), "test", self.task.seen)
+        return self._dataset("val", self._indices(self.task, "test"), "test", self.task.seen)
+
+    def candidate_set(self) -> IncrementalDataset:
+        """Training images of the step before, with the labels of that step: who may be kept.
+
+        `memory.candidates` says whether they are randomly transformed or whole.
+        """
+        crop = self.memory_policy["candidates"] == "crop"
+        transform = self._transform("train") if crop else NoTransform()
+        before = replace(self.task, step=self.task.step - 1)
+        return self._training(before, transform, self.seed, self.task.step, "candidates")
+
+    def replay(self, exemplars: Mapping[str, int]) -> None:
+        """Add exemplars to the training images of the step.
+
+        Under the policy "current" they are masked like every other image of the step; under
+        "stored" they carry the labels of the step that stored them, and no others.
+
+        Args:
+            exemplars: bare image id → step of whose training images it was.
+
+        Raises:
+            UserError: an image that the data set's training list does not have.
+        """
+        places = {entry.id: index for index, entry in enumerate(self.raw["train"].entries)}
+        missing = [name for name in exemplars if name not in places]
+        if missing:
+            raise UserError(
+                f"the memory list names image {missing[0]}, which is not in the training list of "
+                f"{self.raw['train'].root}."
+            )
+        stored = self.memory_policy["labels"] == "stored"
+        self.replay_sets, self._replay_origins = [], []
+        for origin in sorted(set(exemplars.values())) if stored else [self.task.step]:
+            names = sorted(n for n, step in exemplars.items() if not stored or step == origin)
+            self._replay_origins.append(origin)
+            self.replay_sets.append(
+                IncrementalDataset(
+                    self.raw["train"],
+                    [places[name] for name in names],
+                    self._train_table(replace(self.task, step=origin)),
+                    self._transform("train"),
+                    (self.seed, self.task.step, "replay"),
+                )
+            )
+
+    def leakage(self) -> str:
+        """The leakage audit of the step's training images and exemplars, in one line."""
+        presence = self._presence("train")
+        parts = [("images", self.train_set, self.task)]
+        for origin, dataset in zip(self._replay_origins, self.replay_sets, strict=True):
+            words = f"exemplars ({self.memory_policy['labels']} labels, step {origin}'s)"
+            parts.append((words, dataset, replace(self.task, step=origin)))
+        return audit(
+            self.task,
+            [
+                (words, presence[dataset.indices], dataset.table, allowed(step))
+                for words, dataset, step in parts
+            ],
+        )
 
     @cached_property
-    def _train_and_held_out(self) -> tuple[np.ndarray, np.ndarray]:
-        indices = self._indices("train", "train")
+    def train_hash(self) -> str:
+        """SHA-256 of what is trained on: image ids, and the sizes of image and mask files."""
+        digest = hashlib.sha256()
+        for dataset in (self.train_set, *self.replay_sets):
+            for index in dataset.indices:
+                entry = dataset.raw.entries[index]
+                sizes = [path.stat().st_size for path in (entry.image, entry.mask)]
+                digest.update(f"{entry.id}\t{sizes}\n".encode())
+            digest.update(dataset.table.tobytes())
+        return digest.hexdigest()
+
+    def _training(self, task: Task, transform: Transform, *seed: object) -> IncrementalDataset:
+        indices = self._train_and_held_out(task)[0]
+        table = self._train_table(task)
+        return IncrementalDataset(self.raw["train"], indices, table, transform, seed)
+
+    def _train_table(self, task: Task) -> np.ndarray:
+        return task.label_table(allowed(task), self.blocks["train"]["args"]["masking_value"])
+
+    def _transform(self, kind: str) -> Transform:
+        args = self.blocks[kind]["args"]
+        if not args["transform"]:
+            return NoTransform()
+        preset = TrainTransform if kind == "train" else EvalTransform
+        return preset(args["transform_args"]["crop_size"])
+
+    def _train_and_held_out(self, task: Task) -> tuple[np.ndarray, np.ndarray]:
+        indices = self._indices(task, "train")
         if not self.blocks["val"]["cross_val"]:
             return indices, indices[:0]
-        generator = np.random.default_rng(seed_from(self.seed, "cross_val", self.task.step))
+        generator = np.random.default_rng(seed_from(self.seed, "cross_val", task.step))
         order = generator.permutation(len(indices))
         held_out = round(HELD_OUT * len(indices))
         if held_out == 0:
@@ -124,44 +232,44 @@ class IncrementalDataLoader:
             )
         return indices[np.sort(order[held_out:])], indices[np.sort(order[:held_out])]
 
-    def _indices(self, split: str, kind: str) -> np.ndarray:
-        """Images of the step: from the published list when it is there, else by the rule."""
-        raw, path = self.raw[split], published_file(self.task, kind, self.lists_dir)
+    def _presence(self, split: str) -> np.ndarray:
+        """[images, 256] bool: which label ids occur in each mask of a split."""
+        if split not in self._presences:
+            with self.ranks.main_first():  # one process scans, the others read its cache
+                self._presences[split] = presence_table(self.raw[split], self.cache_dir)
+        return self._presences[split]
+
+    def _indices(self, task: Task, kind: str) -> np.ndarray:
+        """Images of a step: from the published list when it is there, else by the rule."""
+        split = "train" if kind == "train" else "val"
+        raw, path = self.raw[split], published_file(task, kind, self.lists_dir)
         if path is not None:
             indices = read_published(path, raw)
             source = f"from {path}"
         else:
-            with self.ranks.main_first():  # one process scans, the others read its cache
-                presence = presence_table(raw, self.lists_dir)
-            indices = select(presence, self.task, kind)
+            indices = select(self._presence(split), task, kind)
             source = "by the rule"
         if len(indices) == 0 and kind == "val":
             log.warning("no validation image holds a new class: validations will say nothing")
         elif len(indices) == 0:
             raise UserError(
-                f"no image of {raw.root} belongs to the {kind} set of step {self.task.step} of "
-                f"task '{self.task.name}' ({self.task.setting}); choose another task or setting."
+                f"no image of {raw.root} belongs to the {kind} set of step {task.step} of "
+                f"task '{task.name}' ({task.setting}); choose another task or setting."
             )
         ids = [raw.entries[index].id for index in indices]
         log.info(
             "%s list: %d images %s, sha256 %s…, %s",
             *(kind, len(ids), source, list_hash(ids)[:16]),
-            compare_with_published(ids, self.task, kind),
+            compare_with_published(ids, task, kind),
         )
         return indices
 
     def _dataset(
         self, split: str, indices: np.ndarray, kind: str, kept: Sequence[int]
     ) -> IncrementalDataset:
-        args = self.blocks[kind]["args"]
-        if not args["transform"]:
-            transform = NoTransform()
-        else:
-            preset = TrainTransform if kind == "train" else EvalTransform
-            transform = preset(args["transform_args"]["crop_size"])
-        table = self.task.label_table(kept, args["masking_value"])
+        table = self.task.label_table(kept, self.blocks[kind]["args"]["masking_value"])
         seed = (self.seed, self.task.step)
-        return IncrementalDataset(self.raw[split], indices, table, transform, seed)
+        return IncrementalDataset(self.raw[split], indices, table, self._transform(kind), seed)
 
     # --------------------------------------------------------------------------------- loaders
     @cached_property
@@ -171,17 +279,37 @@ class IncrementalDataLoader:
         Raises:
             UserError: the step has fewer images than one global batch.
         """
-        images, batch_size = len(self.train_set), self.blocks["train"]["batch_size"]
+        images = Joined([self.train_set, *self.replay_sets])
+        batch_size, world = self.blocks["train"]["batch_size"], self.ranks.world
         batches = ShuffledBatches(
-            images, batch_size, self.ranks.rank, self.ranks.world, (self.seed, self.task.step)
+            *(len(images), batch_size, self.ranks.rank, world, (self.seed, self.task.step)),
+            accumulate=self.accumulate,
         )
-        if len(batches) == 0:
+        if batches.iterations == 0:
             raise UserError(
-                f"the training set of step {self.task.step} has {images} images, fewer than one "
-                f"batch: data_loader.args.train.batch_size (--batch_size) is {batch_size} on "
-                f"{self.ranks.world} process(es); choose a smaller one."
+                f"the training set of step {self.task.step} has {len(images)} images, fewer than "
+                f"one batch: {self.batch_words()}; choose a smaller one."
             )
-        return self._loader(self.train_set, batch_sampler=batches)
+        return self._loader(images, batch_sampler=batches)
+
+    @property
+    def global_batch(self) -> int:
+        """Images of one iteration, over all processes."""
+        return self.blocks["train"]["batch_size"] * self.ranks.world * self.accumulate
+
+    def batch_words(self) -> str:
+        """How the global batch comes about, for messages."""
+        return (
+            f"data_loader.args.train.batch_size (--batch_size) "
+            f"{self.blocks['train']['batch_size']} × {self.ranks.world} process(es) × "
+            f"{self.accumulate} accumulated (trainer.accumulate) = {self.global_batch}"
+        )
+
+    def candidate_loader(self) -> DataLoader:
+        """The candidates of the replay memory, in order, all on this rank."""
+        whole = self.memory_policy["candidates"] == "whole"
+        batch_size = 1 if whole else self.blocks["train"]["batch_size"]
+        return self._loader(self.candidate_set(), batch_size=batch_size)
 
     @cached_property
     def val_loader(self) -> DataLoader:
@@ -203,6 +331,7 @@ class IncrementalDataLoader:
             num_workers=self.num_workers,
             pin_memory=self.pin_memory and torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=leave_to_parent,
             # The loader draws a seed for its workers; a generator of its own keeps that draw from
             # moving torch's global one, on which dropout depends.
             generator=torch.Generator().manual_seed(0),
@@ -226,6 +355,7 @@ class VOCIncrementalDataLoader(IncrementalDataLoader):
 
     raw_class = VOC
     tables = VOC_TASKS
+    published_batch = 32
 
 
 class ADEIncrementalDataLoader(IncrementalDataLoader):
@@ -233,6 +363,7 @@ class ADEIncrementalDataLoader(IncrementalDataLoader):
 
     raw_class = ADE
     tables = ADE_TASKS
+    published_batch = 24
 
 
 LOADERS: dict[str, type[IncrementalDataLoader]] = {

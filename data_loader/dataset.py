@@ -82,31 +82,61 @@ class IncrementalDataset(Dataset):
         return Sample(*to_tensors(image, self.table[np.asarray(mask)]), name)
 
 
+class Joined(Dataset):
+    """Several data sets one after the other: a step's own images and its exemplars."""
+
+    def __init__(self, parts: Sequence[IncrementalDataset]):
+        self.parts = tuple(parts)
+        self.starts = np.cumsum([0, *(len(part) for part in self.parts)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        position, epoch = key if isinstance(key, tuple) else (key, 0)
+        number = int(np.searchsorted(self.starts, position, side="right")) - 1
+        return self.parts[number][int(position - self.starts[number]), epoch]
+
+
 class ShuffledBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (position, epoch) keys for training, the same on any number of ranks.
 
     Rank r takes every world-th position of the epoch's permutation, so the ranks' i-th batches
-    together are the i-th batch of a single process with the global batch size. The last partial
-    global batch is dropped.
+    together are the i-th batch of a single process with the global batch size; so are `accumulate`
+    batches of a rank after each other. The last partial global batch is dropped.
     """
 
-    def __init__(self, length: int, batch_size: int, rank: int, world: int, seed: Sequence[object]):
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        rank: int,
+        world: int,
+        seed: Sequence[object],
+        accumulate: int = 1,
+    ):
         self.length, self.batch_size = length, batch_size
-        self.rank, self.world = rank, world
-        self.seed, self.epoch = tuple(seed), 0
+        self.rank, self.world, self.accumulate = rank, world, accumulate
+        self.seed, self.epoch, self.skip = tuple(seed), 0, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the permutation of the next iteration."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, skip: int = 0) -> None:
+        """Choose the permutation, and how many iterations of it are done already."""
+        self.epoch, self.skip = epoch, skip
+
+    @property
+    def iterations(self) -> int:
+        """Iterations of an epoch, each of `accumulate` batches."""
+        return self.length // (self.batch_size * self.world * self.accumulate)
 
     def __len__(self) -> int:
-        return self.length // (self.batch_size * self.world)
+        return self.iterations * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(seed_from(*self.seed, "order", self.epoch))
         order = torch.randperm(self.length, generator=generator).tolist()
         mine = order[self.rank :: self.world]
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
+        for number in range(self.skip * self.accumulate, len(self)):
+            start = number * self.batch_size
             yield [(position, self.epoch) for position in mine[start : start + self.batch_size]]
 
 

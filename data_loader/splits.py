@@ -57,10 +57,8 @@ def presence_table(dataset: BaseDataset, cache_dir: str | Path) -> np.ndarray:
     try:
         with atomic_path(cache) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, presence=packed, key=np.array(key))
-    except OSError as error:
-        log.warning(
-            "the class cache %s cannot be written (%s): the next run scans again", cache, error
-        )
+    except UserError as error:
+        log.warning("the class cache: %s The next run scans again.", error)
     return np.unpackbits(packed, axis=1).astype(bool)
 
 

@@ -20,16 +20,19 @@ from utils.misc import UserError, listing
 State = Mapping[str, torch.Tensor]
 
 
-def load_strict(
+def check_fit(
     model: nn.Module, state: State, source: str, *, may_miss: Iterable[str] = ()
-) -> None:
-    """Load `state` into `model`, every key matched.
+) -> State:
+    """Whether `state` can be loaded into `model`, which may lie on the meta device.
 
     Args:
-        model: takes the weights.
+        model: would take the weights.
         state: names → tensors; a prefix `module.` on all of them (DistributedDataParallel) is cut.
         source: what the weights are, for messages.
-        may_miss: names that may be absent; they keep their values.
+        may_miss: names that may be absent.
+
+    Returns:
+        `state` without the prefix.
 
     Raises:
         UserError: lists the missing, the unexpected and the wrongly shaped names.
@@ -55,21 +58,36 @@ def load_strict(
     ]
     if faults:
         raise UserError(f"{source} does not fit the model; {'; '.join(faults)}.")
+    return state
+
+
+def load_strict(
+    model: nn.Module, state: State, source: str, *, may_miss: Iterable[str] = ()
+) -> None:
+    """Load `state` into `model`, every key matched; names in `may_miss` keep their values.
+
+    Raises:
+        UserError: as `check_fit`.
+    """
+    state = check_fit(model, state, source, may_miss=may_miss)
     # BatchNorm modules fill in a missing num_batches_tracked themselves, hence the full dict.
-    model.load_state_dict({**own, **state})
+    model.load_state_dict({**model.state_dict(), **state})
 
 
-def load_previous_step(model: nn.Module, state: State, new_head: int, source: str) -> None:
-    """Load step t-1's weights into the model of step t; only the new head may be missing.
+def check_previous_step(model: nn.Module, state: State, new_head: int, source: str) -> list[str]:
+    """Whether step t-1's weights fit the model of step t, of which only the new head may miss.
 
     Args:
         model: with one head more than `state`.
         state: of the previous step.
-        new_head: number of the new head, so `cls.{new_head}` keeps its initial values.
+        new_head: number of the new head, `cls.{new_head}`.
         source: what the weights are, for messages.
 
+    Returns:
+        The names of the new head.
+
     Raises:
-        UserError: as `load_strict`; or `state` already has the new head.
+        UserError: as `check_fit`; or `state` already has the new head.
     """
     head = [f"cls.{new_head}.weight", f"cls.{new_head}.bias"]
     already = [name for name in state if name.removeprefix("module.") in head]
@@ -77,6 +95,17 @@ def load_previous_step(model: nn.Module, state: State, new_head: int, source: st
         raise UserError(
             f"{source} already has {already[0]}: these are not the weights of the step before."
         )
+    check_fit(model, state, source, may_miss=head)
+    return head
+
+
+def load_previous_step(model: nn.Module, state: State, new_head: int, source: str) -> None:
+    """Load step t-1's weights into the model of step t; the new head keeps its initial values.
+
+    Raises:
+        UserError: as `check_previous_step`.
+    """
+    head = check_previous_step(model, state, new_head, source)
     load_strict(model, state, source, may_miss=head)
     log.info("%s: loaded strictly; not in it, as it must be: %s", source, ", ".join(head))
 

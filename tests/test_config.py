@@ -51,6 +51,7 @@ SWITCHES = [
 ADDED_FLAGS = [  # not published, of this framework
     ("--data_dir", "somewhere", "data_loader.args.data_dir", "somewhere"),
     ("--method", "finetune", "method", "finetune"),
+    ("--accumulate", "4", "trainer.accumulate", 4),
 ]
 GENERAL = {"-c", "--config", "-r", "--resume", "-d", "--device", "--test", "-h", "--help"}
 EVAL_FLAGS = {"--multiprocessing_distributed", "--dist_url", "--name", "--save_dir", "--data_dir"}
@@ -162,6 +163,8 @@ def test_help_names_every_flag_and_needs_no_torch(script):
     if script.startswith("eval"):
         assert not named & (expected - EVAL_FLAGS)
         expected = EVAL_FLAGS
+    else:
+        expected = expected | {"--base"}
     assert expected | GENERAL <= named
     imported = set(imports(done.stderr))
     assert "utils.parse_config" in imported

@@ -429,9 +429,12 @@ def test_cross_validation_holds_out_a_fifth_of_the_training_images(toy_root, tmp
         ({"class_names": ["background", 3]}, "must be a list of names, background first"),
         (
             {"batch_size": 6},
-            "training set of step 0 has 5 images, .*batch_size.* is 6 on 1 process",
+            r"training set of step 0 has 5 images, .*batch_size\) 6 × 1 process\(es\) .* = 6",
         ),
-        ({"batch_size": 3, "ranks": (1, 2)}, "has 5 images, .*batch_size.* is 3 on 2 process"),
+        (
+            {"batch_size": 3, "ranks": (1, 2)},
+            r"has 5 images, .*batch_size\) 3 × 2 process\(es\) .* = 6",
+        ),
     ],
 )
 def test_settings_that_cannot_train(tmp_path, changes, message):

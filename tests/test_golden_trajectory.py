@@ -82,10 +82,9 @@ def run_steps(trainer, golden, step, terms, dtype):
         lrs = [group["lr"] for group in trainer.optimizer.param_groups]
         if step == 0:
             torch.manual_seed(100 + i)
-        values = trainer.train_step(
-            torch.from_numpy(golden[f"step{step}_image{i}"]).to(dtype),
-            torch.from_numpy(golden[f"step{step}_label{i}"]),
-        )
+        images = torch.from_numpy(golden[f"step{step}_image{i}"]).to(dtype)
+        labels = torch.from_numpy(golden[f"step{step}_label{i}"])
+        values = trainer.train_step([(images, labels)])
         rows.append([values[name].item() for name in ("loss", *terms)] + lrs)
         if i == 0:
             named = dict(trainer.student.named_parameters())

@@ -54,9 +54,7 @@ def test_files_of_a_run(base):
     _, _, parsed = base
     folder = parsed.step_dir()
     assert {path.name for path in folder.iterdir()} == {
-        "config.json",
-        "last.pth",
-        "checkpoint-epoch2.pth",
+        *(".lock", "config.json", "last.pth", "previous.pth", "checkpoint-epoch2.pth"),
     }
     assert folder.parts[-3:] == ("models", "overlap_15-5_toy", "step_0")
     checkpoint = torch.load(folder / "checkpoint-epoch2.pth", weights_only=True)
@@ -193,7 +191,7 @@ def test_weights_only_file_cannot_be_resumed(after_base, tmp_path):
     folder = tmp_path / "base" / "runs" / "models" / "overlap_15-5_toy" / "step_0"
     checkpoint = torch.load(folder / "last.pth", weights_only=True)
     torch.save({key: checkpoint[key] for key in RELEASED_KEYS}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match="no rng, finished"):
+    with pytest.raises(UserError, match="no rng, finished, record"):
         train(config, *flags, "--name", "other", "-r", str(tmp_path / "w.pth"))
 
 
@@ -219,7 +217,10 @@ def test_validation_monitor_and_early_stop(toy_config):
     toy_config.write_text(json.dumps(tree))
     parsed = train(toy_config, "--lr", "1e-9", "--freeze_bn")  # nothing changes or gets better
     kept = {path.name for path in parsed.step_dir().glob("*.pth")}
-    assert kept == {"last.pth", "model_best.pth", "checkpoint-epoch2.pth", "checkpoint-epoch3.pth"}
+    assert kept == {
+        *("last.pth", "previous.pth", "model_best.pth"),
+        *("checkpoint-epoch2.pth", "checkpoint-epoch3.pth"),
+    }
     assert torch.load(parsed.step_dir() / "model_best.pth", weights_only=True)["epoch"] == 1
     assert metrics(parsed.log_dir() / "val")["epoch"] == 3
     events = list(parsed.log_dir().glob("events.out.tfevents.*"))
@@ -318,11 +319,11 @@ def test_resuming_does_not_overwrite_another_run(after_base, tmp_path):
 
 
 def test_resuming_with_another_global_batch_or_fewer_epochs(after_base, tmp_path):
-    """The learning-rate schedule counts iterations, so their number must stay what it was."""
+    """Both would bend the learning-rate schedule."""
     config, flags = after_base
     folder = tmp_path / "base" / "runs" / "models" / "overlap_15-5_toy" / "step_0"
     last = ["-r", str(folder / "last.pth")]
-    with pytest.raises(UserError, match="iterations per epoch, but this run would have"):
+    with pytest.raises(UserError, match="global batch is 4 here and 8 there"):
         train(config, *flags, *last, "--bs", "4", "--epochs", "3")
     with pytest.raises(UserError, match="2 epochs behind it"):
         train(config, *flags, *last, "--epochs", "1")

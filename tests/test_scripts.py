@@ -47,17 +47,27 @@ def test_a_task_from_one_command(toy_config, tmp_path):
     assert [c["arch"]["args"]["freeze_all_bn"] for c in configs] == [False, True]
     assert [c["hyperparameter"]["pos_weight"] for c in configs] == [2, 1]
 
-    again = run_script(script, toy_config, tmp_path)
+    again = run_script(script, toy_config, tmp_path, "--seed", "3")
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("is finished: skipped") == 2
+    assert again.stdout.count("is finished, see ") == 2
 
 
-def test_memory_is_refused(toy_config, tmp_path):
+def test_memory_replay_shares_the_base_step(toy_config, tmp_path):
+    """MEMORY_SIZE makes it DKD-M, in folders of its own; BASE takes the other run's step 0."""
     script = PROJECT / "scripts/voc/overlapped/train_voc_15-5.sh"
-    base = run_script(script, toy_config, tmp_path, MEMORY_SIZE="100")
-    assert base.returncode == 2
-    assert "--mem_size" in base.stderr.splitlines()[-1]
-    assert not (tmp_path / "runs").exists()
+    step0 = tmp_path / "runs/models/overlap_15-5_DKD/step_0"
+    first = run_script(script, toy_config, tmp_path)
+    assert first.returncode == 0, first.stderr
+    second = run_script(script, toy_config, tmp_path, MEMORY_SIZE="6", BASE=str(step0))
+    assert second.returncode == 0, second.stderr
+    assert "step 0 is taken from" in second.stdout + second.stderr
+    models = tmp_path / "runs/models/overlap_15-5_DKD-M"
+    assert (models / "step_0/checkpoint-epoch1.pth").samefile(step0 / "checkpoint-epoch1.pth")
+    memory = json.loads((models / "step_1/memory.json").read_text())
+    assert len(memory["step_1"]["memory_list"]) == 6
+    metrics = tmp_path / "runs/log/overlap_15-5_DKD-M/step_0/metrics.json"
+    own = json.loads((tmp_path / "runs/log/overlap_15-5_DKD/step_0/metrics.json").read_text())
+    assert json.loads(metrics.read_text())["confusion"] == own["confusion"]
 
 
 @pytest.mark.parametrize("script", SETTINGS, ids=lambda path: path.stem)
@@ -71,6 +81,7 @@ def test_published_values(script):
         "voc": (VOC_TASKS, ("60", "0.001", "0.0001", "2", "32", "saved_voc")),
         "ade": (ADE_TASKS, ("100", "0.0025", "0.00025", "35", "24", "saved_ade")),
     }[values["DATASET"]]
+    assert values["MEMORY_SIZE"] == "0"
     names = ("EPOCHS", "INIT_LR", "LR", "INIT_POS_WEIGHT", "GLOBAL_BATCH", "SAVE_DIR")
     assert tuple(values[name] for name in names) == expected
     assert int(values["STEPS"]) == len(tables[values["TASK"]])

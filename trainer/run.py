@@ -6,7 +6,9 @@ after the weights are loaded.
 
 from __future__ import annotations
 
-import os
+import shutil
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,14 @@ from base.base_model import BaseModel
 from base.base_trainer import parse_monitor
 from base.task import Task
 from data_loader.data_loaders import LOADERS, IncrementalDataLoader
+from data_loader.memory import read as read_memory
 from models.model import MODELS, check_arch
-from models.weights import load_previous_step, load_strict
+from models.weights import check_fit, check_previous_step, load_previous_step, load_strict
+from trainer.base_step import adopt, check_base
+from trainer.memory import previous_file, replay
 from trainer.methods import METHODS
 from trainer.optim import OPTIMIZERS, build_optimizer, build_scheduler
+from trainer.record import differences, record
 from trainer.trainer import Trainer, build_evaluators, describe, task_record
 from utils import checkpoint as files
 from utils.distributed import SINGLE, Launch, Ranks, launch, plan_launch
@@ -31,14 +37,50 @@ from utils.metric import EVALUATORS, METRICS
 from utils.misc import UserError, choose, listing, seed_from, write_json
 from utils.parse_config import ConfigParser
 
+METRICS_FILE = "metrics.json"  # of a step's test, by which one knows that the step is done
+
 
 def run(config: ConfigParser) -> None:
     """Check the configuration, then train or evaluate in as many processes as it asks for.
 
     Raises:
         UserError: whatever is wrong, before anything is allocated or written.
+        Interrupted: a signal stopped the run.
     """
-    launch(work, config, check(config))
+    if config.auto and not config.test:
+        config = where_it_stands(config)
+    if config is not None:
+        launch(work, config, check(config))
+
+
+def where_it_stands(config: ConfigParser) -> ConfigParser | None:
+    """What `-r auto` means for this step: continue, test, start anew, or (None) nothing is left.
+
+    Raises:
+        UserError: the step is finished, but with other settings than these.
+    """
+    path, checkpoint, skipped = files.newest_good(config.step_dir())
+    if path is None:
+        return config.changed(notes=(*skipped, "-r auto: no checkpoint yet, a fresh start"))
+    if not checkpoint.get("finished", True):
+        return config.changed(resume=path, notes=(*skipped, f"-r auto: {path}"))
+    if "record" in checkpoint:
+        plan = plan_launch(config)
+        data = build_data(config, Ranks(0, plan.world, SINGLE.device))
+        differs = differences(
+            record(config, data.task, data.global_batch, None), checkpoint["record"]
+        )
+        if differs:
+            raise UserError(
+                f"{config.step_dir()} holds a finished step of another run: {'; '.join(differs)}; "
+                "give the same, or another --name for a new run."
+            )
+    metrics = config.log_dir() / METRICS_FILE
+    if not metrics.is_file():
+        notes = (*skipped, "-r auto: the step is trained, its test is left")
+        return config.changed(test=True, notes=notes)
+    print(f"{config.step_dir()} is finished, see {metrics}: nothing to do")
+    return None
 
 
 # ---------------------------------------------------------------------------------------- checks
@@ -49,8 +91,8 @@ def check(config: ConfigParser) -> Launch:
         Which processes are to be started.
 
     Raises:
-        UserError: an unknown name, an impossible combination, a missing previous step, or a step
-            folder that is already taken.
+        UserError: an unknown name, an impossible combination, weights that are missing or do not
+            fit, a step folder that is already taken, too little room on the disk.
     """
     config.resolve("arch", MODELS)
     config.resolve("evaluator", EVALUATORS)
@@ -67,18 +109,23 @@ def check(config: ConfigParser) -> Launch:
     if not config["metrics"]:
         raise UserError(f"metrics is empty; name some of {listing(METRICS)}.")
     plan = plan_launch(config)
-    data = build_data(config, SINGLE)
+    data = build_data(config, Ranks(0, plan.world, SINGLE.device))
     _check_writable(config.step_dir())
     if not config.test:
-        _check_training(config, plan, data.task)
-    elif config.resume is None and not _finished(config.step_dir()):
+        _check_training(config, plan, data)
+        return plan
+    weights = config.resume or files.final_checkpoint(config.step_dir())
+    if weights is None or (config.resume is None and not _finished(weights)):
         raise UserError(
             f"--test: {config.step_dir()} holds no finished run; name the weights with -r."
         )
+    method = METHODS[config["method"]](data.task, config["hyperparameter"])
+    state = files.load(weights)["state_dict"]
+    check_fit(_skeleton(config, method.head_sizes()), state, f"weight file {weights}")
     return plan
 
 
-def _check_training(config: ConfigParser, plan: Launch, task: Task) -> None:
+def _check_training(config: ConfigParser, plan: Launch, data: IncrementalDataLoader) -> None:
     """What only training needs; weights of another version may be evaluated without it."""
     config.resolve("optimizer", OPTIMIZERS)
     config.resolve("lr_scheduler", SCHEDULERS)
@@ -95,51 +142,82 @@ def _check_training(config: ConfigParser, plan: Launch, task: Task) -> None:
             "from one image, which leaves the pooled branch of the ASPP one value per channel; use "
             "at least 2, or --freeze_bn."
         )
-    _, validation = build_evaluators(config, task)
-    parse_monitor(trainer["monitor"], [f"val_{name}" for name in validation.names()])
-    size = config["data_loader"]["args"]["memory"]["mem_size"]
-    if size > 0:
+    images = len(data.raw["train"])
+    if images < data.global_batch:
         raise UserError(
-            f"data_loader.args.memory.mem_size (--mem_size) is {size}, but training with memory "
-            "replay is not available yet; set it to 0."
+            f"the data set has {images} training images, fewer than one batch: "
+            f"{data.batch_words()}; choose a smaller one."
         )
-    _check_previous(config)
-    _check_free(config)
+    _, validation = build_evaluators(config, data.task)
+    parse_monitor(trainer["monitor"], [f"val_{name}" for name in validation.names()])
+    if config.base is not None:
+        check_base(config, data)
+    _check_start(config, data.task)
+    if not config.auto:
+        _check_free(config)
 
 
-def _starts_from_imagenet(config: ConfigParser) -> bool:
-    first = config["data_loader"]["args"]["task"]["step"] == 0
-    return first and config.mode == "train" and not config.test and config.resume is None
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        while not folder.exists():
-            folder = folder.parent
-        writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
-    except OSError as error:  # such as a name that is too long
-        raise UserError(f"trainer.save_dir (--save_dir) cannot be used: {error}.") from None
-    if not writable:
+def _check_start(config: ConfigParser, task: Task) -> None:
+    """Whether the weights to start from fit, and the disk has room for those to come."""
+    method = METHODS[config["method"]](task, config["hyperparameter"])
+    head_sizes = method.head_sizes()
+    model = _skeleton(config, head_sizes)
+    if task.step > 0:
+        state, source = read_previous(config, task)
+        check_previous_step(model, state, len(head_sizes) - 1, source)
+        if task.step > 1 and config["data_loader"]["args"]["memory"]["mem_size"] > 0:
+            read_memory(previous_file(config))
+    if config.resume is not None:
+        state = files.load(config.resume)["state_dict"]
+        check_fit(model, state, f"the checkpoint to resume from, {config.resume},")
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    size = 4 * (sum(t.numel() for t in model.state_dict().values()) + trainable)  # and momentum
+    folder = config.step_dir()
+    # The one that is being written, last.pth and previous.pth; kept ones share their room.
+    missing = 3 - sum((folder / name).is_file() for name in (files.LAST, files.PREVIOUS))
+    free = shutil.disk_usage(_existing(folder)).free
+    if free < missing * size:
         raise UserError(
-            f"trainer.save_dir (--save_dir): {folder} is no folder that this user can write to; "
+            f"trainer.save_dir (--save_dir): the file system of {folder} has {free >> 20} MiB "
+            f"left, but the checkpoints of this step need {missing * size >> 20} MiB; make room or "
             "choose another."
         )
 
 
-def _check_previous(config: ConfigParser) -> None:
-    step = config["data_loader"]["args"]["task"]["step"]
-    if step > 0 and files.final_checkpoint(config.step_dir(step - 1)) is None:
+def _skeleton(config: ConfigParser, head_sizes: list[int]) -> BaseModel:
+    """The model without any values: names and shapes only."""
+    with torch.device("meta"):
+        return build_model(config, head_sizes, backbone_pretrained=False)
+
+
+def _starts_from_imagenet(config: ConfigParser) -> bool:
+    first = config["data_loader"]["args"]["task"]["step"] == 0
+    trains = config.mode == "train" and not config.test and config.base is None
+    return first and trains and config.resume is None
+
+
+def _existing(folder: Path) -> Path:
+    """The nearest folder above (or this one) that exists."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder = _existing(folder)
+        with tempfile.TemporaryFile(dir=folder):  # asks the file system itself; leaves no trace
+            pass
+    except OSError as error:  # also a name that is too long, or a file in the way
         raise UserError(
-            f"step {step} continues from step {step - 1}, but {config.step_dir(step - 1)} holds no "
-            "checkpoint-epoch*.pth; train that step first, with the same --name, --task_name, "
-            "--task_setting and --save_dir."
-        )
+            f"trainer.save_dir (--save_dir): nothing can be written to {folder}: "
+            f"{error.strerror}; choose another."
+        ) from None
 
 
-def _finished(folder: Path) -> bool:
-    """Whether a step folder holds the weights of a finished run."""
-    final = files.final_checkpoint(folder)
-    return final is not None and files.load(final).get("finished", True)
+def _finished(weights: Path) -> bool:
+    """Whether a kept checkpoint is of a finished run; released ones do not say, and are."""
+    return files.load(weights).get("finished", True)
 
 
 def _check_free(config: ConfigParser) -> None:
@@ -149,12 +227,13 @@ def _check_free(config: ConfigParser) -> None:
         return
     if resume is None or resume.resolve().parent != folder.resolve():
         raise UserError(
-            f"{folder} already holds a run; continue it with -r {last}, evaluate it with --test if "
+            f"{folder} already holds a run; continue it with -r auto, evaluate it with --test if "
             "it is finished, choose another --name or --save_dir, or delete the folder."
         )
-    if last.is_file() and resume.name != files.LAST:
+    newest, _, _ = files.newest_good(folder)
+    if newest is not None and resume.resolve() != newest.resolve():
         raise UserError(
-            f"-r {resume} is not where the run in {folder} stands; continue it with -r {last}, or "
+            f"-r {resume} is not where the run in {folder} stands; continue it with -r auto, or "
             "branch off from the older file with another --name."
         )
 
@@ -162,7 +241,14 @@ def _check_free(config: ConfigParser) -> None:
 # ------------------------------------------------------------------------------------------ parts
 def build_data(config: ConfigParser, ranks: Ranks) -> IncrementalDataLoader:
     """Task, data sets and loaders of the step."""
-    return config.build("data_loader", LOADERS, seed=config["seed"], ranks=ranks)
+    return config.build(
+        "data_loader",
+        LOADERS,
+        cache_dir=config.cache_dir,
+        accumulate=config["trainer"]["accumulate"],
+        seed=config["seed"],
+        ranks=ranks,
+    )
 
 
 def build_model(config: ConfigParser, head_sizes: list[int], **changes: Any) -> BaseModel:
@@ -186,21 +272,25 @@ def build_student(config: ConfigParser, method: BaseMethod, ranks: Ranks = SINGL
         return build_model(config, method.head_sizes(), **changes)
 
 
-def load_previous(config: ConfigParser, method: BaseMethod, student: BaseModel) -> BaseModel | None:
-    """Give the student the previous step's weights; return them as the frozen teacher.
+def read_previous(config: ConfigParser, task: Task) -> tuple[dict[str, torch.Tensor], str]:
+    """The previous step's weights, and what they are in words.
 
     Raises:
-        UserError: the previous step is missing, unfinished, of another schedule, or does not fit.
+        UserError: the previous step is missing, damaged, unfinished or of another schedule.
     """
-    task = method.task
-    path = files.final_checkpoint(config.step_dir(task.step - 1))
+    folder = config.step_dir(task.step - 1)
+    path = files.final_checkpoint(folder)
     if path is None:
-        _check_previous(config)
+        raise UserError(
+            f"step {task.step} continues from step {task.step - 1}, but {folder} holds no "
+            "checkpoint-epoch*.pth; train that step first, with the same --name, --task_name, "
+            "--task_setting and --save_dir."
+        )
     source, previous = f"step {task.step - 1}'s checkpoint {path}", files.load(path)
     if not previous.get("finished", True):
         raise UserError(
-            f"{source} is not of a finished run; finish that step with "
-            f"-r {path.with_name(files.LAST)}."
+            f"{source} is not of a finished run; finish that step with --task_step "
+            f"{task.step - 1} -r auto."
         )
     mine = task_record(task)
     known = previous.get("task", mine)
@@ -209,12 +299,22 @@ def load_previous(config: ConfigParser, method: BaseMethod, student: BaseModel) 
             f"{source} is of {describe(known)}, which learnt other classes before step "
             f"{task.step}: {known['steps'][: task.step]} instead of {mine['steps'][: task.step]}."
         )
+    return previous["state_dict"], source
+
+
+def load_previous(config: ConfigParser, method: BaseMethod, student: BaseModel) -> BaseModel | None:
+    """Give the student the previous step's weights; return them as the frozen teacher.
+
+    Raises:
+        UserError: as `read_previous`; or the weights do not fit.
+    """
+    state, source = read_previous(config, method.task)
     head_sizes = method.head_sizes()
-    load_previous_step(student, previous["state_dict"], len(head_sizes) - 1, source)
+    load_previous_step(student, state, len(head_sizes) - 1, source)
     if not method.needs_teacher:
         return None
     teacher = build_model(config, head_sizes[:-1], backbone_pretrained=False)
-    load_strict(teacher, previous["state_dict"], source)
+    load_strict(teacher, state, source)
     return teacher.requires_grad_(False).eval()
 
 
@@ -225,14 +325,20 @@ def work(config: ConfigParser, ranks: Ranks) -> None:
     chosen = config.test and config.resume is not None
     log_dir = config.log_dir() / ("eval" if chosen else "")
     setup_logger(log_dir / "info.log", config["trainer"]["verbosity"], ranks.is_main)
+    metrics = log_dir / METRICS_FILE
+    writes = ranks.is_main and not config.test
     try:
-        for note in config.notes:
-            log.info("%s", note)
-        if config.test:
-            weights = config.resume or files.final_checkpoint(config.step_dir())
-            evaluate(config, ranks, weights, log_dir / "metrics.json")
-        else:
-            train(config, ranks, log_dir / "metrics.json")
+        with files.claim(config.step_dir()) if writes else nullcontext():
+            for note in config.notes:
+                log.info("%s", note)
+            if config.base is not None and not config.test:
+                adopt(config, ranks, build_data(config, ranks))
+                config = config.changed(test=True)
+            if config.test:
+                weights = config.resume or files.final_checkpoint(config.step_dir())
+                evaluate(config, ranks, weights, metrics)
+            else:
+                train(config, ranks, metrics)
     finally:
         close_logger()
 
@@ -242,24 +348,28 @@ def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
     data = build_data(config, ranks)
     task = data.task
     method = METHODS[config["method"]](task, config["hyperparameter"])
-    _introduce(config, ranks, method)
+    _introduce(config, ranks, method, data)
     # Whatever is wrong with a list or an image set is told now, not after the last epoch.
-    iterations = len(data.train_loader)
-    _ = data.val_set, data.test_set
+    _ = data.train_set, data.val_set, data.test_set
 
     torch.manual_seed(seed_from(config["seed"], task.step, "weights"))
     torch.backends.cudnn.benchmark = True
     student = build_student(config, method, ranks)
     teacher = load_previous(config, method, student) if task.step > 0 else None
+    student.to(ranks.device)
+    if task.step > 0 and config["data_loader"]["args"]["memory"]["mem_size"] > 0:
+        replay(config, ranks, data, student)
+    iterations = data.train_loader.batch_sampler.iterations
+    log.info("%s", data.leakage())
     method.prepare(student)
     if ranks.world > 1 and ranks.device.type == "cuda" and not student.frozen_bn:
         student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
-    student.to(ranks.device)
     if teacher is not None:
         teacher.to(ranks.device)
     optimizer = build_optimizer(config, method, student)
     scheduler = build_scheduler(config, optimizer, config["trainer"]["epochs"] * iterations)
     torch.manual_seed(seed_from(config["seed"], task.step, "dropout", ranks.rank))
+    train_hash = ranks.gather(data.train_hash if ranks.is_main else None)[0]
     trainer = Trainer(
         config,
         ranks,
@@ -269,6 +379,7 @@ def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
         teacher=teacher,
         optimizer=optimizer,
         scheduler=scheduler,
+        record=record(config, task, data.global_batch, train_hash),
     )
     if config.resume is not None:
         trainer.resume(config.resume)
@@ -286,7 +397,7 @@ def evaluate(config: ConfigParser, ranks: Ranks, weights: Path, metrics: Path) -
     """Test a weight file and write `metrics`: the path of training, left after the load."""
     data = build_data(config, ranks)
     method = METHODS[config["method"]](data.task, config["hyperparameter"])
-    _introduce(config, ranks, method)
+    _introduce(config, ranks, method, data)
     checkpoint = files.load(weights)
     student = build_student(config, method, ranks)
     load_strict(student, checkpoint["state_dict"], f"weight file {weights}")
@@ -295,7 +406,9 @@ def evaluate(config: ConfigParser, ranks: Ranks, weights: Path, metrics: Path) -
     trainer.test(metrics, str(weights), int(checkpoint.get("epoch", 0)))
 
 
-def _introduce(config: ConfigParser, ranks: Ranks, method: BaseMethod) -> None:
+def _introduce(
+    config: ConfigParser, ranks: Ranks, method: BaseMethod, data: IncrementalDataLoader
+) -> None:
     task = method.task
     log.info(
         "%s %s %s, step %d of 0..%d, method %s: %d old and %d new classes (%s)",
@@ -307,15 +420,41 @@ def _introduce(config: ConfigParser, ranks: Ranks, method: BaseMethod) -> None:
     log.info("%d process(es) on %s", ranks.world, device)
     if config.test:
         return
-    log.info("global batch: %d", ranks.world * config["data_loader"]["args"]["train"]["batch_size"])
-    frozen = config["arch"]["args"]["freeze_all_bn"]
-    if task.step == 0 and frozen:
-        log.warning("step 0 with frozen BatchNorm: the ASPP keeps its initial statistics for ever")
-    if task.step > 0 and not frozen:
+    _tell_batch(ranks, data, frozen=config["arch"]["args"]["freeze_all_bn"])
+    unused = [name for name in config["hyperparameter"] if name not in method.settings]
+    if unused:
+        log.info("hyperparameters that %s does not use: %s", config["method"], listing(unused))
+
+
+def _tell_batch(ranks: Ranks, data: IncrementalDataLoader, *, frozen: bool) -> None:
+    """How large the global batch is and what BatchNorm sees of it, with warnings."""
+    task, published = data.task, data.published_batch
+    log.info("global batch: %d, %s", data.global_batch, data.batch_words())
+    if task.published and data.global_batch != published:
+        log.warning(
+            "the published runs have a global batch of %d images, this one has %d: its figures "
+            "will differ; change --batch_size, the processes or --accumulate",
+            *(published, data.global_batch),
+        )
+    if frozen:
+        log.info("BatchNorm: frozen, with the statistics of the weights it starts from")
+        if task.step == 0:
+            log.warning(
+                "step 0 with frozen BatchNorm: the ASPP keeps its initial statistics for ever"
+            )
+        return
+    synchronised = ranks.world > 1 and ranks.device.type == "cuda"
+    seen = data.blocks["train"]["batch_size"] * (ranks.world if synchronised else 1)
+    scope = "synchronised over the GPUs" if synchronised else "of each process and batch alone"
+    log.info("BatchNorm: statistics over %d images, %s", seen, scope)
+    if task.step > 0:
         log.warning(
             "step %d trains BatchNorm on new images only; the published runs pass --freeze_bn",
             task.step,
         )
-    unused = [name for name in config["hyperparameter"] if name not in method.settings]
-    if unused:
-        log.info("hyperparameters that %s does not use: %s", config["method"], listing(unused))
+    elif task.published and seen < published:
+        log.warning(
+            "BatchNorm at step 0 sees %d images at a time, the published runs %d; accumulation "
+            "does not change that, more images per GPU or more GPUs do",
+            *(seen, published),
+        )

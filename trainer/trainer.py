@@ -8,7 +8,9 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +25,21 @@ from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer
 from base.task import Task
 from data_loader.data_loaders import IncrementalDataLoader
+from data_loader.dataset import Sample
 from data_loader.transforms import normalize
 from models.loss import upsample
 from models.weights import load_strict
+from trainer.record import differences, remarks
 from utils import checkpoint as files
 from utils.distributed import Ranks
 from utils.logger import log
 from utils.metric import EVALUATORS, ConfusionMatrix, Evaluator, scalars
-from utils.misc import UserError, write_json
+from utils.misc import Interrupted, UserError, write_json
 from utils.parse_config import ConfigParser
 from utils.report import metrics_json, summary, table
 
+# A run may be lengthened, and its starting weights are behind it.
+FREE_ON_RESUME = ("trainer.epochs", "arch.args.backbone_pretrained")
 READ_EVERY = 20  # iterations between two looks at the loss on a GPU, each of which waits for it
 
 
@@ -43,6 +49,13 @@ _SYNC_BUFFERS = (
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     else "broadcast_buffers"
 )
+
+
+def _grouped(loader: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
+    """The batches of a loader, `size` at a time."""
+    batches = iter(loader)
+    while group := list(islice(batches, size)):
+        yield group
 
 
 class LossLog:
@@ -117,6 +130,7 @@ class Trainer(BaseTrainer):
         teacher: BaseModel | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        record: dict[str, Any] | None = None,
     ):
         """
         Args:
@@ -127,11 +141,13 @@ class Trainer(BaseTrainer):
             student: the model of this step, on the device.
             teacher: the previous step's model, frozen, on the device.
             optimizer, scheduler: None for evaluation only.
+            record: what decides the weights (`trainer/record.py`), kept in checkpoints.
         """
         self.task: Task = data.task
         self.data, self.method = data, method
         self.student, self.teacher = student, teacher
         self.optimizer, self.scheduler = optimizer, scheduler
+        self.record = record
         self.test_evaluator, self.val_evaluator = build_evaluators(config, self.task)
         super().__init__(config, ranks, [f"val_{name}" for name in self.val_evaluator.names()])
 
@@ -165,32 +181,42 @@ class Trainer(BaseTrainer):
 
     # ---------------------------------------------------------------------------------- training
     def train_epoch(self, epoch: int) -> None:
-        """One pass over the training set."""
+        """One pass over the training set, or what is left of it after `self.iteration`."""
         loader = self.data.train_loader
-        loader.batch_sampler.set_epoch(epoch)
+        count = loader.batch_sampler.iterations
+        loader.batch_sampler.set_epoch(epoch, skip=self.iteration)
         self.model.train()
         every = READ_EVERY if self.ranks.device.type == "cuda" else 1
         losses = LossLog(f"step {self.task.step}, epoch {epoch}", every)
-        start, images = time.perf_counter(), 0
+        start, images, lr = time.perf_counter(), 0, self.optimizer.param_groups[0]["lr"]
         bar = tqdm(
-            loader,
+            total=count,
+            initial=self.iteration,
             desc=f"step {self.task.step} epoch {epoch}/{self.epochs}",
             disable=not self.ranks.is_main,
             unit="it",
         )
-        for iteration, batch in enumerate(bar, start=1):
-            lr = self.optimizer.param_groups[0]["lr"]
-            terms = self.train_step(normalize(self._move(batch.image)), self._move(batch.label))
-            images += len(batch.name) * self.ranks.world
-            if losses.add(iteration, terms, batch.name):
-                rate = images / (time.perf_counter() - start)
-                shown = losses.means()
-                bar.set_postfix(
-                    loss=f"{shown['loss']:.3f}", lr=f"{lr:.2e}", images_per_s=f"{rate:.1f}"
-                )
-                at = (epoch - 1) * len(loader) + iteration
-                self._scalars(losses.latest() | {"lr": lr}, "train", at)
+        with bar:
+            for batches in _grouped(loader, self.data.accumulate):
+                lr = self.optimizer.param_groups[0]["lr"]
+                names = [name for batch in batches for name in batch.name]
+                terms = self.train_step(map(self._on_device, batches), len(batches))
+                self.iteration += 1
+                images += len(names) * self.ranks.world
+                bar.update()
+                if losses.add(self.iteration, terms, names):
+                    rate = images / (time.perf_counter() - start)
+                    shown = losses.means()
+                    bar.set_postfix(
+                        loss=f"{shown['loss']:.3f}", lr=f"{lr:.2e}", images_per_s=f"{rate:.1f}"
+                    )
+                    at = (epoch - 1) * count + self.iteration
+                    self._scalars(losses.latest() | {"lr": lr}, "train", at)
+                if self.iteration < count:
+                    self._stop_between_iterations(losses)
         losses.read()
+        if not losses.count:  # the run was stopped after the last iteration of the epoch
+            return
         seconds = time.perf_counter() - start
         log.info(
             "epoch %d/%d: %s, lr %.3e, %.1f images/s, %.0f s",
@@ -199,17 +225,43 @@ class Trainer(BaseTrainer):
             *(lr, images / seconds, seconds),
         )
 
-    def train_step(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """One iteration: forward, losses, backward, update.
+    def _stop_between_iterations(self, losses: LossLog) -> None:
+        try:
+            self.stop_if_asked()
+        except Interrupted:
+            losses.read()  # a checkpoint must not hide a loss that was not finite
+            raise
+
+    def train_step(
+        self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], count: int = 1
+    ) -> dict[str, torch.Tensor]:
+        """One iteration: forward, losses and backward of each batch, then the update.
 
         Args:
-            images: [N, 3, H, W] float32, normalised, on the device.
-            labels: [N, H, W] uint8 channels, on the device.
+            batches: images [N, 3, H, W] float32, normalised, and labels [N, H, W] uint8 channels,
+                on the device. Several of equal size are accumulated: the gradient is the mean, as
+                of one large batch.
+            count: how many there are.
 
         Returns:
             `loss`, the weighted sum, and the mean over classes of each term: scalars that stay on
             the device.
         """
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, torch.Tensor] = {}
+        for number, (images, labels) in enumerate(batches, start=1):
+            with self._synchronised(number == count):
+                terms = self._gradients(images, labels, 1 / count)
+            sums = {name: sums[name] + terms[name] for name in terms} if sums else terms
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        return sums
+
+    def _gradients(
+        self, images: torch.Tensor, labels: torch.Tensor, share: float
+    ) -> dict[str, torch.Tensor]:
+        """Add the gradients of one batch, weighted by `share`, to the parameters'."""
         with self._autocast():
             outputs = self.model(images, **self.method.outputs)
             targets = None
@@ -217,19 +269,27 @@ class Trainer(BaseTrainer):
                 with torch.no_grad():
                     targets = self.teacher(images, **self.method.outputs)
         terms = self.method.losses(outputs, targets, labels)
-        loss = sum(self.method.hyperparameter[name] * term.sum() for name, term in terms.items())
-        self.optimizer.zero_grad(set_to_none=True)
+        weights = self.method.hyperparameter
+        loss = share * sum(weights[name] * term.sum() for name, term in terms.items())
         self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.scheduler.step()
-        return {"loss": loss.detach()} | {name: t.detach().mean() for name, t in terms.items()}
+        means = {name: share * term.detach().mean() for name, term in terms.items()}
+        return {"loss": loss.detach()} | means
+
+    def _synchronised(self, last: bool) -> AbstractContextManager:
+        """Ranks exchange gradients in the last of the accumulated batches only."""
+        if last or self.model is self.student:
+            return nullcontext()
+        return self.model.no_sync()
 
     def _autocast(self) -> torch.amp.autocast:
         return torch.amp.autocast(self.ranks.device.type, self.amp_dtype, enabled=self.amp)
 
-    def _move(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.ranks.device, non_blocking=True)
+    def _on_device(self, batch: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised images and labels of a batch."""
+        images, labels = (
+            tensor.to(self.ranks.device, non_blocking=True) for tensor in (batch.image, batch.label)
+        )
+        return normalize(images), labels
 
     def _scalars(self, values: dict[str, float], kind: str, at: int) -> None:
         if self.writer is not None:
@@ -250,13 +310,21 @@ class Trainer(BaseTrainer):
             K = background and the classes seen.
         """
         self.student.eval()
+        fewest = min(self.ranks.gather(len(loader)))
         confusion = ConfusionMatrix(1 + len(self.task.seen), self.ranks.device)
-        for batch in tqdm(
-            loader, desc=f"{kind} step {self.task.step}", disable=not self.ranks.is_main, unit="it"
+        for number, batch in enumerate(
+            tqdm(
+                loader,
+                desc=f"{kind} step {self.task.step}",
+                disable=not self.ranks.is_main,
+                unit="it",
+            )
         ):
-            labels = self._move(batch.label)
+            if number < fewest:  # ranks with an image more must not ask those that are done
+                self.stop_if_asked()
+            images, labels = self._on_device(batch)
             with self._autocast():
-                logits = self.student(normalize(self._move(batch.image))).logits
+                logits = self.student(images).logits
             confusion.update(labels, self.method.predict(upsample(logits, labels.shape[-2:])))
         self.ranks.sum(confusion.cells)
         return confusion.matrix()
@@ -325,7 +393,7 @@ class Trainer(BaseTrainer):
             "rng": self.ranks.gather(files.rng_state(self.ranks.device)),
             "task": task_record(task),
             "method": self.config["method"],
-            "iterations": len(self.data.train_loader),
+            "record": self.record,
         }
 
     def load_state(self, checkpoint: dict[str, Any]) -> None:
@@ -339,13 +407,15 @@ class Trainer(BaseTrainer):
                 f"the checkpoint to resume from was trained with method '{checkpoint['method']}', "
                 f"but this run is '{self.config['method']}'."
             )
-        iterations = len(self.data.train_loader)
-        if checkpoint["iterations"] != iterations:
+        differs = differences(self.record, checkpoint["record"], ignore=FREE_ON_RESUME)
+        if differs:
             raise UserError(
-                f"the checkpoint to resume from has {checkpoint['iterations']} iterations per "
-                f"epoch, but this run would have {iterations}, which breaks the learning-rate "
-                "schedule; choose --batch_size such that batch size × processes stays what it was."
+                f"the checkpoint to resume from is of another run: {'; '.join(differs)}; give the "
+                "same, or another --name for a new run (the global batch is --batch_size × "
+                "processes × trainer.accumulate)."
             )
+        for remark in remarks(self.record, checkpoint["record"]):
+            log.info("resuming with another %s", remark)
         load_strict(self.student, checkpoint["state_dict"], "the checkpoint to resume from")
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scheduler.load_state_dict(checkpoint["lr_scheduler"])

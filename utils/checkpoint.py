@@ -1,21 +1,30 @@
-"""Checkpoint files: written whole or not at all, read without ever running code from them."""
+"""Checkpoint files: written whole or not at all, verified when read, never able to run code.
+
+A file is a zip archive as `torch.save` writes it, which holds a CRC-32 of each of its records.
+torch itself does not look at them and loads damaged weights without a word; `load` does.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import random
 import re
+import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from utils.misc import UserError, atomic_path
+from utils.logger import log
+from utils.misc import PART, UserError, atomic_path, remove_parts
 
 LAST = "last.pth"
+PREVIOUS = "previous.pth"  # what last.pth was before
 BEST = "model_best.pth"
 
 
@@ -25,53 +34,165 @@ def epoch_file(epoch: int) -> str:
 
 
 def save(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a checkpoint under a temporary name, flush it and rename it."""
+    """Write a checkpoint under a temporary name, flush it and rename it.
+
+    Raises:
+        UserError: the file system refuses; what `path` held is intact.
+    """
     with atomic_path(path) as temporary:
+        _write(temporary, checkpoint, path)
+
+
+def save_last(folder: Path, checkpoint: dict[str, Any]) -> Path:
+    """Write `last.pth` of a step folder; the one before stays as `previous.pth`.
+
+    Raises:
+        UserError: the file system refuses; both are as they were.
+    """
+    last = folder / LAST
+    with atomic_path(last) as temporary:
+        _write(temporary, checkpoint, last)
+        if last.is_file():
+            keep(last, PREVIOUS)
+    return last
+
+
+def _write(temporary: Path, checkpoint: dict[str, Any], path: Path) -> None:
+    try:
         torch.save(checkpoint, temporary)
+    except RuntimeError as error:  # how torch tells that a write failed
+        free = shutil.disk_usage(path.parent).free / 2**20
+        raise UserError(
+            f"checkpoint {path} cannot be written ({_first_line(error)}); its file system has "
+            f"{free:.0f} MiB left. Make room and continue with -r auto: the checkpoint before it "
+            "is intact."
+        ) from None
 
 
-def keep(path: Path, name: str) -> None:
-    """Let the checkpoint `path` also be known as `name` in its folder, without a second copy."""
-    temporary = path.with_name(f".{name}.part")
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+
+
+def keep(path: Path, name: str, folder: Path | None = None) -> None:
+    """Let the checkpoint `path` also be known as `name` in its folder, without a second copy.
+
+    Args:
+        path: the checkpoint; it is never changed in place, so sharing is safe.
+        name: the further name.
+        folder: another folder for it.
+    """
+    target = (folder or path.parent) / name
+    temporary = target.with_name(f".{name}{PART}")
     temporary.unlink(missing_ok=True)
     try:
         os.link(path, temporary)
-    except OSError:  # a file system without hard links
-        temporary.write_bytes(path.read_bytes())
-    temporary.replace(path.with_name(name))
+    except OSError:  # another file system, or one without hard links
+        with atomic_path(target) as copy:
+            shutil.copyfile(path, copy)
+        return
+    temporary.replace(target)
 
 
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU. Only tensors and plain values are accepted.
 
     Raises:
-        UserError: the file is missing, damaged, unsafe, or holds no `state_dict`.
+        UserError: the file is missing, unsafe, or holds no `state_dict`.
+        Damaged: its bytes are not those that were written.
     """
     try:
+        _verify(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist.") from None
     except pickle.UnpicklingError:
-        raise UserError(
+        raise Damaged(
             f"checkpoint {path} is damaged or holds more than tensors and plain values, which "
             "could run code; it is not loaded."
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"checkpoint {path} cannot be read: {reason}.") from None
+    except (RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise Damaged(f"checkpoint {path} cannot be read: {_first_line(error)}.") from None
+    except OSError as error:
+        raise UserError(f"checkpoint {path} cannot be read: {_first_line(error)}.") from None
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise UserError(f"checkpoint {path} holds no 'state_dict'.")
     return checkpoint
 
 
-def final_checkpoint(folder: Path) -> Path | None:
-    """The kept checkpoint of the highest epoch in a step folder."""
+class Damaged(UserError):
+    """A file whose bytes are not those that were written."""
+
+
+def _verify(path: Path) -> None:
+    """Compare the checksums of the archive; files older than torch 1.6 are none and have none."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        record = archive.testzip()
+    if record is not None:
+        raise zipfile.BadZipFile(f"damaged, the checksum of its record {record} is wrong")
+
+
+def newest_good(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
+    """Where the run of a step folder stands.
+
+    Returns:
+        The newest checkpoint that is whole, its content, and a sentence for each damaged one that
+        was skipped; (None, {}, …) when there is none.
+    """
+    skipped = []
+    for path in (folder / LAST, folder / PREVIOUS, *epoch_checkpoints(folder)):
+        if path.is_file():
+            try:
+                return path, load(path), skipped
+            except Damaged as error:
+                skipped.append(f"skipped: {error}")
+    return None, {}, skipped
+
+
+def epoch_checkpoints(folder: Path) -> list[Path]:
+    """The kept checkpoints of a step folder, the highest epoch first."""
     found = [
         (int(match[1]), path)
         for path in folder.glob("checkpoint-epoch*.pth")
         if (match := re.fullmatch(r"checkpoint-epoch(\d+)\.pth", path.name))
     ]
-    return max(found)[1] if found else None
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def final_checkpoint(folder: Path) -> Path | None:
+    """The kept checkpoint of the highest epoch in a step folder."""
+    return next(iter(epoch_checkpoints(folder)), None)
+
+
+@contextlib.contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Hold a step folder for this process, and clear away what a killed one left half-written.
+
+    The claim ends with the process, however it ends. File systems without locks go unprotected.
+
+    Raises:
+        UserError: another process writes there.
+    """
+    try:
+        import fcntl
+    except ImportError:  # no POSIX system
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        try:
+            # Not flock, which the loading processes of a killed run would hold for a while.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(
+                f"another process is writing to {folder}; wait until it has ended, or stop it, or "
+                "choose another --name."
+            ) from None
+        except OSError as error:
+            log.debug("%s cannot be locked: %s", folder, error)
+        remove_parts(folder)
+        yield
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:

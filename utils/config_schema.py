@@ -31,6 +31,10 @@ class Key:
     choices: tuple[Any, ...] = ()
     plain_name: bool = False  # becomes a part of a folder name
     items: str = ""  # what a list holds, for the message
+    decides: bool = (
+        True  # what the weights of a step become; False: where, how fast, how it is seen
+    )
+    local: bool = False  # a file beside downloaded weights has no say in it
 
     def expected(self) -> str:
         """What is valid here, as words for a message."""
@@ -75,31 +79,49 @@ def _split(kind: str) -> dict[str, Key]:
     """The keys of one of the blocks `train`, `val`, `test` of `data_loader.args`."""
     where = f"data_loader.args.{kind}"
     images = {"train": "training", "val": "validation", "test": "test"}[kind]
+    decides = kind == "train"
     return {
         f"{where}.args.transform": Key(
-            f"resize and crop the {images} images; false: keep them whole", (bool,)
+            f"resize and crop the {images} images; false: keep them whole",
+            (bool,),
+            decides=decides,
         ),
-        f"{where}.args.transform_args.crop_size": Key("side of the crop in pixels", (int,), 1),
+        f"{where}.args.transform_args.crop_size": Key(
+            "side of the crop in pixels", (int,), 1, decides=decides
+        ),
         f"{where}.args.masking_value": Key(
             f"label of hidden classes in {images} masks: 0 background, 255 not counted",
             (int,),
             choices=(0, 255),
+            decides=decides,
         ),
-        f"{where}.batch_size": Key("images per process and iteration", (int,), 1),
+        f"{where}.batch_size": Key("images per process and iteration", (int,), 1, decides=False),
     }
 
 
 # Every key of a config file, in the order of the shipped files, with what it means. Keys below
 # `hyperparameter` are the method's own: their names are checked where the methods are known.
 SCHEMA: dict[str, Key] = {
-    "name": Key("name of the run, a part of its folder's name", (str,), plain_name=True),
+    "name": Key(
+        "name of the run, a part of its folder's name", (str,), plain_name=True, decides=False
+    ),
     "method": Key("which method of trainer/methods trains the step", (str,)),
-    "n_gpu": Key("processes started on a machine without CUDA", (int,), 1),
-    "multiprocessing_distributed": Key("one process per GPU (without CUDA: n_gpu)", (bool,)),
-    "rank": Key("number of this node", (int,), 0),
-    "world_size": Key("number of nodes", (int,), 1),
-    "dist_backend": Key("process group on CUDA (CPU: gloo)", (str,), choices=("nccl", "gloo")),
-    "dist_url": Key("where the processes meet, tcp://HOST:PORT", (str,)),
+    "n_gpu": Key(
+        "processes started on a machine without CUDA", (int,), 1, decides=False, local=True
+    ),
+    "multiprocessing_distributed": Key(
+        "one process per GPU (without CUDA: n_gpu)", (bool,), decides=False, local=True
+    ),
+    "rank": Key("number of this node", (int,), 0, decides=False, local=True),
+    "world_size": Key("number of nodes", (int,), 1, decides=False, local=True),
+    "dist_backend": Key(
+        "process group on CUDA (CPU: gloo)",
+        (str,),
+        choices=("nccl", "gloo"),
+        decides=False,
+        local=True,
+    ),
+    "dist_url": Key("where the processes meet, tcp://HOST:PORT", (str,), decides=False, local=True),
     "seed": Key("seed of weights, samples and order", (int,), 0),
     "use_amp": Key("mixed precision on CUDA", (bool,)),
     "amp_dtype": Key("its data type", (str,), choices=("float16", "bfloat16")),
@@ -116,16 +138,30 @@ SCHEMA: dict[str, Key] = {
         "root of the data set; null: the environment (DKD_VOC_ROOT, DKD_ADE_ROOT), then the "
         "default (/dataset/VOC2012, /dataset/ADEChallengeData2016)",
         (str, NULL),
+        decides=False,
+    ),
+    "data_loader.args.follow_links": Key(
+        "accept files that symbolic links put outside the root of the data set",
+        (bool,),
+        decides=False,
+        local=True,
     ),
     "data_loader.args.class_names": Key(
         "names of a data set's own classes, background first", (list, NULL), items="names"
     ),
-    "data_loader.args.task.name": Key("the schedule, such as 15-1", (str,), plain_name=True),
-    "data_loader.args.task.step": Key("the step to train or evaluate", (int,), 0),
+    "data_loader.args.task.name": Key(
+        "the schedule, such as 15-1", (str,), plain_name=True, decides=False
+    ),
+    "data_loader.args.task.step": Key("the step to train or evaluate", (int,), 0, decides=False),
     "data_loader.args.task.setting": Key("overlap, disjoint or sequential", (str,)),
-    "data_loader.args.task.idxs_path": Key("folder of image lists and of the class cache", (str,)),
+    "data_loader.args.task.idxs_path": Key(
+        "folder of image lists and of the class cache", (str,), decides=False
+    ),
     "data_loader.args.task.steps": Key(
-        "own schedule: label ids of each step, [[1, 2], [3]]", (list, NULL), items="lists of ids"
+        "own schedule: label ids of each step, [[1, 2], [3]]",
+        (list, NULL),
+        items="lists of ids",
+        decides=False,  # the classes up to a step do, and a task record holds those
     ),
     **_split("train"),
     "data_loader.args.val.cross_val": Key(
@@ -133,9 +169,23 @@ SCHEMA: dict[str, Key] = {
     ),
     **_split("val"),
     **_split("test"),
-    "data_loader.args.num_workers": Key("loading processes per training process", (int,), 0),
-    "data_loader.args.pin_memory": Key("pinned host memory (CUDA only)", (bool,)),
+    "data_loader.args.num_workers": Key(
+        "loading processes per training process", (int,), 0, decides=False
+    ),
+    "data_loader.args.pin_memory": Key("pinned host memory (CUDA only)", (bool,), decides=False),
     "data_loader.args.memory.mem_size": Key("replayed old images; 0: no replay", (int,), 0),
+    "data_loader.args.memory.labels": Key(
+        "labels of replayed images: current: of the classes of this step, as the published code; "
+        "stored: of the step whose image it was, and no others",
+        (str,),
+        choices=("current", "stored"),
+    ),
+    "data_loader.args.memory.candidates": Key(
+        "where the classes of an image that may be kept are read: crop: in a random crop of its "
+        "mask, as the published code; whole: in the whole mask",
+        (str,),
+        choices=("crop", "whole"),
+    ),
     "optimizer.type": Key("the optimizer's class", (str,)),
     "optimizer.args.lr": Key(
         "learning rate of the backbone (10 times for the rest)", NUMBER, above=0
@@ -148,19 +198,35 @@ SCHEMA: dict[str, Key] = {
     "lr_scheduler.args.warmup_iters": Key(
         "WarmupPolyLR: share of the iterations that warm up", NUMBER, 0, most=1
     ),
-    "evaluator.type": Key("the evaluator's class", (str,)),
-    "metrics": Key("metrics to report, functions of utils/metric.py", (list,), items="names"),
+    "evaluator.type": Key("the evaluator's class", (str,), decides=False),
+    "metrics": Key(
+        "metrics to report, functions of utils/metric.py", (list,), items="names", decides=False
+    ),
     "trainer.epochs": Key("epochs of the step", (int,), 1),
-    "trainer.save_dir": Key("folder of all runs", (str,)),
-    "trainer.save_period": Key("epochs between kept checkpoints; -1: the last only", (int,), -1),
-    "trainer.validation_period": Key("epochs between validations; -1: after the last", (int,), -1),
-    "trainer.verbosity": Key("0: warnings, 1: progress, 2: also details", (int,), 0, most=2),
-    "trainer.monitor": Key('"off", or "max NAME" / "min NAME" of a validation metric', (str,)),
+    "trainer.accumulate": Key(
+        "batches of each process whose gradients make one iteration; a larger batch on less memory",
+        (int,),
+        1,
+        decides=False,  # the global batch does
+    ),
+    "trainer.save_dir": Key("folder of all runs", (str,), decides=False, local=True),
+    "trainer.save_period": Key(
+        "epochs between kept checkpoints; -1: the last only", (int,), -1, decides=False
+    ),
+    "trainer.validation_period": Key(
+        "epochs between validations; -1: after the last", (int,), -1, decides=False
+    ),
+    "trainer.verbosity": Key(
+        "0: warnings, 1: progress, 2: also details", (int,), 0, most=2, decides=False
+    ),
+    "trainer.monitor": Key(
+        '"off", or "max NAME" / "min NAME" of a validation metric', (str,), decides=False
+    ),
     "trainer.early_stop": Key(
         "validations without a new best before stopping; -1: never", (int,), -1
     ),
-    "trainer.reset_best_mnt": Key("forget the best value on resuming", (bool,)),
-    "trainer.tensorboard": Key("write TensorBoard events", (bool,)),
+    "trainer.reset_best_mnt": Key("forget the best value on resuming", (bool,), decides=False),
+    "trainer.tensorboard": Key("write TensorBoard events", (bool,), decides=False),
 }
 HYPERPARAMETER = Key("weight or setting of the method", NUMBER, 0)
 # Optional keyword arguments of the class in `type`: without them the class uses its own default.
@@ -193,6 +259,7 @@ FLAGS = (
     Flag(("--mem_size",), "data_loader.args.memory.mem_size", int),
     Flag(("--seed",), "seed", int),
     Flag(("--ep", "--epochs"), "trainer.epochs", int),
+    Flag(("--accumulate",), "trainer.accumulate", int),
     Flag(("--lr", "--learning_rate"), "optimizer.args.lr", float),
     Flag(("--bs", "--batch_size"), "data_loader.args.train.batch_size", int),
     Flag(("--task_name",), "data_loader.args.task.name", str),

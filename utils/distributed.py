@@ -24,8 +24,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from utils import interrupt
 from utils.logger import log
-from utils.misc import UserError, listing, sentence
+from utils.misc import EXIT_INTERRUPTED, Interrupted, UserError, listing, sentence
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,13 @@ class Ranks:
         rank: 0 … world - 1, over all nodes.
         world: number of processes, over all nodes.
         device: where this process computes.
+        hosts: process group of the hosts, where `device` has another backend than gloo.
     """
 
     rank: int
     world: int
     device: torch.device
+    hosts: Any = None
 
     @property
     def is_main(self) -> bool:
@@ -66,6 +69,14 @@ class Ranks:
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set on at least one rank; no GPU is waited for."""
+        if self.world == 1:
+            return flag
+        told = torch.tensor(int(flag))
+        dist.all_reduce(told, dist.ReduceOp.MAX, group=self.hosts)
+        return bool(told)
 
     def gather(self, value: Any) -> list[Any]:
         """`value` of every rank, in order of rank."""
@@ -144,14 +155,19 @@ def _devices(text: str | None) -> list[torch.device]:
     if text is not None and text != "cpu" and not re.fullmatch(r"\d+(,\d+)*", text):
         raise UserError(f"-d/--device is '{text}'; give GPU ids such as 0 or 0,1, or cpu.")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if text == "cpu" or count == 0:
+    ids = [] if text in (None, "cpu") else [int(number) for number in text.split(",")]
+    if len(set(ids)) < len(ids):
+        raise UserError(f"-d/--device is '{text}', but a GPU is named twice.")
+    # Published commands end with -d 0: on a machine without any GPU that means the CPU.
+    if text == "cpu" or (count == 0 and ids in ([], [0])):
         return [torch.device("cpu")]
-    ids = [int(number) for number in text.split(",")] if text else list(range(count))
     wrong = [number for number in ids if number >= count]
-    if wrong or len(set(ids)) < len(ids):
-        fault = f"GPU {wrong[0]} does not exist" if wrong else "a GPU is named twice"
-        raise UserError(f"-d/--device is '{text}', but {fault}; visible: {listing(range(count))}.")
-    return [torch.device("cuda", number) for number in ids]
+    if wrong:
+        raise UserError(
+            f"-d/--device is '{text}', but GPU {wrong[0]} does not exist; visible: "
+            f"{listing(range(count)) or 'none, so use -d cpu'}."
+        )
+    return [torch.device("cuda", number) for number in ids or range(count)]
 
 
 def _free_url(url: str, nodes: int) -> str:
@@ -183,30 +199,46 @@ def _free_url(url: str, nodes: int) -> str:
 def launch(worker: Callable[[Any, Ranks], None], config: Any, plan: Launch | None = None) -> None:
     """Run `worker(config, ranks)` in every process of the run and wait for the end.
 
-    When one process fails, the others are stopped and its error is the one that is raised.
+    When one process fails, the others are stopped and its error is the one that is raised. Signals
+    that ask to stop are passed on to all of them.
 
     Raises:
         UserError: as the failing process raised it.
+        Interrupted: a signal stopped the processes.
         RuntimeError: any other failure of a process, with its traceback.
     """
     plan = plan or plan_launch(config)
     if not plan.distributed:
         _select(plan.devices[0])
-        worker(config, Ranks(0, 1, plan.devices[0]))
+        with interrupt.watch():
+            worker(config, Ranks(0, 1, plan.devices[0]))
         return
     if plan.by_torchrun:
-        _in_group(worker, config, plan, int(os.environ["RANK"]), plan.world, local=0)
+        with interrupt.watch():
+            _in_group(worker, config, plan, int(os.environ["RANK"]), plan.world, local=0)
         return
     reports = mp.get_context("spawn").SimpleQueue()
     arguments = (worker, config, plan, reports)
     context = mp.start_processes(
         _spawned, arguments, nprocs=len(plan.devices), join=False, start_method="spawn"
     )
-    try:
-        while not context.join():
-            pass
-    except (mp.ProcessRaisedException, mp.ProcessExitedException):
-        _raise_cause(plan, [process.exitcode for process in context.processes], reports)
+    stopped_by: list[str] = []
+
+    def pass_on(number: int, frame: Any) -> None:
+        stopped_by.append(signal.Signals(number).name)
+        for process in context.processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+    with interrupt.watch(pass_on):
+        try:
+            while not context.join():
+                pass
+        except (mp.ProcessRaisedException, mp.ProcessExitedException):
+            exit_codes = [process.exitcode for process in context.processes]
+            if stopped_by and reports.empty():  # before the processes began to watch for signals
+                raise Interrupted(f"stopped by {stopped_by[0]}.") from None
+            _raise_cause(plan, exit_codes, reports)
 
 
 def _raise_cause(plan: Launch, exit_codes: list[int | None], reports: Any) -> NoReturn:
@@ -222,9 +254,9 @@ def _raise_cause(plan: Launch, exit_codes: list[int | None], reports: Any) -> No
         told.append(reports.get())
     if not told:
         raise RuntimeError(f"a process died without a word; exit codes: {exit_codes}.") from None
-    _, rank, is_users, text = min(told)
-    if is_users:
-        raise UserError(text) from None
+    _, rank, kind, text = min(told)
+    if kind in (UserError.__name__, Interrupted.__name__):
+        raise (UserError if kind == UserError.__name__ else Interrupted)(text) from None
     raise RuntimeError(f"rank {rank} failed; all ranks are stopped.\n{text}") from None
 
 
@@ -232,12 +264,16 @@ def _spawned(local: int, worker: Callable, config: Any, plan: Launch, reports: A
     rank = plan.node * len(plan.devices) + local
 
     def tell(error: BaseException) -> NoReturn:
-        is_users = isinstance(error, UserError)
-        text = sentence(error) if is_users else traceback.format_exc()
-        reports.put((time.time(), rank, is_users, text))
+        kind, code = type(error).__name__, 1
+        text = traceback.format_exc()
+        if isinstance(error, UserError):
+            kind, text = UserError.__name__, sentence(error)
+        elif isinstance(error, Interrupted):
+            text, code = str(error), EXIT_INTERRUPTED
+        reports.put((time.time(), rank, kind, text))
         sys.stdout.flush()
         # At once: leaving the group in good order may wait for peers that wait for this rank.
-        os._exit(1)
+        os._exit(code)
 
     def told(config: Any, ranks: Ranks) -> None:
         try:
@@ -247,8 +283,9 @@ def _spawned(local: int, worker: Callable, config: Any, plan: Launch, reports: A
             tell(error)
 
     try:
-        _in_group(told, config, plan, rank, plan.world, local)
-    except Exception as error:  # meeting the others failed
+        with interrupt.watch():
+            _in_group(told, config, plan, rank, plan.world, local)
+    except (Exception, Interrupted) as error:  # meeting the others failed
         tell(error)
 
 
@@ -266,8 +303,10 @@ def _in_group(
     dist.init_process_group(
         plan.backend, init_method=plan.url, rank=rank, world_size=world, **options
     )
+    # What hosts tell each other about must not wait for what their GPUs are still computing.
+    hosts = dist.new_group(backend="gloo") if plan.backend != "gloo" else None
     try:
-        worker(config, Ranks(rank, world, device))
+        worker(config, Ranks(rank, world, device, hosts))
     finally:
         dist.destroy_process_group()
 

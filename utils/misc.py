@@ -16,9 +16,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 75  # "temporary failure, try again" of sysexits.h: continue with -r auto
 
 BACKGROUND = 0  # label of every pixel without a (visible) class
 VOID = 255  # label of pixels that no metric counts
+PART = ".part"  # ending of files that are being written
 
 
 class UserError(ValueError):
@@ -28,14 +30,25 @@ class UserError(ValueError):
         super().__init__(message.replace("\n", " "))  # a quoted value may hold a newline
 
 
+class Interrupted(BaseException):
+    """A signal asked the run to stop; whatever was to be saved is saved."""
+
+
 @contextlib.contextmanager
 def one_sentence_errors() -> Iterator[None]:
-    """Turn a `UserError` into its one sentence on standard error and exit code 2."""
+    """Turn a `UserError` into its one sentence on standard error and exit code 2.
+
+    A run that a signal stopped ends with `EXIT_INTERRUPTED`.
+    """
+    program = Path(sys.argv[0]).name
     try:
         yield
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: error: {sentence(error)}", file=sys.stderr)
+        print(f"{program}: error: {sentence(error)}", file=sys.stderr)
         raise SystemExit(EXIT_USER_ERROR) from None
+    except Interrupted as stop:
+        print(f"{program}: {stop}", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
 
 
 def sentence(error: UserError) -> str:
@@ -76,20 +89,43 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`.
 
     A reader sees the old file or the new one, never a half-written one.
+
+    Raises:
+        UserError: the file system refuses: it is full, read-only, or the folder may not be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        _flush(temporary)
         temporary.chmod(0o666 & ~_umask())  # mkstemp makes files only their owner may read
         temporary.replace(path)
+        _flush(path.parent)  # the rename itself
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}; what it held before is intact."
+        ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_parts(folder: Path) -> None:
+    """Delete what a killed process left half-written in `folder`."""
+    for part in folder.glob(f".*{PART}"):
+        part.unlink(missing_ok=True)
 
 
 def _umask() -> int:

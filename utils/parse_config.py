@@ -11,6 +11,7 @@ entry script.
 from __future__ import annotations
 
 import argparse
+import copy
 import inspect
 import json
 import re
@@ -23,6 +24,7 @@ from utils.config_schema import FLAGS, OPTIONAL, SCHEMA, SECTIONS, key_of
 from utils.misc import UserError, choose, did_you_mean, listing
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+_ABSENT = object()
 
 
 class _ArgumentParser(argparse.ArgumentParser):
@@ -43,7 +45,19 @@ def _argument_parser(mode: str, description: str | None) -> argparse.ArgumentPar
     add = parser.add_argument
     add("-c", "--config", metavar="FILE", help="JSON config; default: the shipped one")
     if mode == "train":
-        add("-r", "--resume", metavar="FILE", help="checkpoint to continue from")
+        add(
+            "-r",
+            "--resume",
+            metavar="FILE|auto",
+            help="checkpoint to continue from; auto: the "
+            "newest good one of the step, or a fresh start; a finished step is left alone",
+        )
+        add(
+            "--base",
+            metavar="DIR",
+            help="take the finished step 0 of another run from its folder "
+            "DIR, when everything that decides its weights is equal",
+        )
         add("--test", action="store_true", help="evaluate the trained step, do not train")
     else:
         add("-r", "--resume", metavar="FILE", required=True, help="weights to evaluate")
@@ -189,6 +203,9 @@ class ConfigParser:
     Attributes:
         mode: "train" or "eval".
         resume: the checkpoint of `-r`, or None.
+        auto: `-r auto` was given; `trainer/run.py` looks for the checkpoint.
+        base: the step folder of `--base`, or None.
+        cache_dir: folder of the class cache, `task.idxs_path` unless the file lay beside weights.
         device: the text of `-d`, or None.
         test: whether `--test` was given.
         from_weights: the file lay beside the weights, so it may be another version's.
@@ -201,14 +218,19 @@ class ConfigParser:
         *,
         mode: str = "train",
         resume: Path | None = None,
+        auto: bool = False,
+        base: Path | None = None,
         device: str | None = None,
         test: bool = False,
         from_weights: bool = False,
+        cache_dir: str | None = None,
         notes: Sequence[str] = (),
     ):
         self._tree = _nest(flat)
         self._view = _frozen(self._tree)
         self.mode, self.resume, self.device, self.test = mode, resume, device, test
+        self.auto, self.base = auto, base
+        self.cache_dir = cache_dir or self._tree["data_loader"]["args"]["task"]["idxs_path"]
         self.from_weights, self.notes = from_weights, tuple(notes)
 
     def __getitem__(self, name: str) -> Any:
@@ -221,6 +243,24 @@ class ConfigParser:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._view = _frozen(self._tree)
+
+    def changed(self, *, notes: Sequence[str] = (), **attributes: Any) -> ConfigParser:
+        """A copy with other attributes (`resume`, `test`) and further notes."""
+        other = copy.copy(self)
+        vars(other).update(attributes)
+        other.notes += tuple(notes)
+        return other
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted key → value, in the order of the schema; keys of `hyperparameter` come last."""
+        values = {}
+        for dotted in (*SCHEMA, *(f"hyperparameter.{name}" for name in self["hyperparameter"])):
+            block: Any = self._tree
+            for part in dotted.split("."):
+                block = block.get(part, _ABSENT) if isinstance(block, dict) else _ABSENT
+            if block is not _ABSENT:
+                values[dotted] = block
+        return values
 
     def as_dict(self) -> dict[str, Any]:
         """A private, writable copy, for `config.json`."""
@@ -293,7 +333,8 @@ class ConfigParser:
         defaults, _ = flatten(read_json(shipped), str(shipped), strict=True)
 
         notes: list[str] = []
-        resume = Path(args["resume"]) if args["resume"] is not None else None
+        auto = mode == "train" and args["resume"] == "auto"
+        resume = None if auto or args["resume"] is None else Path(args["resume"])
         if resume is not None and not resume.is_file():
             raise UserError(f"-r/--resume: there is no file {resume}.")
         values: dict[str, Any] = {}
@@ -308,7 +349,7 @@ class ConfigParser:
             notes.append(f"config: {beside}, which lies beside the weights")
             if unknown:
                 notes.append(f"ignored, for this version has no such keys: {listing(unknown)}")
-            values.update(_own_folder(mode, resume, values, defaults))
+            values.update(_not_beside_weights(mode, resume, values, defaults))
         elif mode == "eval":
             raise UserError(
                 f"there is no config.json beside {resume}; name these weights' config with -c."
@@ -337,24 +378,31 @@ class ConfigParser:
             flat,
             mode=mode,
             resume=resume,
+            auto=auto,
+            base=Path(args["base"]) if args.get("base") is not None else None,
             device=args["device"],
             test=args["test"] or mode == "eval",
             from_weights=from_weights,
+            cache_dir=defaults["data_loader.args.task.idxs_path"] if from_weights else None,
             notes=notes,
         )
 
 
-def _own_folder(
+def _not_beside_weights(
     mode: str, resume: Path, values: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Where a run goes that takes its config from beside the weights `resume`.
+    """What a config beside the weights `resume` does not get to choose.
 
-    Such a file may be downloaded, so it does not get to choose a folder: training goes on in the
-    folder tree that holds the checkpoint, and an evaluation writes below the default folder.
+    Such a file may be downloaded, so folders that are written to, and where processes meet, are
+    this machine's: an evaluation writes below the default folder. Training that continues in the
+    folder tree that holds the checkpoint is the user's own run and keeps its processes.
     """
+    refused = {dotted: defaults[dotted] for dotted in SCHEMA if SCHEMA[dotted].local}
     folder = resume.resolve().parent
     if mode == "train" and re.fullmatch(r"step_\d+", folder.name) and len(folder.parts) > 3:
         models = folder.parent.parent
         if models.name == "models":
-            return {"trainer.save_dir": str(models.parent)}
-    return {"trainer.save_dir": defaults["trainer.save_dir"]}
+            for own in ("multiprocessing_distributed", "n_gpu", "data_loader.args.follow_links"):
+                refused[own] = values.get(own, defaults[own])
+            refused["trainer.save_dir"] = str(models.parent)
+    return refused

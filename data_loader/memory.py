@@ -1,0 +1,144 @@
+"""Memory replay (DKD-M): which old images a step keeps, and the file that remembers them.
+
+Pure choice and bookkeeping: no model, no ranks, no image. `trainer/memory.py` finds the candidates
+and calls `choose`; the loader bundle asks `origins` which labels an exemplar may carry.
+
+The file has the published form, one entry per step, so it may be exchanged with the published code:
+`{"step_2": {"memory_candidates": [[name, [label ids]], …], "memory_list": [names, sorted]}, …}`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from utils.misc import UserError, write_json
+
+FILE = "memory.json"
+
+
+class Candidate(NamedTuple):
+    """An image that may be kept.
+
+    Attributes:
+        name: bare image id.
+        ids: label ids of the classes that were found in it.
+    """
+
+    name: str
+    ids: tuple[int, ...]
+
+
+def merge(kept: Sequence[Candidate], fresh: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates of a step: what the last memory holds and the last step's images, each once."""
+    ids: dict[str, set[int]] = {}
+    for candidate in (*kept, *fresh):
+        ids.setdefault(candidate.name, set()).update(candidate.ids)
+    return [Candidate(name, tuple(sorted(found))) for name, found in ids.items()]
+
+
+def choose(
+    candidates: Sequence[Candidate], classes: Sequence[int], size: int, seed: int
+) -> dict[int, list[Candidate]]:
+    """Choose exemplars evenly over the old classes.
+
+    Candidates and classes are shuffled; then the classes take turns, each taking the first of the
+    candidates left that holds it, until `size` are taken or a whole round finds none.
+
+    Args:
+        candidates: each image once.
+        classes: label ids of the old classes.
+        size: exemplars wanted.
+        seed: of both shuffles.
+
+    Returns:
+        Old class → the exemplars taken for it, in the order of `classes`.
+    """
+    generator = random.Random(seed)
+    order, turns = list(candidates), list(classes)
+    generator.shuffle(order)
+    generator.shuffle(turns)
+    queues = {label: iter([c for c in order if label in c.ids]) for label in turns}
+    taken: dict[int, list[Candidate]] = {label: [] for label in classes}
+    names: set[str] = set()
+    found = True
+    while found:
+        found = False
+        for label in turns:
+            if len(names) == size:
+                return taken
+            candidate = next((c for c in queues[label] if c.name not in names), None)
+            if candidate is not None:
+                taken[label].append(candidate)
+                names.add(candidate.name)
+                found = True
+    return taken
+
+
+def write(path: Path, step: int, kept: Sequence[Candidate], earlier: dict[str, Any]) -> None:
+    """Write the memory of `step` before those of the earlier steps, atomically."""
+    entry = {
+        "memory_candidates": [[c.name, list(c.ids)] for c in kept],
+        "memory_list": sorted(c.name for c in kept),
+    }
+    write_json(path, {f"step_{step}": entry, **earlier})
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The memories in a file, checked.
+
+    Raises:
+        UserError: the file is missing, no JSON, or has another form.
+    """
+    try:
+        memory = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"memory list {path} does not exist.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"memory list {path} cannot be read: {error}.") from None
+    if not isinstance(memory, dict):
+        raise UserError(f"memory list {path} must hold one JSON object, step_t: {{…}}.")
+    for key, entry in memory.items():
+        if not _valid(entry):
+            raise UserError(
+                f'memory list {path}: {key} must hold "memory_candidates", a list of '
+                '[name, [label ids]], and "memory_list", the same names.'
+            )
+    return memory
+
+
+def _valid(entry: Any) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    pairs, names = entry.get("memory_candidates"), entry.get("memory_list")
+    if not isinstance(pairs, list) or not isinstance(names, list):
+        return False
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
+            return False
+        if not (isinstance(pair[1], list) and all(type(label) is int for label in pair[1])):
+            return False
+    return sorted(name for name, _ in pairs) == sorted(map(str, names))
+
+
+def exemplars(memory: dict[str, Any], step: int) -> list[Candidate]:
+    """What the memory of `step` holds; nothing when there is none."""
+    pairs = memory.get(f"step_{step}", {"memory_candidates": []})["memory_candidates"]
+    return [Candidate(name, tuple(ids)) for name, ids in pairs]
+
+
+def origins(memory: dict[str, Any], step: int) -> dict[str, int]:
+    """Exemplar of `step` → the step of whose training images it was when it was stored.
+
+    An image that was kept over several steps was stored before the first of them.
+    """
+    found = {}
+    for candidate in exemplars(memory, step):
+        first = step
+        while first > 1 and any(c.name == candidate.name for c in exemplars(memory, first - 1)):
+            first -= 1
+        found[candidate.name] = first - 1
+    return found

@@ -1,0 +1,140 @@
+"""The replay memory of a step (DKD-M): run the old model over old data, choose, write, read.
+
+Called by `trainer/run.py` with the previous step's weights loaded and before anything is trained.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from base.base_model import BaseModel
+from base.task import Task
+from data_loader import memory
+from data_loader.data_loaders import IncrementalDataLoader
+from data_loader.memory import Candidate
+from data_loader.transforms import normalize
+from models.loss import upsample
+from utils.distributed import Ranks
+from utils.logger import log
+from utils.misc import BACKGROUND, VOID, UserError, listing, seed_from
+from utils.parse_config import ConfigParser
+
+CONFIDENT = 0.9  # score from which a background pixel counts as the class it looks like
+
+
+def replay(
+    config: ConfigParser, ranks: Ranks, data: IncrementalDataLoader, student: BaseModel
+) -> None:
+    """Give the step its exemplars: choose them and write `memory.json`, or read it on resuming.
+
+    Rank 0 chooses, all ranks read the same file.
+
+    Args:
+        config: says how many, and where the previous memory lies.
+        ranks: this process.
+        data: takes the exemplars.
+        student: with the previous step's weights, on the device; its new head is not used.
+
+    Raises:
+        UserError: the previous memory is missing or faulty.
+    """
+    task = data.task
+    file = config.step_dir() / memory.FILE
+    candidates = data.candidate_loader()  # on all ranks: the class cache may have to be made first
+    if ranks.is_main and not (config.resume is not None and file.is_file()):
+        earlier = _earlier(config, task)
+        kept = memory.exemplars(earlier, task.step - 1)
+        size = config["data_loader"]["args"]["memory"]["mem_size"]
+        pool = memory.merge(kept, find_candidates(candidates, task, student, ranks.device))
+        seed = seed_from(config["seed"], task.step, "memory")
+        chosen = memory.choose(pool, task.old, size, seed)
+        _report(file, task, chosen, len(pool), len(kept), size)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        memory.write(file, task.step, [c for taken in chosen.values() for c in taken], earlier)
+    ranks.barrier()
+    stored = memory.read(file)
+    if f"step_{task.step}" not in stored:
+        raise UserError(f"memory list {file} has no step_{task.step}; delete it to choose anew.")
+    data.replay(memory.origins(stored, task.step))
+
+
+def _earlier(config: ConfigParser, task: Task) -> dict:
+    """The memories of the earlier steps; step 1 has none."""
+    if task.step == 1:
+        return {}
+    return memory.read(previous_file(config))
+
+
+def previous_file(config: ConfigParser) -> Path:
+    """The `memory.json` of the step before."""
+    return config.step_dir(config["data_loader"]["args"]["task"]["step"] - 1) / memory.FILE
+
+
+@torch.inference_mode()
+def find_candidates(
+    loader: DataLoader, task: Task, student: BaseModel, device: torch.device
+) -> list[Candidate]:
+    """Which old classes each image of the previous step's training set shows.
+
+    From the second increment on, background is first filled in with what the previous model is
+    sure of, since the masks name only the classes of that step.
+
+    Args:
+        loader: `IncrementalDataLoader.candidate_loader()`.
+        task: the step that is about to be trained.
+        student: as in `replay`.
+        device: where the student is.
+    """
+    student.eval()
+    found = []
+    for batch in tqdm(loader, desc=f"replay candidates of step {task.step - 1}", unit="it"):
+        labels = batch.label
+        if task.step > 1:
+            logits = student(normalize(batch.image.to(device))).logits[:, task.old_channels]
+            labels = torch.stack(
+                [pseudo_label(one, label) for one, label in zip(logits, labels, strict=True)]
+            )
+        for name, label in zip(batch.name, labels.numpy(), strict=True):
+            channels = np.setdiff1d(label, (BACKGROUND, VOID))
+            found.append(Candidate(name, tuple(task.label_ids()[channels].tolist())))
+    return found
+
+
+def pseudo_label(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Fill the background of one label map with the previous model's confident classes.
+
+    Args:
+        logits: [C_old, h, w] of the old classes, on the device.
+        label: [H, W] uint8 channels, on the CPU.
+
+    Returns:
+        [H, W] uint8 channels.
+    """
+    full = upsample(logits[None], label.shape[-2:])[0]
+    score, channel = full.sigmoid().max(dim=0)
+    guess = torch.where(score >= CONFIDENT, channel + 1, BACKGROUND).to(torch.uint8).cpu()
+    return torch.where(label == BACKGROUND, guess, label)
+
+
+def _report(
+    file: Path, task: Task, chosen: dict[int, list[Candidate]], pool: int, kept: int, size: int
+) -> None:
+    total = sum(map(len, chosen.values()))
+    log.info("memory: %d of %d candidates chosen, %d of them stored before", total, pool, kept)
+    for label, taken in chosen.items():
+        names = listing(sorted(c.name for c in taken)) or "none"
+        log.info("memory: %s: %d exemplars: %s", task.class_names[label], len(taken), names)
+    held = {label for taken in chosen.values() for c in taken for label in c.ids}
+    without = [task.class_names[label] for label in task.old if label not in held]
+    if without:
+        log.warning("memory: no candidate holds %s", listing(without))
+    if total < size:
+        log.warning("memory: %d exemplars were asked for, only %d could be found", size, total)
+    most = math.ceil(size / len(task.old))
+    log.info("memory: at most %d for each of %d classes; written: %s", most, len(task.old), file)

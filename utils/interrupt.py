@@ -1,0 +1,88 @@
+"""Signals that ask a run to stop: pre-emption by a scheduler, `kill`, Ctrl-C.
+
+Every process of a run watches for them. Outside training such a signal ends the process at once;
+while training it is only noted, and the loop, which asks after each iteration, saves where it
+stands and raises `Interrupted`. Knows nothing of ranks: `Ranks.any` makes all of them stop at the
+same iteration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from utils.misc import Interrupted
+
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)
+PATIENCE = 2  # seconds after which another Ctrl-C is meant to end the run at once
+
+_asked: str | None = None  # name of the first signal
+_since = 0.0
+_deferred = False
+
+
+def asked() -> str | None:
+    """Name of the signal that asked this process to stop, if one did."""
+    return _asked
+
+
+@contextlib.contextmanager
+def watch(handler: Callable[[int, FrameType | None], None] | None = None) -> Iterator[None]:
+    """Handle the signals inside the block; `handler` replaces what is described above."""
+    global _asked
+    if threading.current_thread() is not threading.main_thread():  # Python allows no handlers there
+        yield
+        return
+    _asked = None
+    before = {number: signal.signal(number, handler or _note) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Only note signals inside the block, so that an iteration or a file is not torn apart."""
+    global _deferred
+    before, _deferred = _deferred, True
+    try:
+        yield
+    finally:
+        _deferred = before
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    global _asked, _since
+    name, now = signal.Signals(number).name, time.monotonic()
+    impatient = number == signal.SIGINT and _asked is not None and now - _since > PATIENCE
+    if not _deferred or impatient:
+        raise Interrupted(f"stopped by {name}.")
+    if _asked is None:
+        _asked, _since = name, now
+
+
+def leave_to_parent(worker: int = 0) -> None:
+    """Let a loading process outlive signals to its whole group: its parent will end it.
+
+    A scheduler signals every process of a job, and a run that lost its workers could not finish
+    the iteration. Only a second SIGTERM, as the parent sends when nothing else helps, ends it.
+    """
+    met = 0
+
+    def second(number: int, frame: FrameType | None) -> None:
+        nonlocal met
+        met += 1
+        if met > 1:
+            os._exit(0)
+
+    for number in SIGNALS:
+        signal.signal(number, second if number == signal.SIGTERM else signal.SIG_IGN)
