@@ -1,0 +1,446 @@
+"""Memory replay: choice of exemplars, their file, pseudo-labels, label policies, leakage audit."""
+
+from __future__ import annotations
+
+import json
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data_loader import memory
+from data_loader.leakage import audit, ranges
+from data_loader.memory import Candidate
+from scripts.make_toy_voc import CLASS_NAMES
+from tests.conftest import train, write_config
+from trainer.memory import find_candidates, pseudo_label
+from trainer.run import build_data
+from utils.distributed import SINGLE, Ranks
+from utils.misc import UserError
+from utils.parse_config import ConfigParser
+
+SETTINGS = ("overlap", "disjoint", "sequential")
+STEPS = [[1, 2], [3], [4], [5]]
+
+
+# ------------------------------------------------------------------------------------- the choice
+def candidates(**ids):
+    return [Candidate(name, tuple(labels)) for name, labels in ids.items()]
+
+
+def test_classes_take_turns():
+    """Every class gets its share, however common the others are."""
+    many = [Candidate(f"a{i}", (1,)) for i in range(50)]
+    few = [Candidate(f"b{i}", (2,)) for i in range(5)]
+    taken = memory.choose(many + few, (1, 2), 8, seed=3)
+    assert {label: len(chosen) for label, chosen in taken.items()} == {1: 4, 2: 4}
+    assert all(label in c.ids for label, chosen in taken.items() for c in chosen)
+
+
+def test_no_image_is_taken_twice():
+    both = [Candidate(f"{i}", (1, 2, 3)) for i in range(9)]
+    taken = memory.choose(both, (1, 2, 3), 7, seed=0)
+    names = [c.name for chosen in taken.values() for c in chosen]
+    assert len(names) == len(set(names)) == 7
+    assert sorted(map(len, taken.values())) == [2, 2, 3]
+
+
+def test_the_choice_ends_when_nothing_is_left():
+    """The published code spins for ever here."""
+    taken = memory.choose(candidates(a=[1], b=[1, 2]), (1, 2, 3), 10, seed=1)
+    assert sorted(c.name for chosen in taken.values() for c in chosen) == ["a", "b"]
+    assert taken[3] == []
+
+
+def test_the_choice_equals_the_rule_written_out():
+    """Shuffle both, go round the classes, take the first remaining candidate with the class."""
+    generator = np.random.default_rng(5)
+    pool = [
+        Candidate(f"{i:03d}", tuple(np.flatnonzero(generator.random(9) < 0.2).tolist()))
+        for i in range(120)
+    ]
+    for size, seed in ((1, 0), (37, 1), (90, 2), (500, 3)):
+        rule = random.Random(seed)
+        rest, classes = list(pool), list(range(1, 9))
+        rule.shuffle(rest)
+        rule.shuffle(classes)
+        expected: list[str] = []
+        while len(expected) < size:
+            before = len(expected)
+            for label in classes:
+                found = next((c for c in rest if label in c.ids), None)
+                if found is not None and len(expected) < size:
+                    rest.remove(found)
+                    expected.append(found.name)
+            if len(expected) == before:
+                break
+        taken = memory.choose(pool, range(1, 9), size, seed)
+        assert sorted(c.name for t in taken.values() for c in t) == sorted(expected)
+
+
+def test_an_image_that_is_stored_and_fresh_is_one_candidate():
+    merged = memory.merge(candidates(a=[1], b=[2]), candidates(b=[4], c=[5]))
+    assert merged == candidates(a=[1], b=[2, 4], c=[5])
+
+
+# --------------------------------------------------------------------------------------- the file
+def test_file_has_the_published_form(tmp_path):
+    path = tmp_path / "memory.json"
+    memory.write(path, 1, candidates(b=[2], a=[1, 2]), {})
+    memory.write(path, 2, candidates(c=[3], a=[1]), memory.read(path))
+    assert json.loads(path.read_text()) == {
+        "step_2": {"memory_candidates": [["c", [3]], ["a", [1]]], "memory_list": ["a", "c"]},
+        "step_1": {"memory_candidates": [["b", [2]], ["a", [1, 2]]], "memory_list": ["a", "b"]},
+    }
+    stored = memory.read(path)
+    assert memory.exemplars(stored, 1) == candidates(b=[2], a=[1, 2])
+    assert memory.exemplars(stored, 3) == []
+    assert memory.origins(stored, 2) == {"c": 1, "a": 0}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{",
+        '{"step_1": []}',
+        '{"step_1": {"memory_list": []}}',
+        '{"step_1": {"memory_candidates": [["a"]], "memory_list": ["a"]}}',
+        '{"step_1": {"memory_candidates": [["a", ["1"]]], "memory_list": ["a"]}}',
+        '{"step_1": {"memory_candidates": [["a", [1]]], "memory_list": ["b"]}}',
+        "[" * 100000,
+    ],
+)
+def test_faulty_files(tmp_path, text):
+    path = tmp_path / "memory.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"memory list .*memory\.json"):
+        memory.read(path)
+    with pytest.raises(UserError, match="does not exist"):
+        memory.read(tmp_path / "nowhere.json")
+
+
+# ---------------------------------------------------------------------------------- pseudo-labels
+def test_confident_background_takes_the_class_of_the_old_model():
+    """σ ≥ 0.9 on background only; labels and void stay."""
+    logits = torch.full((2, 2, 2), -9.0)
+    logits[0, 0, 0], logits[1, 0, 1] = 2.1, 2.3  # σ = 0.891, 0.909
+    logits[0, 1, 0] = logits[1, 1, 1] = 9.0
+    label = torch.tensor([[0, 0], [7, 255]], dtype=torch.uint8)
+    assert pseudo_label(logits, label).tolist() == [[0, 2], [7, 255]]
+
+
+class _Sure(torch.nn.Module):
+    """A model that is sure of one channel everywhere."""
+
+    def __init__(self, channels, sure):
+        super().__init__()
+        self.channels, self.sure = channels, sure
+
+    def forward(self, images):
+        logits = torch.full((len(images), self.channels, 4, 4), -9.0)
+        logits[:, self.sure] = 9.0
+        return SimpleNamespace(logits=logits)
+
+
+def own_data(root, tmp_path, ranks=SINGLE, **task):
+    """The bundle of a step of `STEPS` on a data set of five classes."""
+    policy = {key: task.pop(key) for key in ("labels", "candidates") if key in task}
+    config = write_config(tmp_path / "own.json", root, name="own", steps=STEPS, **task)
+    tree = json.loads(config.read_text())
+    tree["data_loader"]["args"]["memory"] = policy
+    config.write_text(json.dumps(tree))
+    return build_data(
+        ConfigParser.from_args("train", "configs/config_voc.json", argv=["-c", str(config)]), ranks
+    )
+
+
+@pytest.fixture(scope="module")
+def every_id(tmp_path_factory):
+    """A tree whose images hold the classes that their names say, each in a column of its own."""
+    root = tmp_path_factory.mktemp("every_id") / "voc"
+    sets = ["1", "2", "12", "13", "23", "123", "14", "34", "1234", "15", "345", "12345", "5", "4"]
+    lists = root / "ImageSets/Segmentation"
+    for folder in (lists, root / "JPEGImages", root / "SegmentationClass"):
+        folder.mkdir(parents=True)
+    (root / "SegmentationClassAug").symlink_to("SegmentationClass")
+    for name in sets:
+        mask = np.zeros((20, 20), dtype=np.uint8)
+        for label in map(int, name):
+            mask[2 : 16 + label % 2, 4 * label - 4 : 4 * label] = label
+        mask[18:] = 255
+        Image.fromarray(mask).save(root / f"SegmentationClass/{name}.png")
+        Image.fromarray(np.stack([mask * 40] * 3, axis=-1)).save(root / f"JPEGImages/{name}.jpg")
+    for split in ("train_aug", "val"):
+        (lists / f"{split}.txt").write_text("\n".join(sets))
+    return root
+
+
+def whole_ids(data, dataset):
+    """Image id → original label ids that its sample shows as classes, without any crop."""
+    shown = {}
+    back = {channel: label for label, channel in data.task._channels.items()}
+    for index in dataset.indices:
+        labels = dataset.table[dataset.raw.load_mask(index)]
+        shown[dataset.raw.entries[index].id] = {
+            back[channel] for channel in np.unique(labels).tolist() if channel not in (0, 255)
+        }
+    return shown
+
+
+def test_candidates_carry_the_labels_of_the_step_before(every_id, tmp_path):
+    data = own_data(every_id, tmp_path, step=2, setting="overlap", candidates="whole")
+    model = _Sure(4, 2)  # sure of class 2 wherever the masks of step 1, which name 3, are silent
+    found = find_candidates(data.candidate_loader(), data.task, model, SINGLE.device)
+    assert {c.name: c.ids for c in found} == dict.fromkeys(
+        ("13", "23", "123", "34", "1234", "345", "12345"), (2, 3)
+    )
+    first = own_data(every_id, tmp_path, step=1, setting="overlap", candidates="whole")
+    found = find_candidates(first.candidate_loader(), first.task, model, SINGLE.device)
+    assert {c.name: c.ids for c in found} == {
+        name: tuple(int(c) for c in name if c in "12")
+        for name in ("1", "2", "12", "13", "23", "123", "14", "1234", "15", "12345")
+    }, "step 1 has no pseudo-labels"
+
+
+def test_crops_may_miss_classes_and_whole_masks_may_not(toy_root, tmp_path):
+    found = {}
+    for how in ("crop", "whole"):
+        config = write_config(tmp_path / "c.json", toy_root, name="15-5", step=1)
+        tree = json.loads(config.read_text())
+        tree["data_loader"]["args"]["memory"] = {"candidates": how}
+        config.write_text(json.dumps(tree))
+        parsed = ConfigParser.from_args(
+            "train", "configs/config_voc.json", argv=["-c", str(config)]
+        )
+        data = build_data(parsed, SINGLE)
+        found[how] = {
+            c.name: set(c.ids)
+            for c in find_candidates(
+                data.candidate_loader(), data.task, torch.nn.Identity(), SINGLE.device
+            )
+        }
+    assert found["crop"].keys() == found["whole"].keys()
+    assert all(found["crop"][name] <= found["whole"][name] for name in found["whole"])
+    assert any(found["crop"][name] < found["whole"][name] for name in found["whole"])
+
+
+# ------------------------------------------------------------------------------- leakage audit
+def allowed_ids(setting, step):
+    seen = {label for ids in STEPS[: step + 1] for label in ids}
+    return seen if setting == "sequential" else set(STEPS[step])
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("step", range(len(STEPS)))
+def test_audit_of_the_images_of_a_step(every_id, tmp_path, setting, step):
+    """Which original label ids reach the loss: those of the step, in `sequential` all seen."""
+    data = own_data(every_id, tmp_path, step=step, setting=setting)
+    shown = whole_ids(data, data.train_set)
+    may = allowed_ids(setting, step)
+    assert set().union(*shown.values()) == may
+    for name, labels in shown.items():
+        assert labels == {int(c) for c in name} & may
+        if setting != "overlap":
+            assert max(map(int, name)) <= max(STEPS[step]), "no image with a future class"
+    assert f"{len(shown)} images show {ranges(may)}" in data.leakage()
+
+
+@pytest.mark.parametrize("policy", ["current", "stored"])
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_audit_of_the_exemplars(every_id, tmp_path, setting, policy, step):
+    """The same for replayed images, under both label policies."""
+    data = own_data(every_id, tmp_path, step=step, setting=setting, labels=policy)
+    ids = ["1", "12", "123", "1234", "12345", "13", "345", "4", "2"]
+    origins = {name: number % step for number, name in enumerate(ids)}
+    data.replay(origins)
+    shown = {}
+    for dataset in data.replay_sets:
+        shown |= whole_ids(data, dataset)
+    for name in ids:
+        visible = allowed_ids(setting, origins[name] if policy == "stored" else step)
+        assert shown[name] == {int(c) for c in name} & visible, name
+        future = {label for later in STEPS[step + 1 :] for label in later}
+        assert not shown[name] & future
+    line = data.leakage()
+    assert line.count("exemplars") == (len(set(origins.values())) if policy == "stored" else 1)
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("policy", ["current", "stored"])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_hidden_labels_do_not_move_the_training_labels(every_id, tmp_path, setting, policy):
+    """The sharp form: whatever a hidden class is in the mask, the label maps are the same."""
+    data = own_data(every_id, tmp_path, step=2, setting=setting, labels=policy)
+    data.replay({"123": 0, "1234": 1, "12345": 0})
+    for dataset in (data.train_set, *data.replay_sets):
+        visible = set(np.flatnonzero((dataset.table > 0) & (dataset.table < 255)))
+        hidden = [label for label in range(1, 6) if label not in visible]
+        assert all(dataset.table[label] == 0 for label in hidden)
+        before = dataset[0].label
+        mask = dataset.raw.load_mask(dataset.indices[0])
+        swapped = mask.copy()
+        for label, other in zip(hidden, [*hidden[1:], 0], strict=True):
+            swapped[mask == label] = other
+        assert (dataset.table[swapped] == dataset.table[mask]).all()
+        assert set(before.unique().tolist()) <= {0, 255, *dataset.table[list(visible)].tolist()}
+
+
+def test_audit_stops_a_leak(every_id, tmp_path):
+    data = own_data(every_id, tmp_path, step=1, setting="overlap")
+    data.train_set.table[5] = 5
+    with pytest.raises(AssertionError, match="label ids 5 leak into the loss"):
+        data.leakage()
+    assert ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
+    presence = np.zeros((1, 256), dtype=bool)
+    assert "show none" in audit(data.task, [("images", presence, data.train_set.table, ())])
+
+
+def test_void_masking_is_no_leak(every_id, tmp_path):
+    data = own_data(every_id, tmp_path, step=1, setting="overlap")
+    data.train_set.table[5] = 255
+    assert "show 3;" in data.leakage()
+
+
+# ---------------------------------------------------------------------------- exemplars in training
+def test_exemplars_join_the_images_of_the_step(every_id, tmp_path):
+    data = own_data(every_id, tmp_path, step=2, setting="overlap", labels="stored")
+    data.replay({"1": 0, "13": 1, "4": 1})
+    joined = data.train_loader.dataset
+    names = [*data.train_set.names, "1", "13", "4"]
+    assert [joined[i, 3].name for i in range(len(joined))] == names
+    own, replayed = (
+        joined[names.index("4"), 3],  # step 2's own image, and the exemplar of the same image
+        joined[len(joined) - 1, 3],
+    )
+    assert own.name == replayed.name == "4"
+    assert not torch.equal(own.image, replayed.image), "another crop"
+    assert 4 not in replayed.label.unique(), "stored at step 1, which did not know class 4"
+
+
+def test_memory_of_another_data_set(every_id, tmp_path):
+    data = own_data(every_id, tmp_path, step=1)
+    with pytest.raises(UserError, match="image nowhere, which is not in the training list"):
+        data.replay({"1": 0, "nowhere": 0})
+
+
+# --------------------------------------------------------------------------------------- whole runs
+@pytest.fixture(scope="module")
+def three_steps(toy_root, tmp_path_factory):
+    """Steps 0 to 2 with memory, and the config."""
+    folder = tmp_path_factory.mktemp("memory")
+    steps = [list(range(1, 16)), [16, 17], [18, 19, 20]]
+    config = write_config(folder / "m.json", toy_root, name="own", steps=steps)
+    tree = json.loads(config.read_text())
+    tree["data_loader"]["args"]["memory"] = {"mem_size": 12, "labels": "stored"}
+    tree["data_loader"]["args"]["train"]["batch_size"] = 4
+    config.write_text(json.dumps(tree))
+    flags = ("--epochs", "1")
+    runs = [train(config, *flags)]
+    runs += [train(config, *flags, "--freeze_bn", "--task_step", t) for t in ("1", "2")]
+    return folder, config, runs
+
+
+def test_memory_of_a_run(three_steps):
+    _, _, (_, one, two) = three_steps
+    first = memory.read(one.step_dir() / "memory.json")
+    second = memory.read(two.step_dir() / "memory.json")
+    assert list(first) == ["step_1"]
+    assert list(second) == ["step_2", "step_1"]
+    assert second["step_1"] == first["step_1"]
+    for t, stored in ((1, first), (2, second)):
+        kept = memory.exemplars(stored, t)
+        assert 0 < len(kept) <= 12
+        assert all(1 <= label <= (15, 17)[t - 1] for c in kept for label in c.ids)
+    log = (one.log_dir() / "info.log").read_text()
+    kept = memory.exemplars(first, 1)
+    assert f"memory: {len(kept)} of " in log
+    for number in range(1, 16):
+        taken = [line for line in log.splitlines() if f"memory: {CLASS_NAMES[number]}: " in line]
+        assert len(taken) == 1, "every class is named, with how many and which"
+    assert all(c.name in log for c in kept)
+    assert log.count("leakage audit") == 1
+    assert "exemplars (stored labels, step 0's) show " in log
+
+
+def test_a_class_without_candidates_is_reported(three_steps, tmp_path, toy_root):
+    """Class 20 is taught at step 0, but no training image shows it."""
+    root = tmp_path / "voc"
+    for folder in ("JPEGImages", "SegmentationClass", "SegmentationClassAug"):
+        (root / folder).mkdir(parents=True)
+    lists = "ImageSets/Segmentation"
+    (root / lists).mkdir(parents=True)
+    for split, folder in (("train_aug", "SegmentationClassAug"), ("val", "SegmentationClass")):
+        names = []
+        for line in (toy_root / lists / f"{split}.txt").read_text().splitlines():
+            name = line.split("/")[-1].removesuffix(".png")
+            mask = np.array(Image.open(toy_root / folder / f"{name}.png"))
+            mask[mask == 7] = 0
+            Image.fromarray(mask).save(root / folder / f"{name}.png")
+            image = (toy_root / f"JPEGImages/{name}.jpg").read_bytes()
+            (root / f"JPEGImages/{name}.jpg").write_bytes(image)
+            names.append(name)
+        (root / lists / f"{split}.txt").write_text("\n".join(names))
+    config = write_config(tmp_path / "c.json", root)
+    train(config, "--epochs", "1")
+    run = train(
+        config, "--epochs", "1", "--task_step", "1", "--freeze_bn", "--mem_size", "30", "--bs", "4"
+    )
+    log = (run.log_dir() / "info.log").read_text()
+    assert f"WARNING memory: no candidate holds {CLASS_NAMES[7]}" in log
+    assert f"memory: {CLASS_NAMES[7]}: 0 exemplars: none" in log
+
+
+def test_the_memory_is_chosen_again_to_the_same(three_steps, tmp_path):
+    _, config, (zero, one, _) = three_steps
+    saved = tmp_path / "runs"
+    (saved / "models" / zero.experiment).mkdir(parents=True)
+    (saved / "models" / zero.experiment / "step_0").symlink_to(zero.step_dir().resolve())
+    flags = ("--epochs", "1", "--freeze_bn", "--task_step", "1", "--save_dir", str(saved))
+    again = train(config, *flags)
+    files = [run.step_dir() / "memory.json" for run in (one, again)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_two_processes_read_one_memory(three_steps, tmp_path):
+    folder, config, (zero, one, _) = three_steps
+    tree = json.loads(config.read_text())
+    tree["n_gpu"] = 2
+    tree["data_loader"]["args"]["train"]["batch_size"] = 2
+    two = folder / "two.json"
+    two.write_text(json.dumps(tree))
+    saved = tmp_path / "runs"
+    (saved / "models" / zero.experiment).mkdir(parents=True)
+    (saved / "models" / zero.experiment / "step_0").symlink_to(zero.step_dir().resolve())
+    flags = ("--epochs", "1", "--freeze_bn", "--task_step", "1", "--save_dir", str(saved))
+    run = train(two, *flags, "--multiprocessing_distributed")
+    files = [r.step_dir() / "memory.json" for r in (one, run)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    a, b = (
+        torch.load(r.step_dir() / "checkpoint-epoch1.pth", weights_only=True) for r in (one, run)
+    )
+    assert a["record"] == b["record"]
+    for name, value in a["state_dict"].items():
+        torch.testing.assert_close(b["state_dict"][name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_ranks_share_the_exemplars(every_id, tmp_path):
+    """The global batches of two ranks are those of one, exemplars among them."""
+    batches = []
+    for ranks in ([SINGLE], [Ranks(r, 2, torch.device("cpu")) for r in (0, 1)]):
+        names = []
+        for one in ranks:
+            data = own_data(every_id, tmp_path, step=2, setting="overlap", labels="current")
+            data.replay({"1": 0, "12": 0})
+            _ = data.train_set  # before there seem to be ranks to wait for
+            data.ranks = one
+            data.blocks["train"] = {**data.blocks["train"], "batch_size": 4 // len(ranks)}
+            data.train_loader.batch_sampler.set_epoch(2)
+            names.append([set(batch.name) for batch in data.train_loader])
+        batches.append([set().union(*parts) for parts in zip(*names, strict=True)])
+    assert batches[0] == batches[1]
