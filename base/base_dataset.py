@@ -6,6 +6,7 @@ Subclassed once per data set in `data_loader/`; used by `IncrementalDataset` and
 from __future__ import annotations
 
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ import numpy as np
 from PIL import Image
 
 from utils.misc import VOID, UserError
+
+# Pillow knows more, some of which start other programs or fail in ways of their own.
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ class BaseDataset(ABC):
                 names a path outside the root.
         """
         self.split, self.follow_links = split, follow_links
-        self.root = Path(data_dir or os.environ.get(self.root_variable) or self.default_root)
+        self.root = self.find_root(data_dir)
         if not self.root.is_dir():
             raise UserError(
                 f"the data set's folder {self.root} does not exist; name it with --data_dir, "
@@ -81,6 +85,11 @@ class BaseDataset(ABC):
         self.class_names = tuple(class_names) if class_names else self.read_class_names()
         self.entries = self.read_entries()
         self._check_entries()
+
+    @classmethod
+    def find_root(cls, data_dir: str | None = None) -> Path:
+        """The root: `data_dir`, then the environment variable, then the default."""
+        return Path(data_dir or os.environ.get(cls.root_variable) or cls.default_root)
 
     @abstractmethod
     def read_class_names(self) -> tuple[str, ...]:
@@ -158,7 +167,9 @@ class BaseDataset(ABC):
     def _open(self, path: Path, what: str, entry: Entry) -> Image.Image:
         self.check_inside(path, what, entry)
         try:
-            image = Image.open(path)
+            if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block for ever
+                raise OSError("it is no regular file")
+            image = Image.open(path, formats=IMAGE_FORMATS)
             image.load()
         except FileNotFoundError:
             raise UserError(f"{entry.where}: {what} {path} does not exist.") from None

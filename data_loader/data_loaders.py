@@ -7,6 +7,7 @@ One class does the work; a data set adds its raw class and its table of schedule
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -23,6 +24,7 @@ from data_loader.ade import ADE
 from data_loader.dataset import IncrementalDataset, Joined, OrderedShare, ShuffledBatches
 from data_loader.leakage import allowed, audit
 from data_loader.splits import (
+    HELD_OUT,
     compare_with_published,
     list_hash,
     presence_table,
@@ -38,7 +40,7 @@ from utils.interrupt import leave_to_parent
 from utils.logger import log
 from utils.misc import UserError, seed_from
 
-HELD_OUT = 0.2  # share of the training images that cross_val validates on
+_CAN_FORK = sys.platform == "linux"
 Transform = Callable[[Image.Image, Image.Image], tuple[Image.Image, Image.Image]]
 
 
@@ -332,6 +334,8 @@ class IncrementalDataLoader:
             pin_memory=self.pin_memory and torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
             worker_init_fn=leave_to_parent,
+            # In a spawned rank the default is spawn, too, and every worker would import torch.
+            multiprocessing_context="fork" if self.num_workers and _CAN_FORK else None,
             # The loader draws a seed for its workers; a generator of its own keeps that draw from
             # moving torch's global one, on which dropout depends.
             generator=torch.Generator().manual_seed(0),

@@ -22,9 +22,11 @@ from tqdm import tqdm
 
 from base.base_dataset import BaseDataset
 from base.task import Task
+from utils.interrupt import leave_to_parent
 from utils.logger import log
 from utils.misc import BACKGROUND, VOID, UserError, atomic_path
 
+HELD_OUT = 0.2  # share of the training images that cross_val validates on
 CHUNK = 128  # masks per job of the scan
 _scanned: BaseDataset | None = None  # the data set of a scanning process
 
@@ -100,7 +102,11 @@ def _scan(dataset: BaseDataset) -> np.ndarray:
             with ProcessPoolExecutor(
                 workers, get_context("spawn"), initializer=_start_scan, initargs=(dataset,)
             ) as pool:
-                tables = [_counted(table, bar) for table in pool.map(_scan_chunk, chunks)]
+                try:
+                    tables = [_counted(table, bar) for table in pool.map(_scan_chunk, chunks)]
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)  # nobody wants the rest
+                    raise
     return np.concatenate(tables)
 
 
@@ -118,6 +124,7 @@ def _counted(table: np.ndarray, bar: tqdm) -> np.ndarray:
 def _start_scan(dataset: BaseDataset) -> None:
     global _scanned
     _scanned = dataset
+    leave_to_parent()
 
 
 def _scan_chunk(chunk: range, dataset: BaseDataset | None = None) -> np.ndarray:
@@ -226,7 +233,7 @@ def published_lists() -> dict[str, dict]:
 
 def list_hash(ids: Sequence[str]) -> str:
     """SHA-256 of bare image ids joined by newlines."""
-    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
+    return hashlib.sha256("\n".join(ids).encode(errors="surrogateescape")).hexdigest()
 
 
 def compare_with_published(ids: Sequence[str], task: Task, kind: str) -> str:

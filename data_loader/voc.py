@@ -29,19 +29,27 @@ class VOC(BaseDataset):
     def read_class_names(self) -> tuple[str, ...]:
         return VOC_CLASSES
 
+    def list_file(self) -> Path:
+        """The list of the split."""
+        name = {"train": "train_aug.txt", "val": "val.txt"}[self.split]
+        return self.root / "ImageSets" / "Segmentation" / name
+
     def read_entries(self) -> list[Entry]:
-        listed = {"train": "train_aug.txt", "val": "val.txt"}[self.split]
-        masks = {"train": "SegmentationClassAug", "val": "SegmentationClass"}[self.split]
-        path = self.root / "ImageSets" / "Segmentation" / listed
-        entries = []
-        for number, line in enumerate(read_list(path), start=1):
-            fields, where = line.split(), f"{path}, line {number}"
-            if not fields:
-                continue
-            if len(fields) == 1 and "/" not in fields[0]:
-                fields = [f"JPEGImages/{fields[0]}.jpg", f"{masks}/{fields[0]}.png"]
-            if len(fields) != 2:
-                raise UserError(f"{where}: '{line}' is neither an id nor 'IMAGE_PATH MASK_PATH'.")
-            image, mask = (self.root / field.lstrip("/") for field in fields)
-            entries.append(Entry(Path(image).stem, line.strip(), image, mask, where))
-        return entries
+        path = self.list_file()
+        lines = enumerate(read_list(path), start=1)
+        return [self.parse(line, f"{path}, line {n}") for n, line in lines if line.split()]
+
+    def parse(self, line: str, where: str) -> Entry:
+        """The entry of one line.
+
+        Raises:
+            UserError: the line is malformed.
+        """
+        fields = line.split()
+        if len(fields) == 1 and "/" not in fields[0]:
+            masks = {"train": "SegmentationClassAug", "val": "SegmentationClass"}[self.split]
+            fields = [f"JPEGImages/{fields[0]}.jpg", f"{masks}/{fields[0]}.png"]
+        if len(fields) != 2:
+            raise UserError(f"{where}: '{line}' is neither an id nor 'IMAGE_PATH MASK_PATH'.")
+        image, mask = (self.root / field.lstrip("/") for field in fields)
+        return Entry(image.stem, line.strip(), image, mask, where)
