@@ -104,7 +104,8 @@ class BaseTrainer(ABC):
             try:
                 self._train()
             except Interrupted as stop:
-                self._save(finished=False, improved=False)
+                if self.iteration:  # else the end of the epoch is saved already
+                    self._save(finished=False, improved=False)
                 self.ranks.barrier()  # no rank ends, and has the others ended, before it is saved
                 raise Interrupted(
                     f"{stop} Epoch {self.epoch} is done and iteration {self.iteration} of the "
@@ -122,6 +123,8 @@ class BaseTrainer(ABC):
             self.epoch, self.iteration = epoch, 0
             improved = values is not None and self._judge(values)
             self._save(finished=last or self.stalled, improved=improved)
+            if not last and not self.stalled:
+                self.stop_if_asked()
         if self.stalled:
             log.info(
                 "no better %s in %d validations: the step ended after epoch %d",

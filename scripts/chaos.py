@@ -25,8 +25,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -54,16 +55,18 @@ def require(kept: bool, promise: str) -> None:
 
 @dataclass
 class Job:
-    """The two steps in a folder of their own.
+    """The steps of the job in a folder of their own.
 
     Attributes:
         folder: holds `data`, `config.json` and `runs`.
         processes: 1 or 2.
+        steps: which are trained.
     """
+
+    steps: ClassVar[tuple[int, ...]] = (0, 1)
 
     folder: Path
     processes: int = 1
-    output: list[str] = field(default_factory=list)
 
     def prepare(self, data: Path) -> Job:
         """Copy the data and write the config."""
@@ -117,8 +120,8 @@ class Job:
             return code, log.read()
 
     def finish(self) -> None:
-        """Call both steps until they are done, as the user's script does."""
-        for step in (0, 1):
+        """Call every step until it is done, as the user's script does."""
+        for step in self.steps:
             code, output = self.wait(self.start(step))
             require(code == 0, f"step {step} ends with code {code}:\n{output[-3000:]}")
 
@@ -131,24 +134,20 @@ class Job:
         return self.folder / "runs/log" / EXPERIMENT / f"step_{step}" / "metrics.json"
 
     def result(self) -> list:
-        """The final weights and the confusion matrix of both steps."""
+        """The final weights and the confusion matrix of each step."""
         found = []
-        for step in (0, 1):
-            path = self.step_dir(step) / files.epoch_file(EPOCHS)
-            found.append(files.load(path)["state_dict"])
-            found.append(json.loads(self.metrics(step).read_text())["confusion"])
+        for step in self.steps:
+            weights = files.load(self.step_dir(step) / files.epoch_file(EPOCHS))["state_dict"]
+            found.append((weights, json.loads(self.metrics(step).read_text())["confusion"]))
         return found
 
     def compare(self, expected: list) -> None:
         """Require the bits of the undisturbed run."""
-        mine = self.result()
-        for step in (0, 1):
-            a, b = mine[2 * step], expected[2 * step]
+        for step, mine, theirs in zip(self.steps, self.result(), expected, strict=True):
+            (a, confusion), (b, other) = mine, theirs
             same = a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
             require(same, f"the weights of step {step} differ from the undisturbed run's")
-            require(
-                mine[2 * step + 1] == expected[2 * step + 1], f"the metrics of step {step} differ"
-            )
+            require(confusion == other, f"the metrics of step {step} differ")
 
     def wait_for(self, process: subprocess.Popen, there: Callable[[], object], what: str) -> None:
         """Wait until something is there; the process must not end before."""
@@ -420,7 +419,7 @@ class Chaos:
         kind.strike(job, chance)
         job.finish()
         job.compare(expected)
-        parts = [path.name for step in (0, 1) for path in job.step_dir(step).glob(f".*{PART}")]
+        parts = [path.name for step in job.steps for path in job.step_dir(step).glob(f".*{PART}")]
         require(not parts, f"half-written files were left: {parts}")
         shutil.rmtree(job.folder)
 

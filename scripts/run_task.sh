@@ -10,17 +10,15 @@ if [ -z "${PYTHON:-}" ]; then
     [ -x .venv/bin/python ] && PYTHON=.venv/bin/python
 fi
 if [ "$MEMORY_SIZE" -gt 0 ]; then NAME=${NAME:-DKD-M}; else NAME=${NAME:-DKD}; fi
+source scripts/await.sh
+
 # Run a command so that signals to this script reach it: the run then saves where it stands and ends
 # with code 75, and so does this script.
 run() {
     "$@" &
     local child=$! code=0 signal
     for signal in TERM INT USR1; do trap "kill -$signal $child 2>/dev/null || true" "$signal"; done
-    wait "$child" || code=$?
-    while kill -0 "$child" 2>/dev/null; do # a trap ends a wait before the child has ended
-        code=0
-        wait "$child" || code=$?
-    done
+    await "$child" || code=$?
     trap - TERM INT USR1
     return "$code"
 }

@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,17 +48,12 @@ def frozen_step(toy_root, tmp_path_factory):
 
 def test_two_processes_train_and_evaluate_as_one(frozen_step):
     config, flags, one, folder = frozen_step
-    saved = folder / "two"
-    (saved / "models" / one.experiment).mkdir(parents=True)
-    (saved / "models" / one.experiment / "step_0").symlink_to(one.step_dir(0))
+    saved = in_fresh_folder(one, folder / "two")
     two = train(config, *flags, *TWO, "--save_dir", str(saved))
     log = (two.log_dir() / "info.log").read_text()
     assert "2 process(es) on CPU" in log
     assert "global batch: 8" in log
-    a, b = (files.load(run.step_dir() / "checkpoint-epoch2.pth") for run in (one, two))
-    for name, value in a["state_dict"].items():
-        torch.testing.assert_close(b["state_dict"][name], value, rtol=1e-4, atol=1e-6, msg=name)
-    assert len(b["rng"]) == 2
+    assert len(assert_as_one(saved, one)["rng"]) == 2
     # The weights agree to rounding, so a pixel on the edge of a decision may fall either way.
     difference = np.abs(np.array(metrics(one)["confusion"]) - metrics(two)["confusion"])
     assert difference.sum() <= 0.001 * np.sum(metrics(one)["confusion"])
@@ -73,31 +70,134 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize(("nodes", "processes"), [(1, 2), (2, 1)])
-def test_torchrun(frozen_step, nodes, processes):
-    """Rank and world come from the environment, on one node and on two (both on loopback)."""
-    config, flags, one, _ = frozen_step
-    expected = metrics(one)
-    rendezvous = f"--master_addr=127.0.0.1 --master_port={free_port()}".split()
+def launch_nodes(nodes, processes, *arguments):
+    """One torchrun per node, all on loopback; their outputs."""
+    rendezvous = ["--rdzv_backend=c10d", f"--rdzv_endpoint=127.0.0.1:{free_port()}"]
     launchers = [
         subprocess.Popen(
             [
                 *(sys.executable, "-m", "torch.distributed.run", *rendezvous),
-                *(f"--nnodes={nodes}", f"--node_rank={node}", f"--nproc_per_node={processes}"),
-                *("train_voc.py", "-c", str(config), *flags, "--test"),
-                *("--save_dir", one["trainer"]["save_dir"]),
+                *(f"--nnodes={nodes}", f"--nproc_per_node={processes}"),
+                *("train_voc.py", *arguments),
             ],
             cwd=PROJECT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for node in range(nodes)
+        for _ in range(nodes)
     ]
     out = [launcher.communicate(timeout=300)[0] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0] * nodes, out
+    return out
+
+
+def test_torchrun_evaluates(frozen_step):
+    """Rank and world come from the environment."""
+    config, flags, one, _ = frozen_step
+    expected = metrics(one)
+    saved = ("--save_dir", one["trainer"]["save_dir"])
+    out = launch_nodes(1, 2, "-c", str(config), *flags, "--test", *saved)
     assert metrics(one)["confusion"] == expected["confusion"]
     assert "2 process(es) on CPU" in out[0]
+
+
+def in_fresh_folder(one, folder):
+    """A folder for runs in which step 0 is done."""
+    (folder / "models" / one.experiment).mkdir(parents=True)
+    (folder / "models" / one.experiment / "step_0").symlink_to(one.step_dir(0))
+    return folder
+
+
+def assert_as_one(folder, one):
+    """The weights of the run in `folder` are those of one process, but for rounding."""
+    name = "checkpoint-epoch2.pth"
+    run = folder / "models" / one.experiment / "step_1" / name
+    a, b = files.load(one.step_dir() / name), files.load(run)
+    assert a["record"] == b["record"]
+    for key, value in a["state_dict"].items():
+        torch.testing.assert_close(b["state_dict"][key], value, rtol=1e-4, atol=1e-6, msg=key)
+    return b
+
+
+def test_two_nodes_of_two_processes_train_as_one(frozen_step, tmp_path):
+    """Two rendezvoused launchers, the README's torchrun line."""
+    config, flags, one, _ = frozen_step
+    saved = in_fresh_folder(one, tmp_path / "nodes")
+    arguments = ("-c", str(config), *flags, "--bs", "2", "-d", "cpu", "--save_dir", str(saved))
+    launch_nodes(2, 2, *arguments)
+    assert len(assert_as_one(saved, one)["rng"]) == 4
+
+
+SRUN = """#!/usr/bin/env python
+# Starts the tasks as Slurm does: signals are passed on, the highest exit code is returned.
+import os, signal, subprocess, sys
+command = [word for word in sys.argv[1:] if not word.startswith("--kill")]
+tasks = [
+    subprocess.Popen(command, env={**os.environ, "SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)})
+    for n in range(int(os.environ["SLURM_NTASKS"]))
+]
+signal.signal(signal.SIGUSR1, lambda *_: [task.send_signal(signal.SIGUSR1) for task in tasks])
+sys.exit(max(task.wait() for task in tasks))
+"""
+SCONTROL = """#!/usr/bin/env bash
+if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >>"$SCONTROL_CALLS"; fi
+"""
+
+
+def test_slurm_job_is_interrupted_queued_again_and_finished(frozen_step, tmp_path):
+    """With stand-ins for srun and scontrol: SIGUSR1, code 75, requeue, -r auto, the same result."""
+    config, flags, one, _ = frozen_step
+    saved = in_fresh_folder(one, tmp_path / "slurm")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, text in (
+        ("srun", SRUN.replace("/usr/bin/env python", sys.executable)),
+        ("scontrol", SCONTROL),
+    ):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "PYTHON": sys.executable,
+        "SLURM_SUBMIT_DIR": str(PROJECT),
+        "SLURM_JOB_ID": str(free_port()),
+        "SLURM_JOB_NODELIST": "here",
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
+        "SCONTROL_CALLS": str(tmp_path / "calls"),
+    }
+    arguments = ("-c", str(config), *flags, "-d", "cpu", "--save_dir", str(saved))
+    command = ["bash", "scripts/slurm.sh", "train_voc.py", *arguments]
+
+    def job():
+        return subprocess.Popen(
+            command,
+            cwd=PROJECT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    first = job()
+    log = saved / "log" / one.experiment / "step_1" / "info.log"
+    limit = time.monotonic() + 120
+    while not (log.is_file() and "leakage audit" in log.read_text()):
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGUSR1)  # srun's, as Slurm does before the time is up
+    out = first.communicate(timeout=120)[0]
+    assert first.returncode == 75, out
+    assert "interrupted and saved: queued again" in out
+    assert (tmp_path / "calls").read_text() == f"requeue {environment['SLURM_JOB_ID']}\n"
+    second = job()
+    out = second.communicate(timeout=120)[0]
+    assert second.returncode == 0, out
+    assert_as_one(saved, one)
 
 
 def fail_on_rank_1(config, ranks):

@@ -1,0 +1,465 @@
+"""Runs that are stopped, damaged, continued, shared, accumulated: nothing lost or different."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data_loader.data_loaders import LOADERS
+from scripts.chaos import Chaos, Job
+from tests.conftest import train, write_config
+from trainer import memory as replay_memory
+from trainer.record import code_hash, differences, remarks
+from trainer.trainer import Trainer
+from utils import checkpoint as files
+from utils import interrupt
+from utils.misc import EXIT_INTERRUPTED, Interrupted, UserError, one_sentence_errors
+
+STEP_1 = ("--task_step", "1", "--freeze_bn", "--mem_size", "6", "--bs", "4")
+FLAGS = {0: ("--epochs", "3"), 1: ("--epochs", "3", *STEP_1)}
+
+
+def metrics(parsed):
+    return json.loads((parsed.log_dir() / "metrics.json").read_text())
+
+
+def assert_same(run, expected, epoch=3):
+    """The bits of the final weights, and the confusion matrix."""
+    a, b = (
+        files.load(one.step_dir() / files.epoch_file(epoch))["state_dict"]
+        for one in (run, expected)
+    )
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert metrics(run)["confusion"] == metrics(expected)["confusion"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(toy_root, tmp_path_factory):
+    """A config and its two steps, run without any fault; dropout is on at step 0."""
+    config = write_config(tmp_path_factory.mktemp("undisturbed") / "toy.json", toy_root)
+    return config, [train(config, *FLAGS[step]) for step in (0, 1)]
+
+
+@pytest.fixture
+def attempt(undisturbed, tmp_path):
+    """A function that calls a step in a fresh folder, where step 0 is done already for step 1."""
+    config, (zero, _) = undisturbed
+
+    def call(step, *flags):
+        saved = tmp_path / "runs"
+        models = saved / "models" / zero.experiment
+        if step and not models.exists():
+            models.mkdir(parents=True)
+            (models / "step_0").symlink_to(zero.step_dir().resolve())
+        return train(config, *FLAGS[step], "--save_dir", str(saved), "-r", "auto", *flags)
+
+    call.folder = lambda step: tmp_path / "runs/models" / zero.experiment / f"step_{step}"
+    call.log = lambda step: tmp_path / "runs/log" / zero.experiment / f"step_{step}"
+    return call
+
+
+def after(count, method, action):
+    """`method`, which runs `action` when it has been called `count` times."""
+    calls = []
+
+    def counted(*args, **kwargs):
+        result = method(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == count:
+            action()
+        return result
+
+    return counted
+
+
+def send(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+# ------------------------------------------------------------------------------- stop and continue
+def iterations(run):
+    """Per epoch, of a run of three epochs."""
+    return files.load(run.step_dir() / "last.pth")["lr_scheduler"]["last_epoch"] // 3
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("where", ["first iteration", "inside an epoch", "end of an epoch"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_stopped_while_it_trains(undisturbed, attempt, monkeypatch, step, where, number):
+    _, runs = undisturbed
+    each = iterations(runs[step])
+    at = {"first iteration": 1, "inside an epoch": each + 2, "end of an epoch": each}[where]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", after(at, Trainer.train_step, send(number)))
+        with pytest.raises(Interrupted, match=r"stopped by SIG.*: continue with -r auto"):
+            attempt(step)
+    saved = files.load(attempt.folder(step) / "last.pth")
+    assert (saved["epoch"], saved["iteration"]) == divmod(at, each)
+    assert not saved["finished"]
+    assert_same(attempt(step), runs[step])
+
+
+def test_stopped_while_it_validates(undisturbed, attempt, monkeypatch):
+    """The epoch is trained, so only its validation is done again."""
+    each = iterations(undisturbed[1][0])
+    original = Trainer.evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Trainer, "evaluate", lambda *args: (send(signal.SIGINT)(), original(*args))[1]
+        )
+        with pytest.raises(Interrupted):
+            attempt(0)
+    saved = files.load(attempt.folder(0) / "last.pth")
+    assert (saved["epoch"], saved["iteration"]) == (2, each)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", None)  # is not to be called
+        run = attempt(0)
+    assert_same(run, undisturbed[1][0])
+
+
+def test_stopped_in_its_final_test(undisturbed, attempt, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "test", lambda *args: send(signal.SIGTERM)())
+        with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+            attempt(0)
+    assert files.load(attempt.folder(0) / "last.pth")["finished"]
+    run = attempt(0)
+    assert "the step is trained, its test is left" in (run.log_dir() / "info.log").read_text()
+    assert_same(run, undisturbed[1][0])
+
+
+def test_stopped_while_the_memory_is_chosen(undisturbed, attempt, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(replay_memory, "find_candidates", lambda *args: send(signal.SIGTERM)())
+        with pytest.raises(Interrupted):
+            attempt(1)
+    assert not (attempt.folder(1) / "memory.json").exists()
+    assert_same(attempt(1), undisturbed[1][1])
+
+
+def test_exit_code_of_a_stopped_run(capsys):
+    with pytest.raises(SystemExit) as ended, one_sentence_errors(), interrupt.watch():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended.value.code == EXIT_INTERRUPTED == 75
+    assert capsys.readouterr().err.endswith(": stopped by SIGTERM.\n")
+
+
+def test_only_an_impatient_second_ctrl_c_tears_an_iteration_apart(monkeypatch):
+    with interrupt.watch(), interrupt.deferred():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):  # at once: the same request
+            os.kill(os.getpid(), number)
+        assert interrupt.asked() == "SIGINT"
+        monkeypatch.setattr(interrupt, "PATIENCE", -1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_non_finite_loss_is_not_saved_by_a_signal(attempt, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.trainer.READ_EVERY", 1000)
+        patch.setattr(Trainer, "train_step", after(2, Trainer.train_step, send(signal.SIGTERM)))
+        with pytest.raises(UserError, match="not finite"):
+            attempt(0, "--lr", "1e30")
+    assert not (attempt.folder(0) / "last.pth").exists()
+
+
+# --------------------------------------------------------------------------------------- -r auto
+def test_auto_leaves_a_finished_step_alone(attempt, capsys):
+    run = attempt(0)
+    times = {path: path.stat().st_mtime_ns for path in run.step_dir().iterdir()}
+    capsys.readouterr()
+    attempt(0)
+    assert "is finished, see" in capsys.readouterr().out
+    assert times == {path: path.stat().st_mtime_ns for path in run.step_dir().iterdir()}
+
+
+def test_auto_with_other_settings(attempt):
+    attempt(0)
+    with pytest.raises(UserError) as caught:
+        attempt(0, "--lr", "0.5", "--seed", "9", "--pos_weight", "3")
+    for part in (
+        "holds a finished step of another run",
+        "seed is 9 here and 1 there",
+        "optimizer.args.lr is 0.5 here and 0.001 there",
+        "hyperparameter.pos_weight is 3.0 here and 1 there",
+    ):
+        assert part in str(caught.value)
+
+
+def interrupted_after(attempt, monkeypatch, iterations, step=0):
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Trainer, "train_step", after(iterations, Trainer.train_step, send(signal.SIGTERM))
+        )
+        with pytest.raises(Interrupted):
+            attempt(step)
+
+
+def test_continuing_with_other_settings(attempt, monkeypatch):
+    interrupted_after(attempt, monkeypatch, 6)
+    with pytest.raises(UserError, match=r"of another run: optimizer\.args\.lr is 0\.5 here"):
+        attempt(0, "--lr", "0.5")
+
+
+def damage(path, how):
+    whole = bytearray(path.read_bytes())
+    path.unlink()  # other names of the same file stay whole
+    if how == "altered":
+        whole[len(whole) // 2] ^= 4
+    path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "altered": whole}[how])
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "altered"])
+def test_a_damaged_checkpoint_is_skipped_for_the_older_one(undisturbed, attempt, monkeypatch, how):
+    interrupted_after(attempt, monkeypatch, 10)
+    damage(attempt.folder(0) / "last.pth", how)
+    run = attempt(0)
+    log = (run.log_dir() / "info.log").read_text()
+    assert f"skipped: checkpoint {attempt.folder(0) / 'last.pth'}" in log
+    assert f"-r auto: {attempt.folder(0) / 'previous.pth'}" in log
+    assert_same(run, undisturbed[1][0])
+
+
+def test_only_damaged_checkpoints_mean_a_fresh_start(undisturbed, attempt, monkeypatch):
+    interrupted_after(attempt, monkeypatch, 10)
+    for name in ("last.pth", "previous.pth"):
+        damage(attempt.folder(0) / name, "cut")
+    run = attempt(0)
+    log = (run.log_dir() / "info.log").read_text()
+    assert log.count("skipped: checkpoint") == 2
+    assert "a fresh start" in log
+    assert_same(run, undisturbed[1][0])
+
+
+def test_torch_alone_would_load_an_altered_checkpoint(undisturbed, tmp_path):
+    """Why checkpoints are verified: this is what the checksum is for."""
+    path = tmp_path / "altered.pth"
+    shutil.copy(undisturbed[1][0].step_dir() / "last.pth", path)
+    damage(path, "altered")
+    torch.load(path, weights_only=True)
+    with pytest.raises(files.Damaged, match=r"the checksum of its record .* is wrong"):
+        files.load(path)
+
+
+# ------------------------------------------------------------------------------------------- faults
+@pytest.mark.parametrize("checkpoint", [1, 2])
+def test_a_full_disk_while_saving(undisturbed, attempt, monkeypatch, checkpoint):
+    """Files may not become larger than half a checkpoint: as on a full disk, writing fails."""
+    size = (undisturbed[1][0].step_dir() / "last.pth").stat().st_size
+    each = iterations(undisturbed[1][0])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limited = (size // 2, before[1])
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Trainer,
+            "train_step",
+            after(
+                each * checkpoint - 1,
+                Trainer.train_step,
+                lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limited),
+            ),
+        )
+        try:
+            with pytest.raises(UserError, match=r"last\.pth cannot be written.*-r auto") as caught:
+                attempt(0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "MiB left" in str(caught.value)
+    present = {path.name for path in attempt.folder(0).glob("*.pth")}
+    assert present == (set() if checkpoint == 1 else {"last.pth"})
+    assert not list(attempt.folder(0).glob("*.part"))
+    assert not list(attempt.folder(0).glob(".*.part"))
+    if checkpoint == 2:
+        assert files.load(attempt.folder(0) / "last.pth")["epoch"] == 1
+    assert_same(attempt(0), undisturbed[1][0])
+
+
+def test_an_image_that_breaks_in_the_middle_of_an_epoch(toy_root, tmp_path, monkeypatch):
+    root = tmp_path / "data"
+    shutil.copytree(toy_root, root)
+    config = write_config(tmp_path / "toy.json", root)
+    flags = (*FLAGS[0], "-r", "auto")
+    expected = train(config, *flags, "--name", "whole")
+    victim = next((root / "JPEGImages").iterdir())
+    whole = {path: path.read_bytes() for path in (root / "JPEGImages").iterdir()}
+    victims = [path for path in whole if path.stem < "toy_000024"]
+
+    def corrupt():
+        for victim in victims:
+            victim.write_bytes(whole[victim][:300])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", after(5, Trainer.train_step, corrupt))
+        with pytest.raises(UserError, match=r"train_aug\.txt, line \d+: image .*cannot be read"):
+            train(config, *flags)
+    for victim in victims:
+        victim.write_bytes(whole[victim])
+    assert_same(train(config, *flags), expected)
+
+
+def test_one_folder_for_one_process(undisturbed, tmp_path):
+    """A second process is refused; the claim ends with its owner, even with kill -9."""
+    folder = tmp_path / "step_0"
+    code = (
+        "import sys, time; from pathlib import Path; from utils import checkpoint as files\n"
+        f"with files.claim(Path({str(folder)!r})): print('mine', flush=True); time.sleep(60)"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]
+    )
+    assert owner.stdout.readline() == b"mine\n"
+    (folder / ".last.pth.x.part").touch()
+    with pytest.raises(UserError, match="another process is writing to"), files.claim(folder):
+        pass
+    assert (folder / ".last.pth.x.part").exists(), "it may be being written"
+    owner.kill()
+    owner.wait()
+    with files.claim(folder):
+        assert not (folder / ".last.pth.x.part").exists()
+    owner.stdout.close()
+
+
+@pytest.mark.parametrize("kind", ["writing", "rank"])
+def test_chaos(tmp_path, monkeypatch, kind):
+    """A short form of `scripts/chaos.py`, which tries every kind of fault several times."""
+    monkeypatch.setattr(Job, "steps", (0,))
+    Chaos(tmp_path).trial(kind, random.Random(4))
+
+
+# ------------------------------------------------------------------------------- shared base steps
+def test_a_base_step_of_another_run(undisturbed, toy_root, tmp_path):
+    """15-1 takes the step 0 of 15-5, and goes on from it."""
+    _, (zero, _) = undisturbed
+    other = write_config(tmp_path / "toy.json", toy_root, name="15-1")
+    run = train(other, *FLAGS[0], "--base", str(zero.step_dir()))
+    assert_same(run, zero)
+    file = files.epoch_file(3)
+    assert (run.step_dir() / file).samefile(zero.step_dir() / file)
+    origin = json.loads((run.step_dir() / "base.json").read_text())
+    assert origin["checkpoint"] == str((zero.step_dir() / file).resolve())
+    train(other, *FLAGS[0], "--base", str(zero.step_dir()), "-r", "auto")  # nothing to do
+    step1 = train(other, *FLAGS[1], "--epochs", "1", "--bs", "2")
+    assert metrics(step1)["step"] == 1
+
+
+def test_a_base_step_of_other_settings_is_refused(undisturbed, toy_root, tmp_path):
+    _, (zero, _) = undisturbed
+    other = write_config(tmp_path / "toy.json", toy_root, name="10-1")
+    with pytest.raises(UserError) as caught:
+        train(
+            other,
+            *("--epochs", "4", "--seed", "2", "--lr", "0.1", "--bs", "4", "--pos_weight", "5"),
+            *("--task_setting", "disjoint", "--method", "finetune", "--base", str(zero.step_dir())),
+        )
+    for name in (
+        *("setting is disjoint", "classes is [[1, 2", "trainer.epochs is 4", "seed is 2"),
+        *("optimizer.args.lr is 0.1", "global batch is 4", "hyperparameter.pos_weight is 5.0"),
+        *("method is finetune",),
+    ):
+        assert f"{name}" in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_base_step_of_other_data_is_refused(undisturbed, toy_root, tmp_path):
+    _, (zero, _) = undisturbed
+    root = tmp_path / "data"
+    shutil.copytree(toy_root, root)
+    victim = next((root / "SegmentationClassAug").iterdir())
+    victim.write_bytes(victim.read_bytes() + b"\0")
+    other = write_config(tmp_path / "toy.json", root, name="15-1")
+    with pytest.raises(UserError, match="the training data have the hash"):
+        train(other, *FLAGS[0], "--base", str(zero.step_dir()))
+    assert not list((tmp_path / "runs/models").rglob("*.pth"))
+
+
+def test_versions_are_compared(undisturbed):
+    _, (zero, _) = undisturbed
+    mine = files.load(zero.step_dir() / "last.pth")["record"]
+    assert mine["code"] == code_hash()
+    assert differences(mine, mine) == remarks(mine, mine) == []
+    assert differences(mine, {**mine, "version": "0.1"}) == [
+        f"the code's version is {mine['version']} here and 0.1 there"
+    ]
+    assert remarks(mine, {**mine, "code": "f00"}) == [
+        f"source files (hash): {mine['code']} here, f00 there"
+    ]
+
+
+# ------------------------------------------------------------------------------------ accumulation
+def test_accumulated_batches_equal_a_larger_one(undisturbed, attempt):
+    """Exact with frozen BN: the same images in every iteration, the same mean gradient."""
+    _, (_, one) = undisturbed
+    run = attempt(1, "--bs", "2", "--accumulate", "2")
+    log = (run.log_dir() / "info.log").read_text()
+    assert "global batch: 4" in log
+    a, b = (files.load(r.step_dir() / files.epoch_file(3)) for r in (run, one))
+    assert a["lr_scheduler"] == b["lr_scheduler"]
+    assert a["record"] == b["record"], "it may be continued with the other"
+    for name, value in b["state_dict"].items():
+        torch.testing.assert_close(a["state_dict"][name], value, rtol=1e-4, atol=1e-6, msg=name)
+    lines = [
+        [line.split("loss ")[1].split(",")[0] for line in text.splitlines() if "loss " in line]
+        for text in (log, (one.log_dir() / "info.log").read_text())
+    ]
+    assert len(lines[0]) == 3
+    np.testing.assert_allclose(
+        [float(x) for x in lines[0]], [float(x) for x in lines[1]], atol=2e-4
+    )
+
+
+def test_an_interrupted_run_goes_on_with_accumulation(undisturbed, attempt, monkeypatch):
+    interrupted_after(attempt, monkeypatch, 5, step=1)
+    run = attempt(1, "--bs", "1", "--accumulate", "4")
+    a, b = (files.load(r.step_dir() / files.epoch_file(3)) for r in (run, undisturbed[1][1]))
+    for name, value in b["state_dict"].items():
+        torch.testing.assert_close(a["state_dict"][name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def log_of(config, caplog, *flags):
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="dkd"):
+        parsed = train(config, *flags)
+    return (parsed.log_dir() / "info.log").read_text()
+
+
+def test_batches_are_compared_with_the_published(toy_root, tmp_path, caplog):
+    """VOC's own classes: another global batch than 32 is a warning, and so is BN's at step 0."""
+    config = write_config(tmp_path / "toy.json", toy_root)
+    tree = json.loads(config.read_text())
+    del tree["data_loader"]["args"]["class_names"]
+    config.write_text(json.dumps(tree))
+    flags = ("--epochs", "1")
+    log = log_of(config, caplog, *flags, "--name", "a")
+    assert "WARNING the published runs have a global batch of 32 images, this one has 8" in log
+    assert "BatchNorm: statistics over 8 images" in log
+    assert "WARNING BatchNorm at step 0 sees 8 images at a time, the published runs 32" in log
+    log = log_of(config, caplog, *flags, "--accumulate", "4", "--name", "b")
+    assert "the published runs have a global batch" not in log
+    assert "WARNING BatchNorm at step 0 sees 8 images" in log
+    log = log_of(config, caplog, *flags, "--bs", "32", "--name", "c")
+    assert "published runs" not in log
+    log = log_of(config, caplog, *flags, "--task_step", "1", "--freeze_bn", "--name", "c")
+    assert "BatchNorm: frozen, with the statistics of the weights it starts from" in log
+    assert "sees" not in log
+
+
+def test_published_batches():
+    assert {cls.__name__: cls.published_batch for cls in LOADERS.values()} == {
+        "VOCIncrementalDataLoader": 32,
+        "ADEIncrementalDataLoader": 24,
+    }
