@@ -7,7 +7,6 @@ One class does the work; a data set adds its raw class and its table of schedule
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -40,7 +39,6 @@ from utils.interrupt import leave_to_parent
 from utils.logger import log
 from utils.misc import UserError, seed_from
 
-_CAN_FORK = sys.platform == "linux"
 Transform = Callable[[Image.Image, Image.Image], tuple[Image.Image, Image.Image]]
 
 
@@ -334,8 +332,6 @@ class IncrementalDataLoader:
             pin_memory=self.pin_memory and torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
             worker_init_fn=leave_to_parent,
-            # In a spawned rank the default is spawn, too, and every worker would import torch.
-            multiprocessing_context="fork" if self.num_workers and _CAN_FORK else None,
             # The loader draws a seed for its workers; a generator of its own keeps that draw from
             # moving torch's global one, on which dropout depends.
             generator=torch.Generator().manual_seed(0),

@@ -7,22 +7,15 @@ source "$(dirname "$0")/env.sh"
 
 CONFIG=configs/demo.json RUNS=demo/runs
 if [ "${DEMO_FRESH:-0}" = 1 ]; then rm -rf demo; fi
-train() { # name, step, flags...: skip a step whose test is done, continue one that was interrupted
-    local name=$1 step=$2
-    local log=$RUNS/log/overlap_15-5_$name/step_$step last=$RUNS/models/overlap_15-5_$name/step_$step/last.pth
-    shift 2
-    [ -e "$log/metrics.json" ] && return
-    local resume=()
-    [ -e "$last" ] && resume=(-r "$last")
-    "$PYTHON" train_voc.py -c "$CONFIG" -d cpu --name "$name" --task_step "$step" "$@" ${resume[@]+"${resume[@]}"}
+train() { # name, step, flags...: a finished step is left alone, an interrupted one goes on
+    "$PYTHON" train_voc.py -c "$CONFIG" -d cpu -r auto --name "$1" --task_step "$2" "${@:3}"
 }
 
 echo "== 1. a synthetic data set in VOC layout, 20 classes"
 "$PYTHON" scripts/make_toy_voc.py --out demo/data --train 600 --val 100
 echo "== 2. step 0: the 15 base classes, common to both methods"
 train DKD 0
-base=$RUNS/models/overlap_15-5_finetune/step_0
-[ -e "$base" ] || { mkdir -p "$(dirname "$base")" && cp -r "$RUNS/models/overlap_15-5_DKD/step_0" "$base"; }
+train finetune 0 --base "$RUNS/models/overlap_15-5_DKD/step_0"
 echo "== 3. step 1: 5 new classes, learnt with DKD"
 train DKD 1 --freeze_bn --lr 0.002 --epochs 20
 echo "== 4. step 1 again, learnt by plain fine-tuning"

@@ -217,6 +217,7 @@ def launch(worker: Callable[[Any, Ranks], None], config: Any, plan: Launch | Non
         with interrupt.watch():
             _in_group(worker, config, plan, int(os.environ["RANK"]), plan.world, local=0)
         return
+    interrupt.start_resource_tracker()
     reports = mp.get_context("spawn").SimpleQueue()
     arguments = (worker, config, plan, reports)
     context = mp.start_processes(
@@ -262,6 +263,9 @@ def _raise_cause(plan: Launch, exit_codes: list[int | None], reports: Any) -> No
 
 def _spawned(local: int, worker: Callable, config: Any, plan: Launch, reports: Any) -> None:
     rank = plan.node * len(plan.devices) + local
+    if sys.platform == "linux":
+        # What is spawned spawns by default, and every loading process would import torch.
+        mp.set_start_method("fork", force=True)
 
     def tell(error: BaseException) -> NoReturn:
         kind, code = type(error).__name__, 1

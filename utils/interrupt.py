@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from types import FrameType
 
 from utils.misc import Interrupted
@@ -68,6 +69,18 @@ def _note(number: int, frame: FrameType | None) -> None:
         raise Interrupted(f"stopped by {name}.")
     if _asked is None:
         _asked, _since = name, now
+
+
+def start_resource_tracker() -> None:
+    """Start multiprocessing's helper process so that no signal to the whole group ends it.
+
+    It ignores SIGINT and SIGTERM itself; what is ignored here while it starts, it ignores, too.
+    """
+    others = [number for number in SIGNALS if number not in (signal.SIGINT, signal.SIGTERM)]
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in others}
+    resource_tracker.ensure_running()
+    for number, old in before.items():
+        signal.signal(number, old)
 
 
 def leave_to_parent(worker: int = 0) -> None:
