@@ -1,4 +1,4 @@
-"""The chunked losses against plain ones: upsample everything, then autograd."""
+"""The chunked losses and prediction against plain ones: upsample everything, then autograd."""
 
 import pytest
 import torch
@@ -7,8 +7,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from base.task import Task
 from models import loss
 from models.loss import Bilinear, auxiliary, chunks, distillation, mbce
+from trainer.methods import METHODS
+from trainer.methods.sigmoid import THRESHOLD
 
 VOID = 255
 SIZES = [  # h×w, H×W: output stride 16, odd, no whole multiple, equal, smaller
@@ -263,3 +266,43 @@ def test_memory_next_to_the_plain_loss():
     """At the sizes of training a sixth is the least that is asked."""
     small, size = (16, 16), (256, 256)
     assert memory(chunked, 110, small, size).peak < memory(plain, 110, small, size).peak / 6
+
+
+# ------------------------------------------------------------------------------------ prediction
+def plain_predict(logits, size):
+    score, channel = full(logits, size)[:, 1:].sigmoid().max(dim=1)
+    return torch.where(score > THRESHOLD, channel + 1, 0)
+
+
+@pytest.mark.parametrize("scale", [1, 6, 40])
+@pytest.mark.parametrize(("small", "size"), SIZES)
+@pytest.mark.parametrize("count", [1, 3, 5, 100])
+def test_prediction_equals_the_plain_one_in_every_pixel(scale, small, size, count, planes):
+    """Scale 40 saturates: scores that tie at 1 meet across chunks."""
+    planes(count, size)
+    method = METHODS["dkd"](Task("voc", "own", "overlap", 0, ((1,),), ("a", "b")), {})
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        logits = (scale * torch.randn(2, 9, *small) - scale / 2).to(dtype)
+        before = logits.clone()
+        preds = method.predict(logits, size)
+        assert preds.dtype is torch.int64
+        assert torch.equal(preds, plain_predict(logits, size))
+        assert torch.equal(logits, before)
+
+
+def test_prediction_without_a_size():
+    method = METHODS["dkd"](Task("voc", "own", "overlap", 0, ((1,),), ("a", "b")), {})
+    logits = torch.randn(2, 5, 6, 7)
+    assert torch.equal(method.predict(logits), plain_predict(logits, (6, 7)))
+
+
+def test_prediction_holds_no_full_size_classes(planes):
+    planes(8, (64, 64))
+    method = METHODS["dkd"](Task("voc", "own", "overlap", 0, ((1,),), ("a", "b")), {})
+    peaks = []
+    for classes in (21, 1001):
+        logits = torch.randn(1, 1 + classes, 4, 4)
+        with Memory() as used:
+            method.predict(logits, (64, 64))
+        peaks.append(used.peak)
+    assert peaks[0] == peaks[1]
