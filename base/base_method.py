@@ -83,5 +83,13 @@ class BaseMethod(ABC):
         """
 
     @abstractmethod
-    def predict(self, logits: torch.Tensor) -> torch.Tensor:
-        """Full-size logits [N, 1 + C, H, W] → preds [N, H, W] int64 channels, 0 = background."""
+    def predict(self, logits: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+        """Class of every pixel.
+
+        Args:
+            logits: [N, 1 + C, h, w].
+            size: H and W of the image, to which they are upsampled; h and w when None.
+
+        Returns:
+            preds [N, H, W] int64 channels, 0 = background.
+        """

@@ -27,7 +27,6 @@ from base.task import Task
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.dataset import Sample
 from data_loader.transforms import normalize
-from models.loss import upsample
 from models.weights import load_strict
 from trainer.record import differences, remarks
 from utils import checkpoint as files
@@ -325,7 +324,7 @@ class Trainer(BaseTrainer):
             images, labels = self._on_device(batch)
             with self._autocast():
                 logits = self.student(images).logits
-            confusion.update(labels, self.method.predict(upsample(logits, labels.shape[-2:])))
+            confusion.update(labels, self.method.predict(logits, labels.shape[-2:]))
         self.ranks.sum(confusion.cells)
         return confusion.matrix()
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from base.base_model import ModelOutput
-from models.loss import auxiliary, distillation, mbce, upsample
+from models.loss import auxiliary, distillation, mbce
 from trainer.methods.sigmoid import SigmoidMethod
 
 
@@ -39,16 +39,16 @@ class DKD(SigmoidMethod):
         self, student: ModelOutput, teacher: ModelOutput | None, labels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         size, new = labels.shape[-2:], self.task.new_channels
-        logits = upsample(student.logits, size)  # [N, 1 + C, H, W]
+        logits = student.logits  # [N, 1 + C, h, w]
         terms = {
             "mbce": mbce(logits[:, new], labels, new.start, self.hyperparameter["pos_weight"]),
-            "ac": auxiliary(logits[:, :1]),
+            "ac": auxiliary(logits[:, :1], size),
         }
         if teacher is not None:
             old = self.task.old_channels
             count = len(self.task.old)  # pos and neg have no channel of the auxiliary head
             terms |= {
-                "kd": distillation(logits[:, old], upsample(teacher.logits[:, old], size)),
+                "kd": distillation(logits[:, old], teacher.logits[:, old], size),
                 "dkd_pos": distillation(student.pos[:, :count], teacher.pos),
                 "dkd_neg": distillation(student.neg[:, :count], teacher.neg),
             }

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from base.base_model import ModelOutput
-from models.loss import mbce, upsample
+from models.loss import mbce
 from trainer.methods.sigmoid import SigmoidMethod
 
 
@@ -31,5 +31,4 @@ class Finetune(SigmoidMethod):
     def losses(
         self, student: ModelOutput, teacher: ModelOutput | None, labels: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        logits = upsample(student.logits[:, 1:], labels.shape[-2:])
-        return {"mbce": mbce(logits, labels, 1, self.hyperparameter["pos_weight"])}
+        return {"mbce": mbce(student.logits[:, 1:], labels, 1, self.hyperparameter["pos_weight"])}

@@ -1,0 +1,308 @@
+"""The chunked losses and prediction against plain ones: upsample everything, then autograd."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from base.task import Task
+from models import loss
+from models.loss import Bilinear, auxiliary, chunks, distillation, mbce
+from trainer.methods import METHODS
+from trainer.methods.sigmoid import THRESHOLD
+
+VOID = 255
+SIZES = [  # h×w, H×W: output stride 16, odd, no whole multiple, equal, smaller
+    ((4, 4), (64, 64)),
+    ((5, 5), (65, 65)),
+    ((6, 7), (83, 100)),
+    ((9, 3), (13, 48)),
+    ((8, 6), (8, 6)),
+    ((8, 6), (4, 5)),
+]
+TERMS = ("mbce", "kd", "ac")
+
+
+def full(logits, size):
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def plain_mean(logits, targets, pos_weight=1.0):
+    weight = logits.new_tensor(pos_weight)
+    terms = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="none")
+    return terms.mean((0, 2, 3))
+
+
+def plain(term, logits, teacher, labels, first, pos_weight):
+    x = full(logits, labels.shape[-2:])
+    if term == "mbce":
+        ids = torch.arange(first, first + x.shape[1]).view(1, -1, 1, 1)
+        return plain_mean(x, (labels[:, None] == ids).to(x.dtype), pos_weight)
+    if term == "kd":
+        return plain_mean(x, full(teacher, labels.shape[-2:]).sigmoid())
+    return plain_mean(x, torch.zeros_like(x))
+
+
+def chunked(term, logits, teacher, labels, first, pos_weight):
+    if term == "mbce":
+        return mbce(logits, labels, first, pos_weight)
+    if term == "kd":
+        return distillation(logits, teacher, labels.shape[-2:])
+    return auxiliary(logits, labels.shape[-2:])
+
+
+def make(small, size, classes=7, images=2, dtype=torch.float32):
+    """Student and teacher logits, and labels of classes 3, 4, … with background and void."""
+    logits = (3 * torch.randn(images, classes, *small)).to(dtype)
+    teacher = (3 * torch.randn(images, classes, *small)).to(dtype)
+    labels = torch.randint(0, 3 + classes, (images, *size)).to(torch.uint8)
+    labels[:, :2] = VOID
+    return logits.requires_grad_(), teacher, labels, 3, 2.5
+
+
+def both(function, term, logits, *rest):
+    """Loss per class [C], and the gradient of their sum with a weight each [C, N·h·w]."""
+    terms = function(term, logits, *rest)
+    weights = torch.linspace(1, 2, len(terms), dtype=terms.dtype)
+    (gradient,) = torch.autograd.grad((weights * terms).sum(), logits)
+    return terms.detach(), gradient.transpose(0, 1).flatten(1)
+
+
+def exact(term, logits, teacher, *rest):
+    """The plain loss and gradient in float64: in float32 autograd's are themselves 1e-6 off."""
+    return both(plain, term, logits.detach().double().requires_grad_(), teacher.double(), *rest)
+
+
+def errors(got, expected):
+    """Largest deviation of a class relative to the class, of loss and of gradient."""
+    for a, b in zip(got, expected, strict=True):
+        a, b = a.double().view(len(a), -1), b.double().view(len(b), -1)
+        yield ((a - b).norm(dim=1) / b.norm(dim=1)).max().item()
+
+
+@pytest.fixture
+def planes(monkeypatch):
+    """Set how many planes of a size make a chunk."""
+
+    def set_planes(count, size, dtype=torch.float32):
+        monkeypatch.setattr(loss, "CPU_CHUNK", count * size[0] * size[1] * dtype.itemsize)
+
+    return set_planes
+
+
+# ---------------------------------------------------------------------------- equal to the plain
+@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize(("small", "size"), SIZES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_loss_and_gradient(term, small, size, dtype):
+    given = make(small, size, dtype=dtype)
+    most = 1e-6 if dtype is torch.float32 else 1e-13
+    got = both(chunked, term, *given)
+    assert got[0].dtype is got[1].dtype is dtype
+    assert max(errors(got, exact(term, *given))) < most
+    assert max(errors(got, both(plain, term, *given))) < 2 * most
+
+
+@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 14, 100])
+def test_any_chunk_gives_the_same(term, count, planes):
+    """Seven classes of two images: one plane, one class, part of the classes, everything."""
+    size = (64, 48)
+    planes(count, size)
+    given = make((4, 3), size)
+    parts = chunks(given[0], size)
+    covered = torch.zeros(2, 7)
+    for part in parts:
+        covered[part] += 1
+        assert covered[part].numel() <= max(count, 1)
+    assert (covered == 1).all()
+    assert len(parts) == {1: 14, 2: 7, 3: 7, 4: 4, 5: 4, 14: 1, 100: 1}[count]
+    assert max(errors(both(chunked, term, *given), exact(term, *given))) < 1e-6
+
+
+@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize(("small", "size"), [((2, 3), (6, 7)), ((3, 2), (9, 8))])
+def test_gradcheck(term, small, size, planes):
+    planes(3, size, torch.float64)
+    logits, *rest = make(small, size, classes=4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: chunked(term, x, *rest), logits)
+
+
+def test_upsampling_and_adjoint():
+    """To the bit in float64 up to the order of additions; ⟨up x, g⟩ = ⟨x, adjoint g⟩."""
+    for small, size in SIZES:
+        x = torch.randn(2, 3, *small, dtype=torch.float64)
+        g = torch.randn(size[0], 2, 3, size[1], dtype=torch.float64)
+        bilinear = Bilinear(x, size)
+        up = bilinear.up(x, torch.empty_like(g))
+        torch.testing.assert_close(up.permute(1, 2, 0, 3), full(x, size), rtol=1e-14, atol=1e-14)
+        torch.testing.assert_close((up * g).sum(), (x * bilinear.adjoint(g)).sum())
+
+
+def test_labels_of_void_and_background_only():
+    logits, _, labels, first, _ = make((4, 4), (64, 64))
+    for label in (0, VOID):
+        expected = auxiliary(logits, labels.shape[-2:])
+        assert torch.equal(mbce(logits, torch.full_like(labels, label), first), expected)
+
+
+def test_void_is_no_class():
+    """A 255th class would be taken for void, and more would wrap around."""
+    labels = torch.full((1, 8, 8), VOID, dtype=torch.uint8)
+    mbce(torch.zeros(1, 254, 2, 2), labels, 1)
+    with pytest.raises(AssertionError, match="void"):
+        mbce(torch.zeros(1, 255, 2, 2), labels, 1)
+
+
+@pytest.mark.parametrize("sharp", [8, 14, 20])
+def test_saturated_scores_are_no_less_exact(sharp):
+    """A trained network's logits: float32 stays as close to float64 as the plain formulas do."""
+    truth = torch.randint(0, 9, (2, 1, 4, 4))
+    logits = torch.full((2, 9, 4, 4), -1.0 * sharp).scatter_(1, truth, sharp)
+    logits = (logits + 0.5 * torch.randn_like(logits))[:, :5].requires_grad_()
+    teacher = logits.detach() + 0.3 * torch.randn(2, 5, 4, 4)
+    labels = F.interpolate(truth.float(), (64, 64))[:, 0].to(torch.uint8)
+    for term in TERMS:
+        given = (term, logits, teacher, labels, 0, 2.5)
+        ours = errors(both(chunked, *given), exact(*given))
+        theirs = errors(both(plain, *given), exact(*given))
+        for our, their in zip(ours, theirs, strict=True):
+            assert our < 2 * max(their, 1e-6)
+
+
+# ------------------------------------------------------------------------------- mixed precision
+@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_half_precision_logits(term, dtype):
+    """Computed in float32; the gradient is rounded once, behind the loss scale."""
+    logits, teacher, *rest = make((4, 4), (64, 64), images=6, dtype=dtype)
+    exact = logits.detach().float().requires_grad_()
+    for scale in (1, 2.0**16):
+        terms = chunked(term, logits, teacher, *rest)
+        expected = plain(term, exact, teacher, *rest)
+        assert terms.dtype is torch.float32
+        torch.testing.assert_close(terms, expected, rtol=1e-6, atol=0)
+        (gradient,) = torch.autograd.grad(scale * terms.sum(), logits)
+        (slope,) = torch.autograd.grad(scale * expected.sum(), exact)
+        assert gradient.dtype is dtype
+        torch.testing.assert_close(
+            gradient, slope.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-7
+        )
+        assert (gradient == slope.to(dtype)).float().mean() > 0.99, "rounded once"
+    assert gradient.isfinite().all()
+    assert (gradient == 0).sum() <= (slope == 0).sum()
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_autocast_does_not_reach_in(term):
+    given = make((4, 4), (64, 64))
+    expected = both(chunked, term, *given)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = both(chunked, term, *given)
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1], expected[1])
+
+
+# ------------------------------------------------------------------------- what is not computed
+@pytest.mark.parametrize("term", TERMS)
+def test_no_gradient_no_work(term, monkeypatch):
+    monkeypatch.setattr(Bilinear, "adjoint", None)
+    logits, *rest = make((4, 4), (64, 64))
+    with torch.no_grad():
+        terms = chunked(term, logits, *rest)
+    assert not terms.requires_grad
+    assert not chunked(term, logits.detach(), *rest).requires_grad
+    torch.testing.assert_close(terms, plain(term, logits.detach(), *rest))
+
+
+class Memory(TorchDispatchMode):
+    """Bytes of the tensors made inside: `peak` of all that live at a time, `largest` of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.living, self.peak, self.largest = WeakIdKeyDictionary(), 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        known = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if is_tensor(t)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in filter(is_tensor, tree_leaves(result)):
+            storage = tensor.untyped_storage()
+            if id(storage) not in known:
+                self.living[storage] = storage.nbytes()
+                self.largest = max(self.largest, storage.nbytes())
+        self.peak = max(self.peak, sum(self.living.values()))
+        return result
+
+
+def is_tensor(value):
+    return isinstance(value, torch.Tensor)
+
+
+def memory(function, classes, small, size):
+    logits, teacher, labels, *rest = make(small, size, classes)
+    labels = labels.short()  # room for any number of classes
+    with Memory() as used:
+        for term in TERMS:
+            function(term, logits, teacher, labels, *rest).sum().backward()
+    return used
+
+
+def test_memory_does_not_grow_with_classes_at_full_resolution(planes):
+    """From 21 to 1001 classes only what has h×w grows, a 256th of full resolution."""
+    small, size = (4, 4), (64, 64)
+    planes(8, size)
+    counts = (21, 151, 1001)
+    used = [memory(chunked, classes, small, size) for classes in counts]
+    chunk = 8 * 64 * 64 * 4
+    assert used[0].largest == used[1].largest == used[2].largest == 3 * chunk
+    for classes, one in zip(counts, used, strict=True):
+        assert one.peak < 6 * chunk + 8 * (2 * classes * 4 * 4 * 4)
+
+
+def test_memory_next_to_the_plain_loss():
+    """At the sizes of training a sixth is the least that is asked."""
+    small, size = (16, 16), (256, 256)
+    assert memory(chunked, 110, small, size).peak < memory(plain, 110, small, size).peak / 6
+
+
+# ------------------------------------------------------------------------------------ prediction
+def plain_predict(logits, size):
+    score, channel = full(logits, size)[:, 1:].sigmoid().max(dim=1)
+    return torch.where(score > THRESHOLD, channel + 1, 0)
+
+
+@pytest.mark.parametrize("scale", [1, 6, 40])
+@pytest.mark.parametrize(("small", "size"), SIZES)
+@pytest.mark.parametrize("count", [1, 3, 5, 100])
+def test_prediction_equals_the_plain_one_in_every_pixel(scale, small, size, count, planes):
+    """Scale 40 saturates: scores that tie at 1 meet across chunks."""
+    planes(count, size)
+    method = METHODS["dkd"](Task("voc", "own", "overlap", 0, ((1,),), ("a", "b")), {})
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        logits = (scale * torch.randn(2, 9, *small) - scale / 2).to(dtype)
+        before = logits.clone()
+        preds = method.predict(logits, size)
+        assert preds.dtype is torch.int64
+        assert torch.equal(preds, plain_predict(logits, size))
+        assert torch.equal(logits, before)
+
+
+def test_prediction_without_a_size():
+    method = METHODS["dkd"](Task("voc", "own", "overlap", 0, ((1,),), ("a", "b")), {})
+    logits = torch.randn(2, 5, 6, 7)
+    assert torch.equal(method.predict(logits), plain_predict(logits, (6, 7)))
+
+
+def test_prediction_holds_no_full_size_classes(planes):
+    planes(8, (64, 64))
+    method = METHODS["dkd"](Task("voc", "own", "overlap", 0, ((1,),), ("a", "b")), {})
+    peaks = []
+    for classes in (21, 1001):
+        logits = torch.randn(1, 1 + classes, 4, 4)
+        with Memory() as used:
+            method.predict(logits, (64, 64))
+        peaks.append(used.peak)
+    assert peaks[0] == peaks[1]
