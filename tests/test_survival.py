@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -310,6 +311,46 @@ def test_an_image_that_breaks_in_the_middle_of_an_epoch(toy_root, tmp_path, monk
     for victim in victims:
         victim.write_bytes(whole[victim])
     assert_same(train(config, *flags), expected)
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_broken_image_ends_the_run_at_once(toy_root, tmp_path, pinned):
+    """Also when loading processes are left to end: they heed their parent, and only their parent."""
+    root = tmp_path / "data"
+    shutil.copytree(toy_root, root)
+    for path in sorted((root / "JPEGImages").iterdir())[:40]:
+        path.write_bytes(path.read_bytes()[:300])
+    config = write_config(tmp_path / "toy.json", root)
+    tree = json.loads(config.read_text())
+    tree["data_loader"]["args"] |= {"num_workers": 2, "pin_memory": pinned}
+    config.write_text(json.dumps(tree))
+    done = subprocess.run(
+        [sys.executable, "train_voc.py", "-c", str(config), "-d", "cpu"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("train_voc.py: error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_loading_processes_outlive_signals_to_the_whole_group(tmp_path):
+    """SIGTERM and SIGINT from anybody but the parent leave them alone."""
+    pid = os.fork()
+    if pid == 0:
+        interrupt.leave_to_parent()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+        (tmp_path / "alive").touch()
+        time.sleep(60)
+        os._exit(1)
+    while not (tmp_path / "alive").exists():
+        time.sleep(0.01)
+    assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    os.kill(pid, signal.SIGTERM)
+    assert os.waitpid(pid, 0) == (pid, 0)
 
 
 def test_one_folder_for_one_process(undisturbed, tmp_path):

@@ -87,15 +87,18 @@ def leave_to_parent(worker: int = 0) -> None:
     """Let a loading process outlive signals to its whole group: its parent will end it.
 
     A scheduler signals every process of a job, and a run that lost its workers could not finish
-    the iteration. Only a second SIGTERM, as the parent sends when nothing else helps, ends it.
+    the iteration. So only a SIGTERM that the parent itself sends ends this process.
     """
-    met = 0
-
-    def second(number: int, frame: FrameType | None) -> None:
-        nonlocal met
-        met += 1
-        if met > 1:
-            os._exit(0)
-
     for number in SIGNALS:
-        signal.signal(number, second if number == signal.SIGTERM else signal.SIG_IGN)
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # only there does a signal tell who sent it
+        return
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
