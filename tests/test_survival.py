@@ -315,7 +315,7 @@ def test_an_image_that_breaks_in_the_middle_of_an_epoch(toy_root, tmp_path, monk
 
 @pytest.mark.parametrize("pinned", [False, True])
 def test_a_broken_image_ends_the_run_at_once(toy_root, tmp_path, pinned):
-    """Also when loading processes are left to end: they heed their parent, and only their parent."""
+    """Also when loading processes are left to end: they heed their parent, and only that."""
     root = tmp_path / "data"
     shutil.copytree(toy_root, root)
     for path in sorted((root / "JPEGImages").iterdir())[:40]:
