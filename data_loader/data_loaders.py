@@ -193,13 +193,22 @@ class IncrementalDataLoader:
 
     @cached_property
     def train_hash(self) -> str:
-        """SHA-256 of what is trained on: image ids, and the sizes of image and mask files."""
+        """SHA-256 of what is trained on: image ids, sizes of image and mask files, label tables.
+
+        Raises:
+            UserError: a file is missing.
+        """
         digest = hashlib.sha256()
         for dataset in (self.train_set, *self.replay_sets):
             for index in dataset.indices:
                 entry = dataset.raw.entries[index]
-                sizes = [path.stat().st_size for path in (entry.image, entry.mask)]
-                digest.update(f"{entry.id}\t{sizes}\n".encode())
+                try:
+                    sizes = [path.stat().st_size for path in (entry.image, entry.mask)]
+                except OSError as error:
+                    raise UserError(
+                        f"{entry.where}: {error.filename} cannot be read: {error.strerror}."
+                    ) from None
+                digest.update(f"{entry.id}\t{sizes}\n".encode(errors="surrogateescape"))
             digest.update(dataset.table.tobytes())
         return digest.hexdigest()
 
