@@ -26,6 +26,7 @@ from trainer.record import code_hash, differences, remarks
 from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils import interrupt
+from utils.logger import close_logger, log, setup_logger
 from utils.misc import EXIT_INTERRUPTED, Interrupted, UserError, one_sentence_errors
 
 STEP_1 = ("--task_step", "1", "--freeze_bn", "--mem_size", "6", "--bs", "4")
@@ -311,6 +312,20 @@ def test_an_image_that_breaks_in_the_middle_of_an_epoch(toy_root, tmp_path, monk
     for victim in victims:
         victim.write_bytes(whole[victim])
     assert_same(train(config, *flags), expected)
+
+
+def test_a_log_file_on_a_full_disk_does_not_stop_the_run(tmp_path, capsys):
+    setup_logger(tmp_path / "info.log")
+    (handler,) = [one for one in log.handlers if isinstance(one, logging.FileHandler)]
+    handler.stream.close()
+    handler.stream = open("/dev/full", "w")  # noqa: SIM115
+    log.info("one")
+    log.info("two")
+    close_logger()
+    out, err = capsys.readouterr()
+    assert "the log goes on without" in out
+    assert out.index("No space left on device") < out.index("two")
+    assert "Traceback" not in out + err
 
 
 @pytest.mark.parametrize("pinned", [False, True])
