@@ -134,7 +134,8 @@ def test_stopped_while_it_validates(undisturbed, attempt, monkeypatch):
 
 def test_stopped_in_its_final_test(undisturbed, attempt, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "test", lambda *args: send(signal.SIGTERM)())
+        original = Trainer.test
+        patch.setattr(Trainer, "test", lambda *args: (send(signal.SIGTERM)(), original(*args)))
         with pytest.raises(Interrupted, match="stopped by SIGTERM"):
             attempt(0)
     assert files.load(attempt.folder(0) / "last.pth")["finished"]
@@ -160,7 +161,8 @@ def test_exit_code_of_a_stopped_run(capsys):
 
 
 def test_only_an_impatient_second_ctrl_c_tears_an_iteration_apart(monkeypatch):
-    with interrupt.watch(), interrupt.deferred():
+    with interrupt.watch():
+        interrupt.defer()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):  # at once: the same request
             os.kill(os.getpid(), number)
         assert interrupt.asked() == "SIGINT"
@@ -169,6 +171,19 @@ def test_only_an_impatient_second_ctrl_c_tears_an_iteration_apart(monkeypatch):
         with pytest.raises(Interrupted):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_further_signals_do_not_tear_the_clearing_up_apart():
+    """A launcher passes on what the whole group has got already."""
+    cleared = []
+    with interrupt.watch():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Interrupted:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+            cleared.append(1)
+    assert cleared
 
 
 def test_a_non_finite_loss_is_not_saved_by_a_signal(attempt, monkeypatch):
