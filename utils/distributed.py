@@ -290,8 +290,8 @@ def _spawned(local: int, worker: Callable, config: Any, plan: Launch, reports: A
             tell(error)
 
     try:
-        with interrupt.watch():
-            _in_group(told, config, plan, rank, plan.world, local)
+        interrupt.install()  # to the end of this process
+        _in_group(told, config, plan, rank, plan.world, local)
     except (Exception, Interrupted) as error:  # meeting the others failed
         tell(error)
 

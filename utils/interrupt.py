@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from types import FrameType
+from typing import Any
 
 from utils.misc import Interrupted
 
@@ -38,15 +39,26 @@ def asked() -> str | None:
     return _asked
 
 
-@contextlib.contextmanager
-def watch(handler: Callable[[int, FrameType | None], None] | None = None) -> Iterator[None]:
-    """Handle the signals inside the block; `handler` replaces what is described above."""
+Handler = Callable[[int, FrameType | None], None]
+
+
+def install(handler: Handler | None = None) -> dict[int, Any]:
+    """Handle the signals from now on; returns the handlers that did so before.
+
+    Args:
+        handler: instead of what is described above.
+    """
     global _asked, _deferred, _ending
-    if threading.current_thread() is not threading.main_thread():  # Python allows no handlers there
-        yield
-        return
     _asked, _deferred, _ending = None, False, False
-    before = {number: signal.signal(number, handler or _note) for number in SIGNALS}
+    if threading.current_thread() is not threading.main_thread():  # Python allows no handlers there
+        return {}
+    return {number: signal.signal(number, handler or _note) for number in SIGNALS}
+
+
+@contextlib.contextmanager
+def watch(handler: Handler | None = None) -> Iterator[None]:
+    """`install` for a block."""
+    before = install(handler)
     try:
         yield
     finally:
