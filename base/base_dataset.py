@@ -131,7 +131,9 @@ class BaseDataset(ABC):
             UserError: a file is missing or unreadable, the sizes differ or an id is out of range.
         """
         entry = self.entries[index]
-        image = self._open(entry.image, "image", entry).convert("RGB")
+        image = self._open(entry.image, "image", entry)
+        if image.mode != "RGB":  # else `convert` would copy it
+            image = image.convert("RGB")
         mask = self.load_mask(index)
         if image.size != mask.shape[::-1]:
             raise UserError(
@@ -153,12 +155,16 @@ class BaseDataset(ABC):
                 f"{entry.where}: mask {entry.mask} has the mode {mask.mode}; it must be an 8-bit "
                 "palette or grey PNG whose index is the class."
             )
-        self.check_ids(np.flatnonzero(mask.histogram()), entry)
-        return np.asarray(mask)
+        ids = np.asarray(mask)
+        # One more than an id, void becoming 0 as bytes wrap: valid is what is at most the number
+        # of classes, and a maximum costs a tenth of listing the ids.
+        if (ids + np.uint8(1)).max() > len(self.class_names):
+            self.check_ids(np.unique(ids), entry)
+        return ids
 
     def check_inside(self, path: Path, what: str, entry: Entry) -> None:
         """Raise `UserError` when symbolic links put a file outside the root."""
-        if not self.follow_links and not _real(path).startswith(_real_folder(self.root)):
+        if not self.follow_links and not _real(path).startswith(_real_folder(os.fspath(self.root))):
             raise UserError(
                 f"{entry.where}: {what} {path} is a link to {_real(path)}, outside the data set's "
                 f"folder {self.root}; if that is meant, set data_loader.args.follow_links to true."
@@ -189,14 +195,15 @@ class BaseDataset(ABC):
 
 
 def _real(path: Path) -> str:
-    """The path without symbolic links; one look at the disk, for this runs once per image."""
-    if path.is_symlink():
+    """The path without symbolic links; one look at the disk, for this runs once per file."""
+    if os.path.islink(path):
         return os.path.realpath(path)
-    return _real_folder(path.parent) + path.name
+    folder, name = os.path.split(path)  # of text: pathlib would take twice as long
+    return _real_folder(folder) + name
 
 
 @lru_cache(maxsize=4096)
-def _real_folder(folder: Path) -> str:
+def _real_folder(folder: str) -> str:
     """The folder without symbolic links and with a slash at its end."""
     return os.path.join(os.path.realpath(folder), "")
 

@@ -453,7 +453,7 @@ def draws() -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     for axis, mask in {"x": x, "y": y}.items():
         torch.manual_seed(0)
         pairs = (transform(image, Image.fromarray(mask)) for _ in range(400))
-        found[axis] = [(np.asarray(a).astype(int), np.asarray(b).astype(int)) for a, b in pairs]
+        found[axis] = [(a.permute(1, 2, 0).int().numpy(), b.int().numpy()) for a, b in pairs]
     return found
 
 
