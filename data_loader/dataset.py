@@ -16,11 +16,6 @@ from base.base_dataset import BaseDataset
 from data_loader.transforms import Transform
 from utils.misc import seed_from
 
-# glibc returns freed memory to the system as soon as twice its largest block freed so far lies
-# idle: after nearly every image, and taking it back, page by page, cost a third of a sample. One
-# large block, freed untouched, ends that in this process and its workers.
-bytes(16 << 20)
-
 
 class Sample(NamedTuple):
     """One image, or after collation a batch of N.
