@@ -223,7 +223,7 @@ class BaseDataset(ABC):
 def label_ids(mask: np.ndarray) -> list[int]:
     """The values that occur in a mask of bytes, descending.
 
-    A pass per value at the speed of memory; a mask has few, and a histogram takes as long as forty.
+    A pass per value at the speed of memory. A mask has few; a histogram costs as much as thirty.
     """
     ids = [int(mask.max())]
     while ids[-1] > 0:

@@ -109,7 +109,7 @@ def resized_crop(
     """Cut `box` = (top, left, height, width) out of both and resize it to `size`."""
     top, left, height, width = box
     corners = (left, top, left + width, top + height)
-    # Not resize(…, box=corners), which blends in pixels around the box.
+    # Not resize(…, box=corners), which blends in pixels around the box and rounds otherwise.
     return image.crop(corners).resize(size, BILINEAR), label.crop(corners).resize(size, NEAREST)
 
 
