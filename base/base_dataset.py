@@ -5,6 +5,7 @@ Subclassed once per data set in `data_loader/`; used by `IncrementalDataset` and
 
 from __future__ import annotations
 
+import copy
 import os
 import stat
 from abc import ABC, abstractmethod
@@ -17,6 +18,11 @@ import numpy as np
 from PIL import Image
 
 from utils.misc import VOID, UserError
+
+# glibc returns freed memory to the system as soon as twice its largest block freed so far lies
+# idle: after nearly every image, and taking it back, page by page, cost a third of a sample. One
+# large block, freed untouched, ends that in this process and its workers.
+bytes(16 << 20)
 
 # Pillow knows more, some of which start other programs or fail in ways of their own.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
@@ -121,6 +127,12 @@ class BaseDataset(ABC):
     def __len__(self) -> int:
         return len(self.entries)
 
+    def part(self, first: int, end: int) -> BaseDataset:
+        """The same data set with the images from `first` to before `end` alone."""
+        part = copy.copy(self)
+        part.entries = self.entries[first:end]
+        return part
+
     def load(self, index: int) -> tuple[Image.Image, np.ndarray]:
         """Read one image and its mask.
 
@@ -131,7 +143,9 @@ class BaseDataset(ABC):
             UserError: a file is missing or unreadable, the sizes differ or an id is out of range.
         """
         entry = self.entries[index]
-        image = self._open(entry.image, "image", entry).convert("RGB")
+        image = self._open(entry.image, "image", entry)
+        if image.mode != "RGB":  # else `convert` would copy it
+            image = image.convert("RGB")
         mask = self.load_mask(index)
         if image.size != mask.shape[::-1]:
             raise UserError(
@@ -147,18 +161,36 @@ class BaseDataset(ABC):
             UserError: as `load`.
         """
         entry = self.entries[index]
+        mask = self._read_mask(entry)
+        # One more than an id, void becoming 0 as bytes wrap: no valid one exceeds the number of
+        # classes. Two passes, for every sample is checked; the ids themselves take more.
+        if (mask + np.uint8(1)).max() > len(self.class_names):
+            self.check_ids(label_ids(mask), entry)
+        return mask
+
+    def load_ids(self, index: int) -> list[int]:
+        """The label ids in one mask, descending, for the presence scan.
+
+        Raises:
+            UserError: as `load_mask`.
+        """
+        entry = self.entries[index]
+        ids = label_ids(self._read_mask(entry))
+        self.check_ids(ids, entry)
+        return ids
+
+    def _read_mask(self, entry: Entry) -> np.ndarray:
         mask = self._open(entry.mask, "mask", entry)
         if mask.mode not in ("P", "L"):
             raise UserError(
                 f"{entry.where}: mask {entry.mask} has the mode {mask.mode}; it must be an 8-bit "
                 "palette or grey PNG whose index is the class."
             )
-        self.check_ids(np.flatnonzero(mask.histogram()), entry)
         return np.asarray(mask)
 
     def check_inside(self, path: Path, what: str, entry: Entry) -> None:
         """Raise `UserError` when symbolic links put a file outside the root."""
-        if not self.follow_links and not _real(path).startswith(_real_folder(self.root)):
+        if not self.follow_links and not _real(path).startswith(_real_folder(os.fspath(self.root))):
             raise UserError(
                 f"{entry.where}: {what} {path} is a link to {_real(path)}, outside the data set's "
                 f"folder {self.root}; if that is meant, set data_loader.args.follow_links to true."
@@ -178,25 +210,42 @@ class BaseDataset(ABC):
             raise UserError(f"{entry.where}: {what} {path} cannot be read: {error}.") from None
         return image
 
-    def check_ids(self, ids: np.ndarray, entry: Entry) -> None:
+    def check_ids(self, ids: Sequence[int], entry: Entry) -> None:
         """Raise `UserError` when `ids`, the label ids of a mask, leave 0…classes and 255."""
-        wrong = ids[(ids >= len(self.class_names)) & (ids != VOID)]
-        if len(wrong):
+        wrong = sorted(id for id in ids if id >= len(self.class_names) and id != VOID)
+        if wrong:
             raise UserError(
                 f"{entry.where}: mask {entry.mask} holds the label id {wrong[0]}; valid are "
                 f"0..{len(self.class_names) - 1} and {VOID} (void)."
             )
 
 
+def label_ids(mask: np.ndarray) -> list[int]:
+    """The values that occur in a mask of bytes, descending.
+
+    A pass per value at the speed of memory. A mask has few; a histogram costs as much as thirty.
+    """
+    ids = [int(mask.max())]
+    while ids[-1] > 0:
+        # Less the last id, what lies below it wraps to the top of a byte, above all else: the
+        # maximum is the next id below, or, when there is none, leads back to the first.
+        below = (ids[-1] + int((mask - np.uint8(ids[-1])).max())) % 256
+        if below == ids[0]:
+            break
+        ids.append(below)
+    return ids
+
+
 def _real(path: Path) -> str:
-    """The path without symbolic links; one look at the disk, for this runs once per image."""
-    if path.is_symlink():
+    """The path without symbolic links; one look at the disk, for this runs once per file."""
+    if os.path.islink(path):
         return os.path.realpath(path)
-    return _real_folder(path.parent) + path.name
+    folder, name = os.path.split(path)  # of text: pathlib would take twice as long
+    return _real_folder(folder) + name
 
 
 @lru_cache(maxsize=4096)
-def _real_folder(folder: Path) -> str:
+def _real_folder(folder: str) -> str:
     """The folder without symbolic links and with a slash at its end."""
     return os.path.join(os.path.realpath(folder), "")
 

@@ -7,14 +7,13 @@ One class does the work; a data set adds its raw class and its table of schedule
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader
 
 from base.base_dataset import BaseDataset
@@ -32,14 +31,12 @@ from data_loader.splits import (
     select,
 )
 from data_loader.task_tables import ADE_TASKS, VOC_TASKS
-from data_loader.transforms import EvalTransform, NoTransform, TrainTransform
+from data_loader.transforms import EvalTransform, NoTransform, TrainTransform, Transform
 from data_loader.voc import VOC
 from utils import interrupt
 from utils.distributed import SINGLE, Ranks
 from utils.logger import log
 from utils.misc import UserError, seed_from
-
-Transform = Callable[[Image.Image, Image.Image], tuple[Image.Image, Image.Image]]
 
 
 class _Loader(DataLoader):

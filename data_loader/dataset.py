@@ -4,7 +4,7 @@ this one class with other ids, another lookup table and another transform.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from base.base_dataset import BaseDataset
-from data_loader.transforms import to_tensors
+from data_loader.transforms import Transform
 from utils.misc import seed_from
 
 
@@ -39,7 +39,7 @@ class IncrementalDataset(Dataset):
         raw: BaseDataset,
         indices: Sequence[int],
         table: np.ndarray,
-        transform: Callable[[Image.Image, Image.Image], tuple[Image.Image, Image.Image]],
+        transform: Transform,
         seed: Sequence[object] = (),
     ):
         """
@@ -47,7 +47,7 @@ class IncrementalDataset(Dataset):
             raw: where the images come from.
             indices: which of its images belong to this set.
             table: [256] uint8 from label id to training label (`Task.label_table`).
-            transform: of the image and the index mask, both PIL images.
+            transform: of the image and its labels, both PIL images, into tensors.
             seed: what, besides epoch and image, decides how a sample is transformed.
         """
         self.raw, self.transform, self.table = raw, transform, table
@@ -72,14 +72,15 @@ class IncrementalDataset(Dataset):
         index = self.indices[position]
         name = self.raw.entries[index].id
         image, mask = self.raw.load(index)
+        label = Image.fromarray(mask).point(self.table.tolist())
         state = torch.get_rng_state()
         # Not torch.manual_seed, which would seed the GPUs' generators as well.
         torch.default_generator.manual_seed(seed_from(*self.seed, epoch, name))
         try:
-            image, mask = self.transform(image, Image.fromarray(mask))
+            image, label = self.transform(image, label)
         finally:
             torch.set_rng_state(state)
-        return Sample(*to_tensors(image, self.table[np.asarray(mask)]), name)
+        return Sample(image, label, name)
 
 
 class Joined(Dataset):

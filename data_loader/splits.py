@@ -28,7 +28,6 @@ from utils.misc import BACKGROUND, VOID, UserError, atomic_path
 
 HELD_OUT = 0.2  # share of the training images that cross_val validates on
 CHUNK = 128  # masks per job of the scan
-_scanned: BaseDataset | None = None  # the data set of a scanning process
 
 
 # ---------------------------------------------------------------------------- presence of classes
@@ -88,22 +87,21 @@ def _read_cache(path: Path, key: str, images: int) -> np.ndarray | None:
 
 def _scan(dataset: BaseDataset) -> np.ndarray:
     """[images, 32] uint8: the presence table, packed eight ids to a byte."""
-    chunks = [range(a, min(a + CHUNK, len(dataset))) for a in range(0, len(dataset), CHUNK)]
+    # A job carries its own part of the list: the whole of it would be read by every process.
+    parts = [dataset.part(first, first + CHUNK) for first in range(0, len(dataset), CHUNK)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(cores or 1, len(chunks)) if _can_spawn() else 1
+    workers = min(cores or 1, len(parts)) if _can_spawn() else 1
     bar = tqdm(total=len(dataset), desc=f"scan {dataset.name} {dataset.split} masks", unit="mask")
-    tables = []
     with bar:
-        if workers < 2 or len(chunks) < 8:  # starting processes would take longer than the scan
-            results: Iterable[np.ndarray] = (_scan_chunk(chunk, dataset) for chunk in chunks)
-            tables = [_counted(table, bar) for table in results]
+        if workers < 2 or len(parts) < 8:  # starting processes would take longer than the scan
+            tables = [_counted(table, bar) for table in map(_scan_part, parts)]
         else:
             # spawn, because torch's threads and a CUDA context do not survive a fork
             with ProcessPoolExecutor(
-                workers, get_context("spawn"), initializer=_start_scan, initargs=(dataset,)
+                workers, get_context("spawn"), initializer=leave_to_parent
             ) as pool:
                 try:
-                    tables = [_counted(table, bar) for table in pool.map(_scan_chunk, chunks)]
+                    tables = [_counted(table, bar) for table in pool.map(_scan_part, parts)]
                 except BaseException:
                     pool.shutdown(wait=False, cancel_futures=True)  # nobody wants the rest
                     raise
@@ -121,17 +119,10 @@ def _counted(table: np.ndarray, bar: tqdm) -> np.ndarray:
     return table
 
 
-def _start_scan(dataset: BaseDataset) -> None:
-    global _scanned
-    _scanned = dataset
-    leave_to_parent()
-
-
-def _scan_chunk(chunk: range, dataset: BaseDataset | None = None) -> np.ndarray:
-    dataset = dataset or _scanned
-    table = np.zeros((len(chunk), 256), dtype=bool)
-    for row, index in enumerate(chunk):
-        table[row, dataset.load_mask(index).ravel()] = True
+def _scan_part(part: BaseDataset) -> np.ndarray:
+    table = np.zeros((len(part), 256), dtype=bool)
+    for row in range(len(part)):
+        table[row, part.load_ids(row)] = True
     return np.packbits(table, axis=1)
 
 

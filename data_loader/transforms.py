@@ -1,22 +1,23 @@
-"""From a raw image and mask to equally sized uint8 tensors; the normalisation runs on the device.
+"""From a raw image and its labels to equally sized uint8 tensors; the normalisation runs on the
+device. Called by `IncrementalDataset`, in the loaders' workers.
 
-Images are resized bilinearly and masks by nearest neighbour, both with Pillow's resampling, which
-torchvision's functions apply to PIL images.
+Images are resized bilinearly and labels by nearest neighbour, with Pillow's resampling: the same
+numbers as torchvision's functions on PIL images, which the tests compare.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import lru_cache
 
-import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import RandomResizedCrop
-from torchvision.transforms.v2 import functional as F
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-BILINEAR, NEAREST = F.InterpolationMode.BILINEAR, F.InterpolationMode.NEAREST
+Transform = Callable[[Image.Image, Image.Image], tuple[torch.Tensor, torch.Tensor]]
+BILINEAR, NEAREST = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
 
 
 class TrainTransform:
@@ -31,14 +32,14 @@ class TrainTransform:
     scale, ratio, flip = (0.5, 2.0), (3 / 4, 4 / 3), 0.5
 
     def __init__(self, crop_size: int):
-        self.size = [crop_size, crop_size]
+        self.size = (crop_size, crop_size)
 
-    def __call__(self, image: Image.Image, mask: Image.Image) -> tuple[Image.Image, Image.Image]:
-        box = RandomResizedCrop.get_params(image, list(self.scale), list(self.ratio))
-        image, mask = resized_crop(image, mask, box, self.size)
-        if torch.rand(1) < self.flip:
-            image, mask = F.horizontal_flip(image), F.horizontal_flip(mask)
-        return image, mask
+    def __call__(self, image: Image.Image, label: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+        box = random_box(*image.size, self.scale, self.ratio)
+        image, label = to_tensors(*resized_crop(image, label, box, self.size))
+        if torch.rand(1).item() < self.flip:
+            image, label = image.flip(-1), label.flip(-1)  # a fifth of the time that Pillow takes
+        return image, label
 
 
 class EvalTransform:
@@ -50,33 +51,80 @@ class EvalTransform:
     def __init__(self, crop_size: int):
         self.size = crop_size
 
-    def __call__(self, image: Image.Image, mask: Image.Image) -> tuple[Image.Image, Image.Image]:
-        image = F.resize(image, [self.size], interpolation=BILINEAR)
-        mask = F.resize(mask, [self.size], interpolation=NEAREST)
-        crop = [self.size, self.size]
-        return F.center_crop(image, crop), F.center_crop(mask, crop)
+    def __call__(self, image: Image.Image, label: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+        shorter = min(image.size)
+        width, height = (side * self.size // shorter for side in image.size)
+        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
+        corners = (left, top, left + self.size, top + self.size)
+        image = image.resize((width, height), BILINEAR).crop(corners)
+        label = label.resize((width, height), NEAREST).crop(corners)
+        return to_tensors(image, label)
 
 
 class NoTransform:
     """Whole images at their own size."""
 
-    def __call__(self, image: Image.Image, mask: Image.Image) -> tuple[Image.Image, Image.Image]:
-        return image, mask
+    def __call__(self, image: Image.Image, label: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+        return to_tensors(image, label)
+
+
+def random_box(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """A random part of an image, as (top, left, height, width).
+
+    The draws and the arithmetic of torchvision's `RandomResizedCrop.get_params`, whose numbers it
+    returns, without what that repeats per draw.
+
+    Args:
+        width, height: of the image.
+        scale: share of its area, from and to.
+        ratio: width over height, from and to.
+    """
+    number = torch.empty(1)
+    low, high = torch.log(torch.tensor(ratio)).tolist()
+    for _ in range(10):
+        area = width * height * number.uniform_(*scale).item()
+        aspect = number.uniform_(low, high).exp_().item()
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top = torch.randint(0, height - h + 1, (1,)).item()
+            left = torch.randint(0, width - w + 1, (1,)).item()
+            return top, left, h, w
+    # the centre, as wide or as high as the aspect ratio allows
+    w, h = width, height
+    if width / height < min(ratio):
+        h = round(width / min(ratio))
+    elif width / height > max(ratio):
+        w = round(height * max(ratio))
+    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def resized_crop(
-    image: Image.Image, mask: Image.Image, box: tuple[int, int, int, int], size: list[int]
+    image: Image.Image,
+    label: Image.Image,
+    box: tuple[int, int, int, int],
+    size: tuple[int, int],
 ) -> tuple[Image.Image, Image.Image]:
     """Cut `box` = (top, left, height, width) out of both and resize it to `size`."""
+    top, left, height, width = box
+    corners = (left, top, left + width, top + height)
+    # Not resize(…, box=corners), which blends in pixels around the box and rounds otherwise.
+    return image.crop(corners).resize(size, BILINEAR), label.crop(corners).resize(size, NEAREST)
+
+
+def to_tensors(image: Image.Image, label: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+    """image [3, H, W] uint8 and label [H, W] uint8.
+
+    Pillow writes the planes one after the other, as collation wants them: faster than a copy of
+    the pixels that is transposed later. A tensor may not share the memory of read-only `bytes`.
+    """
+    planes = bytearray().join([image.tobytes("raw", band) for band in "RGB"])
+    labels = bytearray(label.tobytes())
     return (
-        F.resized_crop(image, *box, size, interpolation=BILINEAR),
-        F.resized_crop(mask, *box, size, interpolation=NEAREST),
+        torch.frombuffer(planes, dtype=torch.uint8).view(3, image.height, image.width),
+        torch.frombuffer(labels, dtype=torch.uint8).view(label.height, label.width),
     )
-
-
-def to_tensors(image: Image.Image, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """image [3, H, W] uint8 and labels [H, W] uint8."""
-    return F.pil_to_tensor(image), torch.from_numpy(labels)
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:

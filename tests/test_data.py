@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2 import functional as F
 
+from base.base_dataset import label_ids
 from data_loader.ade import ADE
 from data_loader.data_loaders import (
     ADEIncrementalDataLoader,
@@ -20,14 +23,21 @@ from data_loader.data_loaders import (
     VOCIncrementalDataLoader,
 )
 from data_loader.dataset import IncrementalDataset, OrderedShare, Sample, ShuffledBatches
-from data_loader.transforms import EvalTransform, TrainTransform
+from data_loader.transforms import (
+    EvalTransform,
+    TrainTransform,
+    random_box,
+    resized_crop,
+    to_tensors,
+)
 from data_loader.voc import VOC
 from scripts.make_toy_voc import CLASS_NAMES
 from utils.distributed import Ranks
-from utils.misc import UserError, sentence
+from utils.misc import UserError, seed_from, sentence, voc_palette
 
 PROJECT = Path(__file__).parent.parent
 WIDTH, HEIGHT = 9, 6
+BILINEAR, NEAREST = F.InterpolationMode.BILINEAR, F.InterpolationMode.NEAREST
 GREY = Image.fromarray(np.arange(WIDTH * HEIGHT, dtype=np.uint8).reshape(HEIGHT, WIDTH))
 NAMES = ("background", "one", "two", "three", "four")
 
@@ -171,6 +181,31 @@ def test_a_mask_that_is_none_is_named_with_its_line(voc, mask, complaint):
     mask.save(path)
     with pytest.raises(UserError, match=f"val.txt, line 2: mask {path} (has the )?{complaint}"):
         VOC("val", str(voc)).load(1)
+
+
+def test_every_wrong_id_is_met_and_no_other(voc):
+    raw = VOC("val", str(voc))
+    for label in range(256):
+        mask = np.full((HEIGHT, WIDTH), 255, np.uint8)
+        mask[-1, -1] = label
+        Image.fromarray(mask).save(raw.entries[1].mask)
+        for read in (raw.load_mask, raw.load_ids):
+            if label < 21 or label == 255:
+                read(1)
+            else:
+                with pytest.raises(UserError, match=f"line 2: .* holds the label id {label};"):
+                    read(1)
+
+
+def test_label_ids_of_a_mask():
+    generator = np.random.default_rng(0)
+    for _ in range(500):
+        some = generator.choice(256, generator.integers(1, 9)).astype(np.uint8)
+        mask = generator.choice(some, (5, 7))
+        assert label_ids(mask) == sorted(set(mask.flat), reverse=True)
+    for label in range(256):
+        assert label_ids(np.full((2, 3), label, np.uint8)) == [label]
+    assert label_ids(np.arange(256, dtype=np.uint8)) == list(range(255, -1, -1))
 
 
 def test_image_and_mask_of_other_sizes(voc):
@@ -453,7 +488,7 @@ def draws() -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     for axis, mask in {"x": x, "y": y}.items():
         torch.manual_seed(0)
         pairs = (transform(image, Image.fromarray(mask)) for _ in range(400))
-        found[axis] = [(np.asarray(a).astype(int), np.asarray(b).astype(int)) for a, b in pairs]
+        found[axis] = [(a.permute(1, 2, 0).int().numpy(), b.int().numpy()) for a, b in pairs]
     return found
 
 
@@ -481,6 +516,99 @@ def test_random_crops_are_of_half_to_the_whole_area(draws):
     assert 0.42 < area.min() < 0.6 < 0.9 < area.max()
     assert 0.7 < ratio.min() < 0.85 < 1.2 < ratio.max() < 1.42
     assert len(np.unique(sides, axis=0)) > 100
+
+
+# ------------------------------------------------------------------------- torchvision's numbers
+TABLE = np.random.default_rng(0).permutation(256).astype(np.uint8)
+SIZES = [(50, 37), (37, 51), (64, 64), (31, 90), (90, 31), (40, 7), (1, 1), (2, 65)]  # W, H
+
+
+def noise(width: int, height: int) -> tuple[Image.Image, Image.Image]:
+    """An image of noise and a mask of label ids, in which no two places look the same."""
+    generator = np.random.default_rng(width)
+    image = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    mask = generator.choice(np.array([*range(21), 255], np.uint8), (height, width))
+    return Image.fromarray(image), Image.fromarray(mask)
+
+
+def by_torchvision(
+    image: Image.Image, mask: Image.Image, size: int
+) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    """Image, label and whether they were flipped, with the functions of torchvision alone."""
+    box = RandomResizedCrop.get_params(image, [0.5, 2.0], [3 / 4, 4 / 3])
+    image = F.resized_crop(image, *box, [size, size], interpolation=BILINEAR)
+    mask = F.resized_crop(mask, *box, [size, size], interpolation=NEAREST)
+    flipped = bool(torch.rand(1) < 0.5)
+    if flipped:
+        image, mask = F.horizontal_flip(image), F.horizontal_flip(mask)
+    return F.pil_to_tensor(image), torch.from_numpy(TABLE[np.asarray(mask)]), flipped
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_random_boxes_are_those_of_torchvision(size):
+    image, scale, ratio = Image.new("L", size), TrainTransform.scale, TrainTransform.ratio
+    for seed in range(200):
+        torch.manual_seed(seed)
+        expected = RandomResizedCrop.get_params(image, list(scale), list(ratio)), torch.rand(1)
+        torch.manual_seed(seed)
+        assert (random_box(*size, scale, ratio), torch.rand(1)) == expected
+
+
+@pytest.mark.parametrize("crop", [32, 45, 100])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_crops_of_any_box_are_those_of_torchvision(size, crop):
+    image, mask = noise(*size)
+    generator, (width, height) = np.random.default_rng(crop), size
+    boxes = [(0, 0, height, width), (0, 0, 1, 1), (height - 1, width - 1, 1, 1)]
+    boxes += [(0, 0, (height + 1) // 2, width), (height // 2, width // 2, -(-height // 2), 1)]
+    for _ in range(40):
+        top, left = generator.integers(0, (height, width))
+        h, w = generator.integers(1, (height - top + 1, width - left + 1))
+        boxes += [(top, left, h, w), (top, left, height - top, width - left)]
+    for box in boxes:
+        box = tuple(map(int, box))
+        pair = to_tensors(*resized_crop(image, mask, box, (crop, crop)))
+        for ours, theirs, how in zip(pair, (image, mask), (BILINEAR, NEAREST), strict=True):
+            theirs = F.resized_crop(theirs, *box, [crop, crop], interpolation=how)
+            assert torch.equal(ours, F.pil_to_tensor(theirs).view_as(ours)), box
+
+
+@pytest.mark.parametrize("crop", [32, 45])
+@pytest.mark.parametrize("size", [*SIZES, (500, 375), (333, 500), (32, 45), (45, 33)], ids=str)
+def test_evaluation_crops_are_those_of_torchvision(size, crop):
+    image, mask = noise(*size)
+    pair = EvalTransform(crop)(image, mask)
+    for ours, theirs, how in zip(pair, (image, mask), (BILINEAR, NEAREST), strict=True):
+        theirs = F.center_crop(F.resize(theirs, [crop], interpolation=how), [crop, crop])
+        assert torch.equal(ours, F.pil_to_tensor(theirs).view_as(ours))
+
+
+@pytest.mark.parametrize("crop", [32, 45])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "RGBA", "P"])
+def test_samples_are_those_of_torchvision(tmp_path, mode, crop):
+    """From the files on; the image suffix is .jpg throughout, for the content decides."""
+    root = write_voc(tmp_path / "voc", dict.fromkeys("abcdefgh", (0,)))
+    for name, size in zip("abcdefgh", SIZES, strict=True):
+        image, mask = noise(*size)
+        path = root / "JPEGImages" / f"{name}.jpg"
+        image.convert(mode).save(path, "PNG" if mode in ("RGBA", "P") else "JPEG")
+        mask.putpalette(voc_palette())
+        mask.save(root / "SegmentationClassAug" / f"{name}.png")
+    raw = VOC("train", str(root))
+    dataset = IncrementalDataset(raw, range(8), TABLE, TrainTransform(crop), ("seed", 3))
+    flips = set()
+    for position, entry in enumerate(raw.entries):
+        image, mask = Image.open(entry.image).convert("RGB"), Image.open(entry.mask)
+        for epoch in range(20):
+            ours = dataset[position, epoch]
+            torch.manual_seed(seed_from("seed", 3, epoch, entry.id))
+            expected, labels, flipped = by_torchvision(image, mask, crop)
+            assert torch.equal(ours.image, expected)
+            assert torch.equal(ours.label, labels)
+            assert ours.image.is_contiguous()
+            assert ours.label.is_contiguous()
+            flips.add(flipped)
+    assert flips == {False, True}
 
 
 # -------------------------------------------------------------------------------------- determinism

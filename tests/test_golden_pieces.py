@@ -11,7 +11,6 @@ from data_loader.transforms import (
     TrainTransform,
     normalize,
     resized_crop,
-    to_tensors,
 )
 from models.loss import auxiliary, distillation, mbce
 from utils.lr_scheduler import PolyLR, WarmupPolyLR
@@ -116,8 +115,7 @@ def test_step_0_has_only_overall():
 
 def test_eval_transform(pieces):
     image, mask = Image.fromarray(pieces["tf_image"]), Image.fromarray(pieces["tf_label"])
-    image, mask = EvalTransform(32)(image, mask)
-    image, label = to_tensors(image, np.array(mask))
+    image, label = EvalTransform(32)(image, mask)
     expected = tensor(pieces["tf_eval_image"])
     torch.testing.assert_close(normalize(image[None])[0], expected, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(label, pieces["tf_eval_label"])

@@ -154,10 +154,10 @@ def expected_table(dataset: VOC) -> np.ndarray:
 def no_reading(monkeypatch):
     """Call it, and from then on reading a mask is an error."""
 
-    def refuse(dataset, index):
+    def refuse(dataset, entry):
         raise AssertionError("a mask was read")
 
-    return lambda: monkeypatch.setattr(BaseDataset, "load_mask", refuse)
+    return lambda: monkeypatch.setattr(BaseDataset, "_read_mask", refuse)
 
 
 @pytest.fixture
