@@ -55,7 +55,7 @@ from data_loader.transforms import IMAGENET_MEAN, IMAGENET_STD, TrainTransform, 
 from data_loader.voc import VOC
 from models.weights import load_previous_step
 from scripts.make_toy_voc import make_image
-from scripts.measure import Row, in_turn, largest, must_agree, resident, say, table
+from scripts.measure import Row, forget_peak, in_turn, largest, must_agree, resident, say, table
 from trainer.methods import METHODS
 from trainer.optim import build_optimizer, build_scheduler
 from trainer.run import build_model
@@ -72,6 +72,8 @@ from utils.misc import (
 )
 from utils.parse_config import PROJECT_ROOT, ConfigParser
 
+# glibc gives back at once what is freed, so that no call can live on the remains of another.
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 LABELS_END = 254  # channels are uint8, and 255 is void
 
 Shape = tuple[int, ...]  # classes of each step; the last is trained, those before it are taught
@@ -165,8 +167,13 @@ def extra_memory(plan: Plan, make: Callable[..., Callable[[], object]], *args: A
     jobs = [(make, way, *args, plan.device) for way in ("plain", "ours")]
     if plan.device.type == "cuda":
         return [peak(*job) for job in jobs]
-    with get_context("spawn").Pool(len(jobs), maxtasksperchild=1) as pool:
-        return pool.starmap(peak, jobs, chunksize=1)
+    os.environ.update(GIVE_BACK)
+    try:
+        with get_context("spawn").Pool(len(jobs), maxtasksperchild=1) as pool:
+            return pool.starmap(peak, jobs, chunksize=1)
+    finally:
+        for name in GIVE_BACK:
+            del os.environ[name]
 
 
 def peak(make: Callable[..., Callable[[], object]], way: str, side: int, *args: Any) -> float:
@@ -175,6 +182,7 @@ def peak(make: Callable[..., Callable[[], object]], way: str, side: int, *args: 
     call, device = make(way, side, *args), args[-1]
     gc.collect()
     if device.type == "cpu":
+        forget_peak()
         before = resident("VmRSS")
         call()
         return max(0.0, resident("VmHWM") - before)

@@ -5,6 +5,7 @@ Used by `benchmark.py` and `benchmark_scan.py`; knows nothing of what is measure
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 import resource
@@ -73,6 +74,12 @@ def resident(field: str) -> float:
         return int(re.search(rf"^{field}:\s*(\d+) kB", status.read_text(), re.M)[1]) / 2**10
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def forget_peak() -> None:
+    """Let VmHWM start anew, where the system allows it; else earlier peaks count, too."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def largest(fits: Callable[[int], bool], most: int = 1024) -> int:
