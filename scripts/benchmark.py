@@ -74,6 +74,7 @@ from utils.parse_config import PROJECT_ROOT, ConfigParser
 
 # glibc gives back at once what is freed, so that no call can live on the remains of another.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+ITERATIONS = 10_000  # of the schedule, more than are measured
 LABELS_END = 254  # channels are uint8, and 255 is void
 
 Shape = tuple[int, ...]  # classes of each step; the last is trained, those before it are taught
@@ -448,19 +449,14 @@ class Net:
         dtype = getattr(torch, self.config["amp_dtype"])
         return torch.amp.autocast(kind, dtype, enabled=self.config["use_amp"] and kind == "cuda")
 
-    def trainer(self) -> Trainer:
-        """The project's own."""
-        optimizer = build_optimizer(self.config, self.method, self.student)
-        return Trainer(
-            self.config,
-            Ranks(0, 1, self.device),
-            data=Stub(self.task),
-            method=self.method,
-            student=self.student,
-            teacher=self.teacher,
-            optimizer=optimizer,
-            scheduler=build_scheduler(self.config, optimizer, 10_000),
-        )
+    def trainer(self, *, trains: bool = True) -> Trainer:
+        """The project's own, made as a run makes it for training or evaluation."""
+        parts: dict[str, Any] = {"method": self.method, "student": self.student}
+        if trains:
+            optimizer = build_optimizer(self.config, self.method, self.student)
+            scheduler = build_scheduler(self.config, optimizer, ITERATIONS)
+            parts |= {"teacher": self.teacher, "optimizer": optimizer, "scheduler": scheduler}
+        return Trainer(self.config, Ranks(0, 1, self.device), data=Stub(self.task), **parts)
 
     def batch(self, count: int, side: int) -> Sample:
         """Random images and labels of the classes."""
@@ -476,7 +472,7 @@ class Net:
         args = dict(self.config["optimizer"]["args"])
         groups = self.method.parameter_groups(self.student, args["lr"], args["weight_decay"])
         optimizer = torch.optim.SGD(groups, **args)
-        scheduler = build_scheduler(self.config, optimizer, 10_000)
+        scheduler = build_scheduler(self.config, optimizer, ITERATIONS)
         mixed = self.config["use_amp"] and self.device.type == "cuda"
         scaler = torch.amp.GradScaler(self.device.type, enabled=mixed)
 
@@ -515,9 +511,9 @@ def make_step(
     images, labels = normalize(sample.image.to(device)), sample.label.to(device)
     if way == "plain":
         return partial(net.plain_step(), images, labels)
-    if way == "limit":
-        return partial(net.network_only, images)
     trainer = net.trainer()
+    if way == "limit":  # the networks as the trainer has them
+        return partial(net.network_only, images)
     return lambda: trainer.train_step([(images, labels)])
 
 
@@ -593,7 +589,7 @@ def measure_eval(plan: Plan) -> list[Row]:
     what, shape = next(iter(plan.shapes.items()))
     say(f"eval: {what}, {plan.backbone}, {plan.crop}²")
     net = Net(shape, plan.backbone, plan.device)
-    student, trainer = copy.deepcopy(net.student), net.trainer()
+    student, trainer = copy.deepcopy(net.student), net.trainer(trains=False)
     whole = net.batch(2 * plan.batch, plan.crop)
     count = len(whole.name)
     single, batches = (
