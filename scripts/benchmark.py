@@ -74,6 +74,7 @@ from utils.parse_config import PROJECT_ROOT, ConfigParser
 
 # glibc gives back at once what is freed, so that no call can live on the remains of another.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+BUSY = 0.5  # processes that want a core before anything is measured
 ITERATIONS = 10_000  # of the schedule, more than are measured
 LABELS_END = 254  # channels are uint8, and 255 is void
 
@@ -141,7 +142,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cpu": model[1] if model else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],  # other work, when it is above 0 before the start
+        "load": os.getloadavg()[0],
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -691,6 +692,8 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
             figures = [row.as_dict() for row in rows]
             write_json(args.json, {"machine": about, "quick": args.quick, "rows": figures})
     print(", ".join(f"{key} {value}" for key, value in about.items()))
+    if about["load"] > BUSY:
+        print(f"others were at work (load {about['load']:.1f} before the start): expect noise")
     print(table(rows))
     return rows
 
