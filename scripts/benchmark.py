@@ -1,7 +1,7 @@
 """How fast is this project, and how far from what the machine allows?
 
     python scripts/benchmark.py [data|loss|step|eval|scan|growth|all] [--device cpu|cuda|cuda:1]
-                                [--json FILE] [--quick]
+                                [--json FILE] [--quick] [--cpu_time]
 
 Each section measures this project in turn with a *plain* implementation of the same formulas, which
 is kept in this file, and with a *limit*: the part of the work that nobody can leave out. Before a
@@ -27,6 +27,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field, replace
@@ -93,6 +94,7 @@ class Plan:
         rounds: measurements of each way at least; their median counts.
         budget: seconds in which there may be more.
         warm: rounds before.
+        clock: what tells the seconds.
         pictures, masks: images and masks drawn for `data` and `scan`.
         backbone, crop, batch: of `step` and `eval`.
         shapes: of `step`; the first is also that of `eval`.
@@ -105,6 +107,7 @@ class Plan:
     rounds: int = 3
     budget: float = 5
     warm: int = 0
+    clock: Callable[[], float] = time.perf_counter
     pictures: int = 24
     masks: int = 1500
     backbone: str = "resnet101"
@@ -155,7 +158,7 @@ def timed(plan: Plan, calls: dict[str, Callable[[], object]]) -> dict[str, float
     """Median seconds of each call."""
     cuda = plan.device.type == "cuda"
     wait = partial(torch.cuda.synchronize, plan.device) if cuda else lambda: None
-    return in_turn(calls, plan.rounds, plan.budget, plan.warm, wait)
+    return in_turn(calls, plan.rounds, plan.budget, plan.warm, wait, plan.clock)
 
 
 def extra_memory(plan: Plan, make: Callable[..., Callable[[], object]], *args: Any) -> list[float]:
@@ -681,10 +684,20 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
+    parser.add_argument(
+        "--cpu_time",
+        action="store_true",
+        help="seconds are those of all cores together, which other work on the machine hardly moves "
+        "(not in scan, whose processes are many)",
+    )
     args = parser.parse_args(argv)
     choose("the section", args.section, [*SECTIONS, "all"])
     device = find_device(args.device)
+    if args.cpu_time and device.type != "cpu":
+        raise UserError("--cpu_time is for --device cpu; a GPU's seconds are those of the clock.")
     plan, rows, about = make_plan(device, args.quick), [], machine(device)
+    if args.cpu_time:
+        plan, about = replace(plan, clock=time.process_time), {**about, "seconds": "CPU"}
     for name in SECTIONS if args.section == "all" else [args.section]:
         say(name)
         rows += SECTIONS[name](plan)
@@ -693,7 +706,9 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
             write_json(args.json, {"machine": about, "quick": args.quick, "rows": figures})
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     if about["load"] > BUSY:
-        print(f"others were at work (load {about['load']:.1f} before the start): expect noise")
+        print(
+            f"load {about['load']:.1f} before the start: others disturb the clock, see --cpu_time"
+        )
     print(table(rows))
     return rows
 

@@ -113,6 +113,12 @@ def test_largest_batch(room):
     assert measure.largest(lambda batch: batch <= room) == min(room, 1024)
 
 
+def test_cpu_seconds(small, capsys):
+    (row,) = benchmark.main(["data", "--device", "cpu", "--cpu_time"])
+    assert row.ours > 0
+    assert "seconds CPU" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("argv", [["dat"], ["--device", "gpu"], ["--device", "cuda:99"]])
 def test_wrong_arguments(argv):
     with pytest.raises(UserError, match=r"valid|GPUs"):
