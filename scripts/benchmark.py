@@ -687,7 +687,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     parser.add_argument(
         "--cpu_time",
         action="store_true",
-        help="seconds are those of all cores together, which other work on the machine hardly moves "
+        help="count the seconds of all cores together, which other work hardly moves "
         "(not in scan, whose processes are many)",
     )
     args = parser.parse_args(argv)
