@@ -16,10 +16,14 @@ from models.weights import load_previous_step, load_strict
 from tests.conftest import DATA
 from trainer.methods import METHODS
 from trainer.optim import build_optimizer, build_scheduler
-from trainer.run import build_model
+from trainer.run import build_model, quicken
 from trainer.trainer import Trainer
 from utils.distributed import SINGLE
 from utils.parse_config import ConfigParser
+
+
+SWITCHES = ("channels_last", "fold_bn", "fused_optimizer")
+WAYS = pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
 
 
 class Data:
@@ -29,16 +33,19 @@ class Data:
         self.task = task
 
 
-def make_config(step, scheduler, **flags):
+def make_config(step, scheduler, fast=True, **flags):
+    """A config of step 0 or 1; `fast` turns the switches that are on by default on or off."""
     argv = [f"--{name}={value}" for name, value in flags.items()]
     argv += ["--task_name=15-5", f"--task_step={step}"] + (["--freeze_bn"] if step else [])
     default = "configs/config_voc.json" if scheduler == "PolyLR" else "configs/config_ade.json"
-    return ConfigParser.from_args("train", default, argv=argv)
+    config = ConfigParser.from_args("train", default, argv=argv)
+    return ConfigParser(config.flat() | {f"fast.{name}": fast for name in SWITCHES})
 
 
 def make_trainer(config, task, student, teacher=None):
     method = METHODS["dkd"](task, config["hyperparameter"])
     method.prepare(student)
+    quicken(config, student, teacher, trains=True)
     optimizer = build_optimizer(config, method, student)
     scheduler = build_scheduler(config, optimizer, 10)
     return Trainer(
@@ -139,10 +146,11 @@ THIRD = {torch.float32: 5e-3, torch.float64: 3e-4}
 LOGITS, STEP1 = 0.12, 0.08
 
 
+@WAYS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_trajectory(golden, dtype):
+def test_trajectory(golden, dtype, fast):
     task = Task("voc", "15-5", "overlap", 0, STEPS, NAMES)
-    config = make_config(0, "PolyLR", pos_weight=2, lr=1e-3)
+    config = make_config(0, "PolyLR", fast, pos_weight=2, lr=1e-3)
     model = build_model(config, [1, 15], backbone_pretrained=False)
     assert len(model.state_dict()) == 670
     fill_by_name(model)
@@ -162,7 +170,7 @@ def test_trajectory(golden, dtype):
         assert relative(got, golden[f"step0_eval_{key}"]) < LOGITS, key
 
     task = Task("voc", "15-5", "overlap", 1, STEPS, NAMES)
-    config = make_config(1, "WarmupPolyLR", pos_weight=1, lr=1e-4)
+    config = make_config(1, "WarmupPolyLR", fast, pos_weight=1, lr=1e-4)
     teacher = model.requires_grad_(False)
     student = build_model(config, [1, 15, 5], backbone_pretrained=False, dropout=False).to(dtype)
     load_previous_step(student, teacher.state_dict(), 2, "step 0's weights")

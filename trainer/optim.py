@@ -54,7 +54,20 @@ def build_optimizer(
     trainable = {id(p) for p in student.parameters() if p.requires_grad}
     assert len(grouped) == len({id(p) for p in grouped}), "a parameter is in two groups"
     assert {id(p) for p in grouped} == trainable, "the groups must hold every trainable parameter"
-    return config.resolve("optimizer", OPTIMIZERS)(groups, **args)
+    # None leaves the choice between its other ways to torch; False would take the slowest on CUDA.
+    fused = True if config["fast"]["fused_optimizer"] else None
+    optimizer = config.resolve("optimizer", OPTIMIZERS)(groups, **args, fused=fused)
+    if fused and args["momentum"]:
+        # torch leaves these uninitialised when the loss scale makes it skip the first update.
+        for parameter in grouped:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    def keep_own_way(optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:  # which a checkpoint would overwrite
+            group["fused"] = fused
+
+    optimizer.register_load_state_dict_post_hook(keep_own_way)
+    return optimizer
 
 
 def build_scheduler(

@@ -21,6 +21,7 @@ from base.base_trainer import parse_monitor
 from base.task import Task
 from data_loader.data_loaders import LOADERS, IncrementalDataLoader
 from data_loader.memory import read as read_memory
+from models.folding import fold, fuse
 from models.model import MODELS, check_arch
 from models.weights import check_fit, check_previous_step, load_previous_step, load_strict
 from trainer.base_step import adopt, check_base
@@ -318,6 +319,30 @@ def load_previous(config: ConfigParser, method: BaseMethod, student: BaseModel) 
     return teacher.requires_grad_(False).eval()
 
 
+def quicken(
+    config: ConfigParser, student: BaseModel, teacher: BaseModel | None = None, *, trains: bool
+) -> None:
+    """Apply the switches of the block `fast` to the models, in place.
+
+    Args:
+        config: the configuration.
+        student: with its weights, on the device.
+        teacher: likewise.
+        trains: whether the student will be trained.
+    """
+    fast = config["fast"]
+    if fast["fold_bn"]:
+        if student.frozen_bn:
+            (fold if trains else fuse)(student)
+        if teacher is not None:
+            fuse(teacher)
+    for model in (student, teacher):
+        if model is not None and fast["channels_last"]:
+            model.to(memory_format=torch.channels_last)
+        if model is not None and fast["compile"]:
+            model.compile()
+
+
 # ------------------------------------------------------------------------------------------- work
 def work(config: ConfigParser, ranks: Ranks) -> None:
     """One process of a run."""
@@ -366,6 +391,7 @@ def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
         student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
     if teacher is not None:
         teacher.to(ranks.device)
+    quicken(config, student, teacher, trains=True)
     optimizer = build_optimizer(config, method, student)
     scheduler = build_scheduler(config, optimizer, config["trainer"]["epochs"] * iterations)
     torch.manual_seed(seed_from(config["seed"], task.step, "dropout", ranks.rank))
@@ -402,6 +428,7 @@ def evaluate(config: ConfigParser, ranks: Ranks, weights: Path, metrics: Path) -
     student = build_student(config, method, ranks)
     load_strict(student, checkpoint["state_dict"], f"weight file {weights}")
     student.to(ranks.device)
+    quicken(config, student, trains=False)
     trainer = Trainer(config, ranks, data=data, method=method, student=student)
     trainer.test(metrics, str(weights), int(checkpoint.get("epoch", 0)))
 
