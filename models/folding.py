@@ -8,6 +8,7 @@ the backward pass. Called by `trainer/run.py`; equal to the separate modules up 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -84,7 +85,7 @@ def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
     found = 0
     for parent in model.modules():
         children = list(parent.named_children())
-        for (name, conv), (after, norm) in zip(children, children[1:], strict=False):
+        for (name, conv), (after, norm) in pairwise(children):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm):
                 assert conv.bias is None, "a convolution in front of BatchNorm has no bias"
                 assert conv.out_channels == norm.num_features
