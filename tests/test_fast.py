@@ -17,6 +17,7 @@ from tests.test_golden_trajectory import SWITCHES, fill_by_name, make_config, ma
 from trainer.run import quicken
 from utils import checkpoint as files
 from utils.metric import ConfusionMatrix
+from utils.misc import UserError
 from utils.parse_config import ConfigParser
 
 HEADS = [1, 3, 2]
@@ -142,15 +143,17 @@ def three_steps(config, dtype):
 
 @pytest.mark.parametrize("switch", [*SWITCHES, "all"])
 @pytest.mark.parametrize(
-    ("dtype", "most"), [(torch.float32, 1e-6), (torch.float64, 1e-9)], ids=["32", "64"]
+    ("dtype", "most", "of_gradients"),
+    [(torch.float32, 1e-6, 1e-4), (torch.float64, 1e-12, 1e-11)],
+    ids=["32", "64"],
 )
-def test_three_steps_are_the_same(switch, dtype, most):
+def test_three_steps_are_the_same(switch, dtype, most, of_gradients):
     on = SWITCHES if switch == "all" else [switch]
     expected, losses, gradients = three_steps(switched(), dtype)
     trainer, fast_losses, fast_gradients = three_steps(switched(**dict.fromkeys(on, True)), dtype)
     torch.testing.assert_close(fast_losses, losses, rtol=most, atol=0)
     for name, gradient in gradients.items():
-        assert relative(fast_gradients[name], gradient) < 100 * most, name
+        assert relative(fast_gradients[name], gradient) < of_gradients, name
         got, parameter = (t.student.get_parameter(name) for t in (trainer, expected))
         assert relative(got, parameter) < most, name
 
@@ -235,6 +238,14 @@ def test_compile(monkeypatch):
     assert len(compiled) >= 2
     torch.testing.assert_close(fast_losses, losses, rtol=1e-9, atol=0)
     assert list(trainer.student.state_dict()) == list(expected.student.state_dict())
+
+
+def test_compile_without_a_compiler_is_refused_at_once(toy_config, monkeypatch):
+    tree = json.loads(toy_config.read_text())
+    toy_config.write_text(json.dumps(tree | {"fast": {"compile": True}}))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match=r"fast\.compile needs a C\+\+ compiler"):
+        train(toy_config)
 
 
 # ------------------------------------------------------------------------------------- whole runs

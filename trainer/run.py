@@ -6,6 +6,7 @@ after the weights are loaded.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from contextlib import nullcontext
@@ -109,6 +110,12 @@ def check(config: ConfigParser) -> Launch:
         choose("an entry of metrics", name, METRICS)
     if not config["metrics"]:
         raise UserError(f"metrics is empty; name some of {listing(METRICS)}.")
+    compiler = os.environ.get("CXX", "g++"), "clang++"
+    if config["fast"]["compile"] and not any(map(shutil.which, compiler)):
+        raise UserError(
+            f"fast.compile needs a C++ compiler, but there is no {listing(compiler)} here; install "
+            "one, or set it to false."
+        )
     plan = plan_launch(config)
     data = build_data(config, Ranks(0, plan.world, SINGLE.device))
     _check_writable(config.step_dir())

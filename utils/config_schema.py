@@ -140,7 +140,10 @@ SCHEMA: dict[str, Key] = {
         decides=False,
     ),
     "fast.compile": Key(
-        "torch.compile of student and teacher; needs a C++ compiler", (bool,), decides=False
+        "torch.compile of student and teacher; needs a C++ compiler",
+        (bool,),
+        decides=False,
+        local=True,
     ),
     "arch.type": Key("the model's class", (str,)),
     "arch.args.backbone": Key("resnet50, resnet101, resnet152 or tiny (CPU demos, tests)", (str,)),
