@@ -41,7 +41,7 @@ def make_config(step, scheduler, fast=True, **flags):
     return ConfigParser(config.flat() | {f"fast.{name}": fast for name in SWITCHES})
 
 
-def make_trainer(config, task, student, teacher=None):
+def make_trainer(config, task, student, teacher=None, ranks=SINGLE):
     method = METHODS["dkd"](task, config["hyperparameter"])
     method.prepare(student)
     quicken(config, student, teacher, trains=True)
@@ -49,7 +49,7 @@ def make_trainer(config, task, student, teacher=None):
     scheduler = build_scheduler(config, optimizer, 10)
     return Trainer(
         config,
-        SINGLE,
+        ranks,
         data=Data(task),
         method=method,
         student=student.train(),
