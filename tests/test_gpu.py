@@ -42,7 +42,7 @@ def test_one_process_per_gpu(toy_config):
 
 
 def test_the_host_never_waits():
-    """Iterations, with a loss scale, and the counting of an evaluation queue their work and go on."""
+    """Iterations, with a loss scale, and the counting of an evaluation: all of it is queued."""
     device = torch.device("cuda", 0)
     task = Task("voc", "own", "overlap", 1, ((1, 2, 3), (4, 5)), tuple("012345"))
     student = DeepLabV3([1, 3, 2], backbone="tiny", freeze_all_bn=True, dropout=False).to(device)
