@@ -202,6 +202,23 @@ def test_fused_update_whatever_the_checkpoint_says(fused):
     assert {group["fused"] for group in here.param_groups} == {fused}
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_checkpoint_of_the_other_way_continues(fast):
+    """Also its momentum, which lies in memory as the weights did where it was written."""
+    way, other = (switched(**dict.fromkeys(SWITCHES, on)) for on in (fast, not fast))
+    there, _, _ = three_steps(other, torch.float64)
+    here, _, _ = three_steps(way, torch.float64)
+    state = deepcopy(there.state())
+    here.student.load_state_dict(state["state_dict"])
+    here.optimizer.load_state_dict(state["optimizer"])
+    images = torch.randn(2, 3, 64, 64).double()
+    labels = torch.randint(0, 6, (2, 64, 64)).to(torch.uint8)
+    for trainer in (here, there):
+        trainer.train_step([(images, labels)])
+    for name, parameter in there.student.named_parameters():
+        assert relative(here.student.get_parameter(name), parameter) < 1e-12, name
+
+
 @pytest.mark.parametrize("fused", [True, False])
 def test_update_that_the_loss_scale_skips(fused):
     """The first one often is: it must leave weights and momentum alone."""

@@ -63,8 +63,14 @@ def build_optimizer(
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     def keep_own_way(optimizer: torch.optim.Optimizer) -> None:
-        for group in optimizer.param_groups:  # which a checkpoint would overwrite
+        """What a checkpoint of another way brings: its option, and momentum in its layout."""
+        for group in optimizer.param_groups:
             group["fused"] = fused
+        for parameter, state in optimizer.state.items():
+            if state.get("momentum_buffer") is not None:
+                # The fused update reads memory in its order, not by strides.
+                own = torch.empty_like(parameter, requires_grad=False)
+                state["momentum_buffer"] = own.copy_(state["momentum_buffer"])
 
     optimizer.register_load_state_dict_post_hook(keep_own_way)
     return optimizer
