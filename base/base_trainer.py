@@ -95,22 +95,21 @@ class BaseTrainer(ABC):
         return 0 < self.early_stop <= self.since_best
 
     def train(self) -> None:
-        """Train the epochs that are left.
+        """Train the epochs that are left. To be called with signals deferred.
 
         Raises:
             Interrupted: a signal asked to stop; `last.pth` holds the place inside the epoch.
         """
-        with interrupt.deferred():
-            try:
-                self._train()
-            except Interrupted as stop:
-                if self.iteration:  # else the end of the epoch is saved already
-                    self._save(finished=False, improved=False)
-                self.ranks.barrier()  # no rank ends, and has the others ended, before it is saved
-                raise Interrupted(
-                    f"{stop} Epoch {self.epoch} is done and iteration {self.iteration} of the "
-                    "next: continue with -r auto."
-                ) from None
+        try:
+            self._train()
+        except Interrupted as stop:
+            if self.iteration:  # else the end of the epoch is saved already
+                self._save(finished=False, improved=False)
+            self.ranks.barrier()  # no rank ends, and has the others ended, before it is saved
+            raise Interrupted(
+                f"{stop} Epoch {self.epoch} is done and iteration {self.iteration} of the next: "
+                "continue with -r auto."
+            ) from None
 
     def _train(self) -> None:
         for epoch in range(self.epoch + 1, self.epochs + 1):

@@ -34,12 +34,20 @@ from data_loader.splits import (
 from data_loader.task_tables import ADE_TASKS, VOC_TASKS
 from data_loader.transforms import EvalTransform, NoTransform, TrainTransform
 from data_loader.voc import VOC
+from utils import interrupt
 from utils.distributed import SINGLE, Ranks
-from utils.interrupt import leave_to_parent
 from utils.logger import log
 from utils.misc import UserError, seed_from
 
 Transform = Callable[[Image.Image, Image.Image], tuple[Image.Image, Image.Image]]
+
+
+class _Loader(DataLoader):
+    """A loader whose processes no signal meets before they can take it."""
+
+    def __iter__(self):
+        with interrupt.shield():
+            return super().__iter__()
 
 
 class IncrementalDataLoader:
@@ -193,13 +201,22 @@ class IncrementalDataLoader:
 
     @cached_property
     def train_hash(self) -> str:
-        """SHA-256 of what is trained on: image ids, and the sizes of image and mask files."""
+        """SHA-256 of what is trained on: image ids, sizes of image and mask files, label tables.
+
+        Raises:
+            UserError: a file is missing.
+        """
         digest = hashlib.sha256()
         for dataset in (self.train_set, *self.replay_sets):
             for index in dataset.indices:
                 entry = dataset.raw.entries[index]
-                sizes = [path.stat().st_size for path in (entry.image, entry.mask)]
-                digest.update(f"{entry.id}\t{sizes}\n".encode())
+                try:
+                    sizes = [path.stat().st_size for path in (entry.image, entry.mask)]
+                except OSError as error:
+                    raise UserError(
+                        f"{entry.where}: {error.filename} cannot be read: {error.strerror}."
+                    ) from None
+                digest.update(f"{entry.id}\t{sizes}\n".encode(errors="surrogateescape"))
             digest.update(dataset.table.tobytes())
         return digest.hexdigest()
 
@@ -326,12 +343,12 @@ class IncrementalDataLoader:
         return self._loader(dataset, sampler=share, batch_size=self.blocks[kind]["batch_size"])
 
     def _loader(self, dataset: IncrementalDataset, **kwargs: Any) -> DataLoader:
-        return DataLoader(
+        return _Loader(
             dataset,
             num_workers=self.num_workers,
             pin_memory=self.pin_memory and torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=leave_to_parent,
+            worker_init_fn=interrupt.leave_to_parent,
             # The loader draws a seed for its workers; a generator of its own keeps that draw from
             # moving torch's global one, on which dropout depends.
             generator=torch.Generator().manual_seed(0),

@@ -113,6 +113,8 @@ class Job:
         """Exit code and output of a started step, whose group is gone afterwards."""
         try:
             code = process.wait(TIMEOUT)
+        except subprocess.TimeoutExpired:
+            raise Broken(f"a process did not end in {TIMEOUT} s") from None
         finally:
             kill_group(process)
         with process.log as log:  # type: ignore[attr-defined]

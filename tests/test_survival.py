@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from trainer.record import code_hash, differences, remarks
 from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils import interrupt
+from utils.logger import close_logger, log, setup_logger
 from utils.misc import EXIT_INTERRUPTED, Interrupted, UserError, one_sentence_errors
 
 STEP_1 = ("--task_step", "1", "--freeze_bn", "--mem_size", "6", "--bs", "4")
@@ -132,7 +134,8 @@ def test_stopped_while_it_validates(undisturbed, attempt, monkeypatch):
 
 def test_stopped_in_its_final_test(undisturbed, attempt, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "test", lambda *args: send(signal.SIGTERM)())
+        original = Trainer.test
+        patch.setattr(Trainer, "test", lambda *args: (send(signal.SIGTERM)(), original(*args)))
         with pytest.raises(Interrupted, match="stopped by SIGTERM"):
             attempt(0)
     assert files.load(attempt.folder(0) / "last.pth")["finished"]
@@ -158,7 +161,8 @@ def test_exit_code_of_a_stopped_run(capsys):
 
 
 def test_only_an_impatient_second_ctrl_c_tears_an_iteration_apart(monkeypatch):
-    with interrupt.watch(), interrupt.deferred():
+    with interrupt.watch():
+        interrupt.defer()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):  # at once: the same request
             os.kill(os.getpid(), number)
         assert interrupt.asked() == "SIGINT"
@@ -167,6 +171,19 @@ def test_only_an_impatient_second_ctrl_c_tears_an_iteration_apart(monkeypatch):
         with pytest.raises(Interrupted):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_further_signals_do_not_tear_the_clearing_up_apart():
+    """A launcher passes on what the whole group has got already."""
+    cleared = []
+    with interrupt.watch():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Interrupted:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+            cleared.append(1)
+    assert cleared
 
 
 def test_a_non_finite_loss_is_not_saved_by_a_signal(attempt, monkeypatch):
@@ -310,6 +327,60 @@ def test_an_image_that_breaks_in_the_middle_of_an_epoch(toy_root, tmp_path, monk
     for victim in victims:
         victim.write_bytes(whole[victim])
     assert_same(train(config, *flags), expected)
+
+
+def test_a_log_file_on_a_full_disk_does_not_stop_the_run(tmp_path, capsys):
+    setup_logger(tmp_path / "info.log")
+    (handler,) = [one for one in log.handlers if isinstance(one, logging.FileHandler)]
+    handler.stream.close()
+    handler.stream = open("/dev/full", "w")  # noqa: SIM115
+    log.info("one")
+    log.info("two")
+    close_logger()
+    out, err = capsys.readouterr()
+    assert "the log goes on without" in out
+    assert out.index("No space left on device") < out.index("two")
+    assert "Traceback" not in out + err
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_broken_image_ends_the_run_at_once(toy_root, tmp_path, pinned):
+    """Also when loading processes are left to end: they heed their parent, and only that."""
+    root = tmp_path / "data"
+    shutil.copytree(toy_root, root)
+    for path in sorted((root / "JPEGImages").iterdir())[:40]:
+        path.write_bytes(path.read_bytes()[:300])
+    config = write_config(tmp_path / "toy.json", root)
+    tree = json.loads(config.read_text())
+    tree["data_loader"]["args"] |= {"num_workers": 2, "pin_memory": pinned}
+    config.write_text(json.dumps(tree))
+    done = subprocess.run(
+        [sys.executable, "train_voc.py", "-c", str(config), "-d", "cpu"],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("train_voc.py: error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_loading_processes_outlive_signals_to_the_whole_group(tmp_path):
+    """SIGTERM and SIGINT from anybody but the parent leave them alone."""
+    pid = os.fork()
+    if pid == 0:
+        interrupt.leave_to_parent()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+        (tmp_path / "alive").touch()
+        time.sleep(60)
+        os._exit(1)
+    while not (tmp_path / "alive").exists():
+        time.sleep(0.01)
+    assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+    os.kill(pid, signal.SIGTERM)
+    assert os.waitpid(pid, 0) == (pid, 0)
 
 
 def test_one_folder_for_one_process(undisturbed, tmp_path):

@@ -32,6 +32,7 @@ from trainer.optim import OPTIMIZERS, build_optimizer, build_scheduler
 from trainer.record import differences, record
 from trainer.trainer import Trainer, build_evaluators, describe, task_record
 from utils import checkpoint as files
+from utils import interrupt
 from utils.distributed import SINGLE, Launch, Ranks, launch, plan_launch
 from utils.logger import close_logger, log, setup_logger
 from utils.lr_scheduler import SCHEDULERS
@@ -419,6 +420,7 @@ def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
     if ranks.is_main:
         write_json(config.step_dir() / "config.json", config.as_dict())
     try:
+        interrupt.defer()  # ranks stop together, after an iteration or a batch
         trainer.train()
         weights = config.step_dir() / files.epoch_file(trainer.epoch)
         trainer.test(metrics, str(weights), trainer.epoch)
@@ -437,6 +439,7 @@ def evaluate(config: ConfigParser, ranks: Ranks, weights: Path, metrics: Path) -
     student.to(ranks.device)
     quicken(config, student, trains=False)
     trainer = Trainer(config, ranks, data=data, method=method, student=student)
+    interrupt.defer()
     trainer.test(metrics, str(weights), int(checkpoint.get("epoch", 0)))
 
 

@@ -164,14 +164,8 @@ class Trainer(BaseTrainer):
                 device_ids=[ranks.device] if on_cuda else None,
                 **{_SYNC_BUFFERS: not student.frozen_bn},
             )
-        self.writer = self._tensorboard() if optimizer is not None else None
-
-    def _tensorboard(self):
-        if not (self.config["trainer"]["tensorboard"] and self.ranks.is_main):
-            return None
-        from torch.utils.tensorboard import SummaryWriter  # takes a second, and few ask for it
-
-        return SummaryWriter(str(self.config.log_dir()))
+        wanted = config["trainer"]["tensorboard"] and optimizer is not None
+        self.writes_events, self.writer = wanted and ranks.is_main, None
 
     def close(self) -> None:
         """Flush the TensorBoard events."""
@@ -291,9 +285,16 @@ class Trainer(BaseTrainer):
         return normalize(images), labels
 
     def _scalars(self, values: dict[str, float], kind: str, at: int) -> None:
-        if self.writer is not None:
-            for name, value in values.items():
-                self.writer.add_scalar(f"{kind}/{name}", value, at)
+        if not self.writes_events:
+            return
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second, few ask for it
+
+            # What a killed run wrote from here on is trained, and written, again.
+            purge = at if kind == "train" else None
+            self.writer = SummaryWriter(str(self.config.log_dir()), purge_step=purge)
+        for name, value in values.items():
+            self.writer.add_scalar(f"{kind}/{name}", value, at)
 
     # -------------------------------------------------------------------------------- evaluation
     @torch.inference_mode()

@@ -8,6 +8,7 @@ project sees a `Ranks` and runs the same lines on every rank.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import re
 import signal
@@ -276,6 +277,8 @@ def _spawned(local: int, worker: Callable, config: Any, plan: Launch, reports: A
             text, code = str(error), EXIT_INTERRUPTED
         reports.put((time.time(), rank, kind, text))
         sys.stdout.flush()
+        for child in multiprocessing.active_children():  # they would keep the launcher waiting
+            child.kill()
         # At once: leaving the group in good order may wait for peers that wait for this rank.
         os._exit(code)
 

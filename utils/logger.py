@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,6 +15,13 @@ LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 class _TqdmHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record))
+
+
+class _FileHandler(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk costs the log file, not the run."""
+        log.removeHandler(self)
+        log.warning("the log goes on without %s: %s", self.baseFilename, sys.exc_info()[1])
 
 
 def setup_logger(file: Path | None, verbosity: int = 1, is_main: bool = True) -> None:
@@ -33,7 +41,7 @@ def setup_logger(file: Path | None, verbosity: int = 1, is_main: bool = True) ->
     log.addHandler(console)
     if file is not None and is_main:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(file, encoding="utf-8")
+        handler = _FileHandler(file, encoding="utf-8")
         handler.setLevel(min(LEVELS[verbosity], logging.INFO))
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
