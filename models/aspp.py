@@ -15,6 +15,14 @@ def _conv_bn_relu(inputs: int, outputs: int, kernel: int, dilation: int = 1) -> 
     return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
+class Dropout(nn.Dropout):
+    """Dropout that drops the same values whatever the layout in memory, along which torch draws."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """[N, channels, h, w] → the same shape."""
+        return super().forward(features.contiguous() if self.training else features)
+
+
 class ASPP(nn.Module):
     """Five parallel branches, concatenated and projected.
 
@@ -33,7 +41,7 @@ class ASPP(nn.Module):
                 nn.Sequential(nn.AdaptiveAvgPool2d(1), *_conv_bn_relu(inputs, outputs, 1)),
             ]
         )
-        self.project = nn.Sequential(*_conv_bn_relu(5 * outputs, outputs, 1), nn.Dropout(0.1))
+        self.project = nn.Sequential(*_conv_bn_relu(5 * outputs, outputs, 1), Dropout(0.1))
         self.last_conv = nn.Sequential(*_conv_bn_relu(outputs, outputs, 3))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

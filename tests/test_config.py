@@ -379,6 +379,8 @@ def test_broken_file(text, says, tmp_path):
         ("arch.args.output_stride", 4, "is 4, but must be one of 8, 16"),
         ("data_loader.args.val.args.masking_value", False, "is false, but must be one of 0, 255"),
         ("amp_dtype", "float32", 'but must be one of "float16", "bfloat16"'),
+        ("fast.channels_last", "auto", 'is "auto", but must be true or false'),
+        ("fast", True, "must be a block"),
         ("trainer", [], "must be a block"),
         ("lr_scheduler.args", None, "must be a block"),
         ("hyperparameter", 5, "must be a block"),

@@ -16,10 +16,13 @@ from models.weights import load_previous_step, load_strict
 from tests.conftest import DATA
 from trainer.methods import METHODS
 from trainer.optim import build_optimizer, build_scheduler
-from trainer.run import build_model
+from trainer.run import build_model, quicken
 from trainer.trainer import Trainer
 from utils.distributed import SINGLE
 from utils.parse_config import ConfigParser
+
+SWITCHES = ("channels_last", "fold_bn", "fused_optimizer")
+WAYS = pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
 
 
 class Data:
@@ -29,21 +32,24 @@ class Data:
         self.task = task
 
 
-def make_config(step, scheduler, **flags):
+def make_config(step, scheduler, fast=True, **flags):
+    """A config of step 0 or 1; `fast` turns the switches that are on by default on or off."""
     argv = [f"--{name}={value}" for name, value in flags.items()]
     argv += ["--task_name=15-5", f"--task_step={step}"] + (["--freeze_bn"] if step else [])
     default = "configs/config_voc.json" if scheduler == "PolyLR" else "configs/config_ade.json"
-    return ConfigParser.from_args("train", default, argv=argv)
+    config = ConfigParser.from_args("train", default, argv=argv)
+    return ConfigParser(config.flat() | {f"fast.{name}": fast for name in SWITCHES})
 
 
-def make_trainer(config, task, student, teacher=None):
+def make_trainer(config, task, student, teacher=None, ranks=SINGLE):
     method = METHODS["dkd"](task, config["hyperparameter"])
     method.prepare(student)
+    quicken(config, student, teacher, trains=True)
     optimizer = build_optimizer(config, method, student)
     scheduler = build_scheduler(config, optimizer, 10)
     return Trainer(
         config,
-        SINGLE,
+        ranks,
         data=Data(task),
         method=method,
         student=student.train(),
@@ -134,15 +140,20 @@ STEPS = (tuple(range(1, 16)), tuple(range(16, 21)))
 # 2e-4, a change of the weights by 3e-8 moves the evaluated logits by 3e-4 even in float64, and
 # float32 and float64 differ by 2e-2 there. The first two iterations are sharp; from the third on
 # the bounds are what float32 leaves of the values, and float64 meets the third loss at 3e-4. What
-# these bounds cannot pin, the arithmetic of a step, test_methods.py pins to ten digits.
+# these bounds cannot pin, the arithmetic of a step, test_methods.py pins to ten digits. The
+# switches of the block `fast` round otherwise, so float64 compares them; float32: test_fast.py.
 THIRD = {torch.float32: 5e-3, torch.float64: 3e-4}
 LOGITS, STEP1 = 0.12, 0.08
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_trajectory(golden, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "fast"),
+    [(torch.float32, False), (torch.float64, False), (torch.float64, True)],
+    ids=["float32", "float64", "float64-fast"],
+)
+def test_trajectory(golden, dtype, fast):
     task = Task("voc", "15-5", "overlap", 0, STEPS, NAMES)
-    config = make_config(0, "PolyLR", pos_weight=2, lr=1e-3)
+    config = make_config(0, "PolyLR", fast, pos_weight=2, lr=1e-3)
     model = build_model(config, [1, 15], backbone_pretrained=False)
     assert len(model.state_dict()) == 670
     fill_by_name(model)
@@ -162,7 +173,7 @@ def test_trajectory(golden, dtype):
         assert relative(got, golden[f"step0_eval_{key}"]) < LOGITS, key
 
     task = Task("voc", "15-5", "overlap", 1, STEPS, NAMES)
-    config = make_config(1, "WarmupPolyLR", pos_weight=1, lr=1e-4)
+    config = make_config(1, "WarmupPolyLR", fast, pos_weight=1, lr=1e-4)
     teacher = model.requires_grad_(False)
     student = build_model(config, [1, 15, 5], backbone_pretrained=False, dropout=False).to(dtype)
     load_previous_step(student, teacher.state_dict(), 2, "step 0's weights")

@@ -6,8 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from base.task import Task
+from models.model import DeepLabV3
 from tests.conftest import train
+from tests.test_golden_trajectory import make_config, make_trainer
 from utils import checkpoint as files
+from utils.distributed import Ranks
+from utils.metric import ConfusionMatrix
 
 pytestmark = [
     pytest.mark.gpu,
@@ -34,6 +39,31 @@ def test_one_process_per_gpu(toy_config):
     """The NCCL group; SyncBN and DDP take part where there are several GPUs."""
     parsed = train(toy_config, "--multiprocessing_distributed")
     assert confusion(parsed).sum() > 0
+
+
+def test_the_host_never_waits():
+    """Iterations, with a loss scale, and the counting of an evaluation: all of it is queued."""
+    device = torch.device("cuda", 0)
+    task = Task("voc", "own", "overlap", 1, ((1, 2, 3), (4, 5)), tuple("012345"))
+    student = DeepLabV3([1, 3, 2], backbone="tiny", freeze_all_bn=True, dropout=False).to(device)
+    teacher = DeepLabV3([1, 3], backbone="tiny").to(device).eval().requires_grad_(False)
+    config = make_config(1, "PolyLR", lr=1e-4)
+    trainer = make_trainer(config, task, student, teacher, Ranks(0, 1, device))
+    images = torch.randn(2, 3, 64, 64, device=device)
+    labels = torch.randint(0, 6, (2, 64, 64), device=device).to(torch.uint8)
+    confusion = ConfusionMatrix(6, device)
+
+    def iteration():
+        trainer.train_step([(images, labels)])
+        with torch.inference_mode():
+            confusion.update(labels, trainer.method.predict(student(images).logits, (64, 64)))
+
+    iteration()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        iteration()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_evaluation_agrees_with_the_cpu(toy_config):

@@ -1,12 +1,14 @@
 """Methods: a training step against the formulas written out plainly, groups, forgetting, seams."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from base.task import Task
 from models.model import DeepLabV3
-from tests.test_golden_trajectory import make_config, make_trainer
+from tests.test_golden_trajectory import WAYS, make_config, make_trainer
 from trainer.methods import METHODS
 from trainer.optim import build_optimizer
 from trainer.run import build_model
@@ -73,8 +75,9 @@ def plain_sgd(groups, state, lrs):
             p.data -= lr * (grad + 0.9 * state[p])
 
 
+@WAYS
 @pytest.mark.parametrize("step", [0, 1, 2])
-def test_training_steps_equal_the_plain_formulas(step):
+def test_training_steps_equal_the_plain_formulas(step, fast):
     """Three iterations in float64: losses and every parameter to ten digits."""
     task = at_step(step)
     heads = [1, *task.classes_per_step]
@@ -86,9 +89,9 @@ def test_training_steps_equal_the_plain_formulas(step):
     teacher = make(heads[:-1]).eval().requires_grad_(False) if step else None
     if step:
         plain.cls.start_from_auxiliary()
-    config = make_config(min(step, 1), "WarmupPolyLR", pos_weight=2, lr=1e-3)
+    config = make_config(min(step, 1), "WarmupPolyLR", fast, pos_weight=2, lr=1e-3)
     ours.load_state_dict(plain.state_dict())
-    trainer = make_trainer(config, task, ours, teacher)  # prepares the new head as well
+    trainer = make_trainer(config, task, ours, deepcopy(teacher))  # prepares the new head as well
     plain.train()
     decays = [1e-4, 1e-4, 1e-4] if step == 0 else [0, 0, 0, 1e-4]
     modules = [[plain.backbone], [plain.aspp], [*plain.cls]]

@@ -54,7 +54,26 @@ def build_optimizer(
     trainable = {id(p) for p in student.parameters() if p.requires_grad}
     assert len(grouped) == len({id(p) for p in grouped}), "a parameter is in two groups"
     assert {id(p) for p in grouped} == trainable, "the groups must hold every trainable parameter"
-    return config.resolve("optimizer", OPTIMIZERS)(groups, **args)
+    # None leaves the choice between its other ways to torch; False would take the slowest on CUDA.
+    fused = True if config["fast"]["fused_optimizer"] else None
+    optimizer = config.resolve("optimizer", OPTIMIZERS)(groups, **args, fused=fused)
+    if fused and args["momentum"]:
+        # torch leaves these uninitialised when the loss scale makes it skip the first update.
+        for parameter in grouped:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    def keep_own_way(optimizer: torch.optim.Optimizer) -> None:
+        """What a checkpoint of another way brings: its option, and momentum in its layout."""
+        for group in optimizer.param_groups:
+            group["fused"] = fused
+        for parameter, state in optimizer.state.items():
+            if state.get("momentum_buffer") is not None:
+                # The fused update reads memory in its order, not by strides.
+                own = torch.empty_like(parameter, requires_grad=False)
+                state["momentum_buffer"] = own.copy_(state["momentum_buffer"])
+
+    optimizer.register_load_state_dict_post_hook(keep_own_way)
+    return optimizer
 
 
 def build_scheduler(

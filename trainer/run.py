@@ -6,6 +6,7 @@ after the weights are loaded.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from contextlib import nullcontext
@@ -21,6 +22,7 @@ from base.base_trainer import parse_monitor
 from base.task import Task
 from data_loader.data_loaders import LOADERS, IncrementalDataLoader
 from data_loader.memory import read as read_memory
+from models.folding import fold, fuse
 from models.model import MODELS, check_arch
 from models.weights import check_fit, check_previous_step, load_previous_step, load_strict
 from trainer.base_step import adopt, check_base
@@ -109,6 +111,12 @@ def check(config: ConfigParser) -> Launch:
         choose("an entry of metrics", name, METRICS)
     if not config["metrics"]:
         raise UserError(f"metrics is empty; name some of {listing(METRICS)}.")
+    compiler = os.environ.get("CXX", "g++"), "clang++"
+    if config["fast"]["compile"] and not any(map(shutil.which, compiler)):
+        raise UserError(
+            f"fast.compile needs a C++ compiler, but there is no {listing(compiler)} here; install "
+            "one, or set it to false."
+        )
     plan = plan_launch(config)
     data = build_data(config, Ranks(0, plan.world, SINGLE.device))
     _check_writable(config.step_dir())
@@ -319,6 +327,30 @@ def load_previous(config: ConfigParser, method: BaseMethod, student: BaseModel) 
     return teacher.requires_grad_(False).eval()
 
 
+def quicken(
+    config: ConfigParser, student: BaseModel, teacher: BaseModel | None = None, *, trains: bool
+) -> None:
+    """Apply the switches of the block `fast` to the models, in place.
+
+    Args:
+        config: the configuration.
+        student: with its weights, on the device.
+        teacher: likewise.
+        trains: whether the student will be trained.
+    """
+    fast = config["fast"]
+    if fast["fold_bn"]:
+        if student.frozen_bn:
+            (fold if trains else fuse)(student)
+        if teacher is not None:
+            fuse(teacher)
+    for model in (student, teacher):
+        if model is not None and fast["channels_last"]:
+            model.to(memory_format=torch.channels_last)
+        if model is not None and fast["compile"]:
+            model.compile()
+
+
 # ------------------------------------------------------------------------------------------- work
 def work(config: ConfigParser, ranks: Ranks) -> None:
     """One process of a run."""
@@ -367,6 +399,7 @@ def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
         student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
     if teacher is not None:
         teacher.to(ranks.device)
+    quicken(config, student, teacher, trains=True)
     optimizer = build_optimizer(config, method, student)
     scheduler = build_scheduler(config, optimizer, config["trainer"]["epochs"] * iterations)
     torch.manual_seed(seed_from(config["seed"], task.step, "dropout", ranks.rank))
@@ -404,6 +437,7 @@ def evaluate(config: ConfigParser, ranks: Ranks, weights: Path, metrics: Path) -
     student = build_student(config, method, ranks)
     load_strict(student, checkpoint["state_dict"], f"weight file {weights}")
     student.to(ranks.device)
+    quicken(config, student, trains=False)
     trainer = Trainer(config, ranks, data=data, method=method, student=student)
     interrupt.defer()
     trainer.test(metrics, str(weights), int(checkpoint.get("epoch", 0)))

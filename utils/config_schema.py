@@ -125,6 +125,26 @@ SCHEMA: dict[str, Key] = {
     "seed": Key("seed of weights, samples and order", (int,), 0),
     "use_amp": Key("mixed precision on CUDA", (bool,)),
     "amp_dtype": Key("its data type", (str,), choices=("float16", "bfloat16")),
+    "fast.channels_last": Key(
+        "models and images with the channels innermost in memory", (bool,), decides=False
+    ),
+    "fast.fold_bn": Key(
+        "frozen BatchNorm (the teacher's; with freeze_all_bn the student's) becomes a part of the "
+        "convolution before it",
+        (bool,),
+        decides=False,
+    ),
+    "fast.fused_optimizer": Key(
+        "one pass over the weights per update; on CUDA also no wait for the loss scale",
+        (bool,),
+        decides=False,
+    ),
+    "fast.compile": Key(
+        "torch.compile of student and teacher; needs a C++ compiler",
+        (bool,),
+        decides=False,
+        local=True,
+    ),
     "arch.type": Key("the model's class", (str,)),
     "arch.args.backbone": Key("resnet50, resnet101, resnet152 or tiny (CPU demos, tests)", (str,)),
     "arch.args.output_stride": Key("image size over feature size", (int,), choices=(8, 16)),

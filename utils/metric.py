@@ -24,6 +24,7 @@ class ConfusionMatrix:
         self.classes = classes
         # One more cell than classes², where void pixels go: no boolean indexing.
         self.cells = torch.zeros(classes * classes + 1, dtype=torch.int64, device=device)
+        self.one = torch.ones((), dtype=torch.int64, device=device)
 
     def update(self, labels: torch.Tensor, preds: torch.Tensor) -> None:
         """Count a batch.
@@ -34,7 +35,8 @@ class ConfusionMatrix:
         """
         cell = labels.long() * self.classes + preds
         cell = torch.where(labels == VOID, self.classes**2, cell).flatten()
-        self.cells += torch.bincount(cell, minlength=len(self.cells))
+        # Not bincount, which makes the host wait for a GPU to learn the largest value.
+        self.cells.index_add_(0, cell, self.one.expand_as(cell))
 
     def matrix(self) -> np.ndarray:
         """[classes, classes] int64 on the host."""

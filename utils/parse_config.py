@@ -402,7 +402,8 @@ def _not_beside_weights(
     if mode == "train" and re.fullmatch(r"step_\d+", folder.name) and len(folder.parts) > 3:
         models = folder.parent.parent
         if models.name == "models":
-            for own in ("multiprocessing_distributed", "n_gpu", "data_loader.args.follow_links"):
-                refused[own] = values.get(own, defaults[own])
+            own = ("multiprocessing_distributed", "n_gpu", "data_loader.args.follow_links")
+            for dotted in (*own, "fast.compile"):
+                refused[dotted] = values.get(dotted, defaults[dotted])
             refused["trainer.save_dir"] = str(models.parent)
     return refused

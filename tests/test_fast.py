@@ -1,0 +1,300 @@
+"""The switches of the config block `fast`: each has its effect, and none changes the arithmetic."""
+
+import json
+import shutil
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from base.task import Task
+from models.folding import FoldedConv2d, fold, fuse
+from models.model import DeepLabV3
+from tests.conftest import train
+from tests.test_golden_trajectory import SWITCHES, fill_by_name, make_config, make_trainer
+from trainer.run import quicken
+from utils import checkpoint as files
+from utils.metric import ConfusionMatrix
+from utils.misc import UserError
+from utils.parse_config import ConfigParser
+
+HEADS = [1, 3, 2]
+TASK = Task("voc", "own", "overlap", 1, ((1, 2, 3), (4, 5)), tuple(f"class{i}" for i in range(6)))
+
+
+def switched(step=1, **on):
+    """A config with only these switches on."""
+    config = make_config(step, "PolyLR", fast=False, lr=1e-4)
+    return ConfigParser(config.flat() | {f"fast.{name}": value for name, value in on.items()})
+
+
+def network(heads=HEADS, backbone="tiny", dtype=torch.float32, **kwargs):
+    model = DeepLabV3(heads, backbone=backbone, dropout=False, **{"freeze_all_bn": True} | kwargs)
+    fill_by_name(model)
+    return model.to(dtype).train()
+
+
+def relative(a, b):
+    """Largest deviation over the largest value."""
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+# --------------------------------------------------------------------------------------- folding
+@pytest.mark.parametrize("backbone", ["tiny", "resnet50"])
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(torch.float32, 1e-5), (torch.float64, 1e-12)], ids=["32", "64"]
+)
+def test_folded_model_is_the_same_function(backbone, dtype, most):
+    """Logits and gradients; nothing but BatchNorm is left out of training."""
+    plain = network(backbone=backbone, dtype=dtype)
+    folded, fused = deepcopy(plain), deepcopy(plain)
+    fold(folded)
+    fuse(fused)
+    images = torch.randn(2, 3, 64, 64, dtype=dtype)
+    outs = [model(images, decompose=True) for model in (plain, folded, fused)]
+    for expected, got, same in zip(*outs, strict=True):
+        assert relative(got, expected) < most
+        assert torch.equal(same, got), "what is evaluated is to the bit what is trained"
+    for out in outs[:2]:
+        sum(part.square().mean() for part in out).backward()
+    trained = [name for name, p in folded.named_parameters() if p.grad is not None]
+    assert trained == [name for name, p in plain.named_parameters() if p.requires_grad]
+    for name in trained:
+        got, expected = (model.get_parameter(name).grad for model in (folded, plain))
+        assert relative(got, expected) < 10 * most, name
+
+
+def test_folding_keeps_what_is_saved():
+    plain = network()
+    folded = deepcopy(plain)
+    fold(folded)
+    before, after = plain.state_dict(), folded.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [n for n, _ in plain.named_parameters()] == [n for n, _ in folded.named_parameters()]
+
+
+def test_loaded_weights_are_folded_anew():
+    """Also in a copy: a resumed checkpoint decides, not what was there before."""
+    first = network()
+    fold(first)
+    images = torch.randn(2, 3, 64, 64)
+    before = first(images).logits
+    copy, other = deepcopy(first), network()
+    for name, value in other.state_dict().items():
+        if name.endswith("running_var"):
+            value.mul_(3)
+    copy.load_state_dict(other.state_dict())
+    assert relative(copy(images).logits, other(images).logits) < 1e-5
+    assert torch.equal(first(images).logits, before)
+
+
+def test_folded_features_are_not_kept_for_the_backward_pass():
+    """The convolution's output need not outlive the BatchNorm that it no longer meets."""
+
+    def kept(model):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: sizes.append(tensor.numel() * (tensor.ndim == 4)) or tensor,
+            lambda tensor: tensor,
+        ):
+            model(torch.randn(1, 3, 256, 256))
+        return sum(sizes)
+
+    plain = network()
+    folded = deepcopy(plain)
+    fold(folded)
+    assert kept(folded) < 0.8 * kept(plain)
+
+
+def test_trained_batchnorm_is_not_folded():
+    student = network(freeze_all_bn=False)
+    teacher = network([1, 3], freeze_all_bn=False).eval().requires_grad_(False)
+    expected = teacher(torch.ones(1, 3, 64, 64)).logits
+    quicken(switched(fold_bn=True), student, teacher, trains=True)
+    assert not any(isinstance(module, FoldedConv2d) for module in student.modules())
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in teacher.modules())
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert relative(teacher(torch.ones(1, 3, 64, 64)).logits, expected) < 1e-5
+
+
+def test_batchnorm_that_follows_no_convolution_is_refused():
+    with pytest.raises(AssertionError, match="follow"):
+        fold(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)))
+
+
+# ----------------------------------------------------------------------------------- every switch
+def three_steps(config, dtype):
+    """Losses, gradients and parameters of three iterations of step 1."""
+    teacher = network([1, 3], dtype=dtype).eval().requires_grad_(False)
+    trainer = make_trainer(config, TASK, network(dtype=dtype), teacher)
+    random = torch.Generator().manual_seed(1)
+    losses = []
+    for _ in range(3):
+        images = torch.randn(2, 3, 64, 64, generator=random).to(dtype)
+        labels = torch.randint(0, 6, (2, 64, 64), generator=random).to(torch.uint8)
+        terms = trainer.train_step([(images, labels)])
+        losses.append(torch.stack(list(terms.values())))
+        gradients = {n: p.grad for n, p in trainer.student.named_parameters() if p.requires_grad}
+    return trainer, torch.stack(losses), gradients
+
+
+@pytest.mark.parametrize("switch", [*SWITCHES, "all"])
+@pytest.mark.parametrize(
+    ("dtype", "most", "of_gradients"),
+    [(torch.float32, 1e-6, 1e-4), (torch.float64, 1e-12, 1e-11)],
+    ids=["32", "64"],
+)
+def test_three_steps_are_the_same(switch, dtype, most, of_gradients):
+    on = SWITCHES if switch == "all" else [switch]
+    expected, losses, gradients = three_steps(switched(), dtype)
+    trainer, fast_losses, fast_gradients = three_steps(switched(**dict.fromkeys(on, True)), dtype)
+    torch.testing.assert_close(fast_losses, losses, rtol=most, atol=0)
+    for name, gradient in gradients.items():
+        assert relative(fast_gradients[name], gradient) < of_gradients, name
+        got, parameter = (t.student.get_parameter(name) for t in (trainer, expected))
+        assert relative(got, parameter) < most, name
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_channels_last(trains):
+    student, teacher = network(), network([1, 3]).eval()
+    layouts = []
+    for model in (student, teacher):
+        model.aspp.last_conv[0].register_forward_hook(lambda *a: layouts.append(a[2].stride(1)))
+        model(torch.randn(1, 3, 64, 64))
+    quicken(switched(channels_last=True), student, teacher, trains=trains)
+    student(torch.randn(1, 3, 64, 64))
+    teacher(torch.randn(1, 3, 64, 64))
+    assert layouts == [16, 16, 1, 1]
+
+
+def test_dropout_does_not_depend_on_the_layout():
+    """Step 0 trains with it: the same seed has to drop the same values."""
+    plain = network(dtype=torch.float64)
+    plain.dropout = True
+    plain.train()
+    other = deepcopy(plain).to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 64, 64).double()
+    logits = []
+    for model in (plain, plain, other):
+        torch.manual_seed(5)
+        logits.append(model(images).logits)
+    assert torch.equal(logits[0], logits[1])
+    assert relative(logits[2], logits[0]) < 1e-12
+    assert relative(plain(images).logits, logits[0]) > 1e-3
+
+
+def optimizer_of(config, model):
+    trainer = make_trainer(config, TASK, model, network([1, 3]).eval())
+    return trainer.optimizer
+
+
+@pytest.mark.parametrize("fused", [True, None])
+def test_fused_update_whatever_the_checkpoint_says(fused):
+    """A checkpoint brings the options of the optimizer that wrote it."""
+    here = optimizer_of(switched(fused_optimizer=bool(fused)), network())
+    there = optimizer_of(switched(fused_optimizer=not fused), network())
+    assert {group["fused"] for group in here.param_groups} == {fused}
+    here.load_state_dict(deepcopy(there.state_dict()))
+    assert {group["fused"] for group in here.param_groups} == {fused}
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_checkpoint_of_the_other_way_continues(fast):
+    """Also its momentum, which lies in memory as the weights did where it was written."""
+    way, other = (switched(**dict.fromkeys(SWITCHES, on)) for on in (fast, not fast))
+    there, _, _ = three_steps(other, torch.float64)
+    here, _, _ = three_steps(way, torch.float64)
+    state = deepcopy(there.state())
+    here.student.load_state_dict(state["state_dict"])
+    here.optimizer.load_state_dict(state["optimizer"])
+    images = torch.randn(2, 3, 64, 64).double()
+    labels = torch.randint(0, 6, (2, 64, 64)).to(torch.uint8)
+    for trainer in (here, there):
+        trainer.train_step([(images, labels)])
+    for name, parameter in there.student.named_parameters():
+        assert relative(here.student.get_parameter(name), parameter) < 1e-12, name
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_update_that_the_loss_scale_skips(fused):
+    """The first one often is: it must leave weights and momentum alone."""
+    model = network()
+    optimizer = optimizer_of(switched(fused_optimizer=fused), model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    weight = model.cls[2].weight
+    start, lr = weight.detach().clone(), optimizer.param_groups[3]["lr"]
+    for value in (torch.inf, 2.0):
+        optimizer.zero_grad()
+        scaler.scale((weight * value).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if value == torch.inf:
+            assert torch.equal(weight, start)
+    gradient = 2 + 1e-4 * start
+    torch.testing.assert_close(weight, start - lr * 1.9 * gradient)  # Nesterov's first update
+
+
+def test_compile(monkeypatch):
+    """Student and teacher go through the compiler when they are called, and say the same."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    in_place = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: in_place(module, backend=backend))
+    config = switched(compile=True, fold_bn=True)
+    expected, losses, _ = three_steps(switched(), torch.float64)
+    assert not compiled
+    trainer, fast_losses, _ = three_steps(config, torch.float64)
+    assert len(compiled) >= 2
+    torch.testing.assert_close(fast_losses, losses, rtol=1e-9, atol=0)
+    assert list(trainer.student.state_dict()) == list(expected.student.state_dict())
+
+
+def test_compile_without_a_compiler_is_refused_at_once(toy_config, monkeypatch):
+    tree = json.loads(toy_config.read_text())
+    toy_config.write_text(json.dumps(tree | {"fast": {"compile": True}}))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match=r"fast\.compile needs a C\+\+ compiler"):
+        train(toy_config)
+
+
+# ------------------------------------------------------------------------------------- whole runs
+def test_runs_use_the_switches(toy_config):
+    """Visible in what they save; names and, up to rounding, values are those of the plain run."""
+    tree = json.loads(toy_config.read_text())
+    runs = Path(train(toy_config, "--epochs", "1")["trainer"]["save_dir"])
+    states = []
+    for name, fast in (("fast", {}), ("plain", dict.fromkeys(SWITCHES, False))):
+        folder = shutil.copytree(runs, runs.with_name(name))
+        toy_config.write_text(json.dumps(tree | {"fast": fast}))
+        flags = ("--task_step", "1", "--freeze_bn", "--lr", "1e-4", "--save_dir", str(folder))
+        parsed = train(toy_config, *flags)
+        states.append(files.load(parsed.step_dir() / "checkpoint-epoch2.pth"))
+    fast, plain = states
+    assert [state["optimizer"]["param_groups"][0]["fused"] for state in states] == [True, None]
+    weight = "backbone.conv1.weight"
+    assert [state["state_dict"][weight].stride(1) for state in states] == [1, 49]
+    assert list(fast["state_dict"]) == list(plain["state_dict"])
+    for name, value in plain["state_dict"].items():
+        torch.testing.assert_close(fast["state_dict"][name], value, rtol=1e-5, atol=1e-6)
+
+
+# --------------------------------------------------------------------------------------- counting
+@pytest.mark.parametrize("classes", [2, 21, 151])
+def test_confusion_counts_every_pixel(classes):
+    labels = torch.randint(0, classes + 1, (3, 40, 50)).to(torch.uint8)
+    labels[labels == classes] = 255
+    preds = torch.randint(0, classes, (3, 40, 50))
+    confusion = ConfusionMatrix(classes, torch.device("cpu"))
+    for image in range(3):
+        confusion.update(labels[image : image + 1], preds[image : image + 1])
+    cells = (labels.long() * classes + preds)[labels != 255]
+    expected = torch.bincount(cells, minlength=classes**2).view(classes, classes)
+    assert (confusion.matrix() == expected.numpy()).all()
