@@ -10,7 +10,7 @@ labels masked by a Python lambda per pixel, images made float and normalised one
 targets filled class by class, losses at full resolution on permuted copies, every term fetched with
 `.item()`, evaluation image by image with NumPy.
 
-It needs no data: images and masks of VOC's size are drawn into a temporary folder. `--quick` (20 s)
+It needs no data: images and masks of VOC's size are drawn into a temporary folder. `--quick` (a minute)
 only shows that all works; its tiny network says nothing about speed. Called by hand.
 """
 
@@ -59,7 +59,7 @@ from scripts.make_toy_voc import make_image
 from scripts.measure import Row, forget_peak, in_turn, largest, must_agree, resident, say, table
 from trainer.methods import METHODS
 from trainer.optim import build_optimizer, build_scheduler
-from trainer.run import build_model
+from trainer.run import build_model, quicken
 from trainer.trainer import Trainer
 from utils.distributed import Ranks
 from utils.misc import (
@@ -455,6 +455,7 @@ class Net:
 
     def trainer(self, *, trains: bool = True) -> Trainer:
         """The project's own, made as a run makes it for training or evaluation."""
+        quicken(self.config, self.student, self.teacher if trains else None, trains=trains)
         parts: dict[str, Any] = {"method": self.method, "student": self.student}
         if trains:
             optimizer = build_optimizer(self.config, self.method, self.student)
