@@ -10,7 +10,7 @@ labels masked by a Python lambda per pixel, images made float and normalised one
 targets filled class by class, losses at full resolution on permuted copies, every term fetched with
 `.item()`, evaluation image by image with NumPy.
 
-It needs no data: images and masks of VOC's size are drawn into a temporary folder. `--quick` (a minute)
+It needs no data: images and masks of VOC's size are drawn into a temporary folder. `--quick`
 only shows that all works; its tiny network says nothing about speed. Called by hand.
 """
 
