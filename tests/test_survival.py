@@ -97,9 +97,8 @@ def iterations(run):
     return files.load(run.step_dir() / "last.pth")["lr_scheduler"]["last_epoch"] // 3
 
 
-@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize(("step", "number"), [(0, signal.SIGTERM), (1, signal.SIGUSR1)])
 @pytest.mark.parametrize("where", ["first iteration", "inside an epoch", "end of an epoch"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_stopped_while_it_trains(undisturbed, attempt, monkeypatch, step, where, number):
     _, runs = undisturbed
     each = iterations(runs[step])
