@@ -311,6 +311,12 @@ class IncrementalDataLoader:
         """Images of one iteration, over all processes."""
         return self.blocks["train"]["batch_size"] * self.ranks.world * self.accumulate
 
+    @property
+    def norm_batch(self) -> int:
+        """Images that a BatchNorm which is not frozen sees at a time; GPUs synchronise theirs."""
+        alone = self.ranks.device.type != "cuda"
+        return self.blocks["train"]["batch_size"] * (1 if alone else self.ranks.world)
+
     def batch_words(self) -> str:
         """How the global batch comes about, for messages."""
         return (

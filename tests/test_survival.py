@@ -492,6 +492,13 @@ def test_accumulated_batches_equal_a_larger_one(undisturbed, attempt):
     )
 
 
+def test_accumulation_is_another_run_where_batch_norm_learns(attempt, monkeypatch):
+    """The same global batch, but BatchNorm would see half of it."""
+    interrupted_after(attempt, monkeypatch, 6)
+    with pytest.raises(UserError, match=r"another run: images that BatchNorm sees is 4 here and 8"):
+        attempt(0, "--bs", "4", "--accumulate", "2")
+
+
 def test_an_interrupted_run_goes_on_with_accumulation(undisturbed, attempt, monkeypatch):
     interrupted_after(attempt, monkeypatch, 5, step=1)
     run = attempt(1, "--bs", "1", "--accumulate", "4")

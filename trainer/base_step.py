@@ -34,7 +34,7 @@ def check_base(config: ConfigParser, data: IncrementalDataLoader) -> None:
     if config.base.resolve() == config.step_dir().resolve():
         raise UserError(f"--base {config.base} is this run's own folder; leave it out.")
     path, theirs = _finished_step(config.base)
-    _compare(path, record(config, data.task, data.global_batch, None), theirs)
+    _compare(path, record(config, data, None), theirs)
 
 
 def adopt(config: ConfigParser, ranks: Ranks, data: IncrementalDataLoader) -> None:
@@ -46,7 +46,7 @@ def adopt(config: ConfigParser, ranks: Ranks, data: IncrementalDataLoader) -> No
     path, theirs = _finished_step(config.base)
     _ = data.train_set  # on all ranks: the class cache may have to be made first
     if ranks.is_main:
-        mine = record(config, data.task, data.global_batch, data.train_hash)
+        mine = record(config, data, data.train_hash)
         _compare(path, mine, theirs)
         for remark in remarks(mine, theirs):
             log.info("the base step comes from another %s", remark)

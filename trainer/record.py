@@ -2,7 +2,8 @@
 
 `-r` compares before it continues, `--base` before it takes another run's step 0. Keys of the config
 that only say where, how fast or how a run is looked at are left out (`decides=False` in
-`utils/config_schema.py`); batch size, processes and accumulation count as their product.
+`utils/config_schema.py`); batch size, processes and accumulation count as their product and as what
+BatchNorm sees of it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from base.task import Task
+from data_loader.data_loaders import IncrementalDataLoader
 from utils import VERSION
 from utils.config_schema import SCHEMA
 from utils.parse_config import PROJECT_ROOT, ConfigParser
@@ -24,14 +25,16 @@ PACKAGES = ("base", "data_loader", "models", "trainer", "utils")
 FROM_STEP_1 = "data_loader.args.memory."  # keys that mean nothing at step 0
 
 
-def settings(config: ConfigParser, task: Task, global_batch: int) -> dict[str, Any]:
+def settings(config: ConfigParser, data: IncrementalDataLoader) -> dict[str, Any]:
     """What the configuration says about the weights: name → value, plain values only."""
+    task, frozen = data.task, config["arch"]["args"]["freeze_all_bn"]
     found: dict[str, Any] = {
         "data set": task.dataset,
         "setting": task.setting,
         "classes": [list(ids) for ids in task.steps[: task.step + 1]],
         "class names": list(task.class_names),
-        "global batch": global_batch,
+        "global batch": data.global_batch,
+        "images that BatchNorm sees": None if frozen else data.norm_batch,
     }
     for dotted, value in config.flat().items():
         if dotted in SCHEMA and not SCHEMA[dotted].decides:
@@ -45,7 +48,7 @@ def settings(config: ConfigParser, task: Task, global_batch: int) -> dict[str, A
 
 
 def record(
-    config: ConfigParser, task: Task, global_batch: int, train_hash: str | None
+    config: ConfigParser, data: IncrementalDataLoader, train_hash: str | None
 ) -> dict[str, Any]:
     """The settings, the training data and the code; plain values only."""
     return {
@@ -53,7 +56,7 @@ def record(
         "code": code_hash(),
         "torch": str(torch.__version__),
         "data": train_hash,
-        "settings": settings(config, task, global_batch),
+        "settings": settings(config, data),
     }
 
 

@@ -69,10 +69,8 @@ def where_it_stands(config: ConfigParser) -> ConfigParser | None:
         return config.changed(resume=path, notes=(*skipped, f"-r auto: {path}"))
     if "record" in checkpoint:
         plan = plan_launch(config)
-        data = build_data(config, Ranks(0, plan.world, SINGLE.device))
-        differs = differences(
-            record(config, data.task, data.global_batch, None), checkpoint["record"]
-        )
+        data = build_data(config, Ranks(0, plan.world, plan.devices[0]))
+        differs = differences(record(config, data, None), checkpoint["record"])
         if differs:
             raise UserError(
                 f"{config.step_dir()} holds a finished step of another run: {'; '.join(differs)}; "
@@ -118,7 +116,7 @@ def check(config: ConfigParser) -> Launch:
             "one, or set it to false."
         )
     plan = plan_launch(config)
-    data = build_data(config, Ranks(0, plan.world, SINGLE.device))
+    data = build_data(config, Ranks(0, plan.world, plan.devices[0]))
     _check_writable(config.step_dir())
     if not config.test:
         _check_training(config, plan, data)
@@ -413,7 +411,7 @@ def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
         teacher=teacher,
         optimizer=optimizer,
         scheduler=scheduler,
-        record=record(config, task, data.global_batch, train_hash),
+        record=record(config, data, train_hash),
     )
     if config.resume is not None:
         trainer.resume(config.resume)
@@ -481,7 +479,7 @@ def _tell_batch(ranks: Ranks, data: IncrementalDataLoader, *, frozen: bool) -> N
             )
         return
     synchronised = ranks.world > 1 and ranks.device.type == "cuda"
-    seen = data.blocks["train"]["batch_size"] * (ranks.world if synchronised else 1)
+    seen = data.norm_batch
     scope = "synchronised over the GPUs" if synchronised else "of each process and batch alone"
     log.info("BatchNorm: statistics over %d images, %s", seen, scope)
     if task.step > 0:

@@ -33,16 +33,6 @@ def epoch_file(epoch: int) -> str:
     return f"checkpoint-epoch{epoch}.pth"
 
 
-def save(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write a checkpoint under a temporary name, flush it and rename it.
-
-    Raises:
-        UserError: the file system refuses; what `path` held is intact.
-    """
-    with atomic_path(path) as temporary:
-        _write(temporary, checkpoint, path)
-
-
 def save_last(folder: Path, checkpoint: dict[str, Any]) -> Path:
     """Write `last.pth` of a step folder; the one before stays as `previous.pth`.
 
