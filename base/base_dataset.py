@@ -5,7 +5,6 @@ Subclassed once per data set in `data_loader/`; used by `IncrementalDataset` and
 
 from __future__ import annotations
 
-import copy
 import os
 import stat
 from abc import ABC, abstractmethod
@@ -127,12 +126,6 @@ class BaseDataset(ABC):
     def __len__(self) -> int:
         return len(self.entries)
 
-    def part(self, first: int, end: int) -> BaseDataset:
-        """The same data set with the images from `first` to before `end` alone."""
-        part = copy.copy(self)
-        part.entries = self.entries[first:end]
-        return part
-
     def load(self, index: int) -> tuple[Image.Image, np.ndarray]:
         """Read one image and its mask.
 
@@ -186,23 +179,26 @@ class BaseDataset(ABC):
                 f"{entry.where}: mask {entry.mask} has the mode {mask.mode}; it must be an 8-bit "
                 "palette or grey PNG whose index is the class."
             )
-        return np.asarray(mask)
-
-    def check_inside(self, path: Path, what: str, entry: Entry) -> None:
-        """Raise `UserError` when symbolic links put a file outside the root."""
-        if not self.follow_links and not _real(path).startswith(_real_folder(os.fspath(self.root))):
-            raise UserError(
-                f"{entry.where}: {what} {path} is a link to {_real(path)}, outside the data set's "
-                f"folder {self.root}; if that is meant, set data_loader.args.follow_links to true."
-            )
+        # np.asarray(mask) asks Pillow more than it needs to know
+        return np.frombuffer(mask.tobytes(), np.uint8).reshape(mask.height, mask.width)
 
     def _open(self, path: Path, what: str, entry: Entry) -> Image.Image:
-        self.check_inside(path, what, entry)
+        file = os.fspath(path)
         try:
-            if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block for ever
-                raise OSError("it is no regular file")
-            image = Image.open(path, formats=IMAGE_FORMATS)
+            mode = os.lstat(file).st_mode
+            is_link = stat.S_ISLNK(mode)
+            if not self.follow_links and not _is_inside(file, is_link, os.fspath(self.root)):
+                raise UserError(
+                    f"{entry.where}: {what} {path} is a link to {os.path.realpath(path)}, outside "
+                    f"the data set's folder {self.root}; if that is meant, set "
+                    "data_loader.args.follow_links to true."
+                )
+            if not stat.S_ISREG(os.stat(file).st_mode if is_link else mode):
+                raise OSError("it is no regular file")  # a pipe would block for ever
+            image = Image.open(file, formats=IMAGE_FORMATS)
             image.load()
+        except UserError:
+            raise
         except FileNotFoundError:
             raise UserError(f"{entry.where}: {what} {path} does not exist.") from None
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -212,11 +208,12 @@ class BaseDataset(ABC):
 
     def check_ids(self, ids: Sequence[int], entry: Entry) -> None:
         """Raise `UserError` when `ids`, the label ids of a mask, leave 0…classes and 255."""
-        wrong = sorted(id for id in ids if id >= len(self.class_names) and id != VOID)
+        classes = len(self.class_names)
+        wrong = [id for id in ids if id >= classes and id != VOID]
         if wrong:
             raise UserError(
-                f"{entry.where}: mask {entry.mask} holds the label id {wrong[0]}; valid are "
-                f"0..{len(self.class_names) - 1} and {VOID} (void)."
+                f"{entry.where}: mask {entry.mask} holds the label id {min(wrong)}; valid are "
+                f"0..{classes - 1} and {VOID} (void)."
             )
 
 
@@ -236,12 +233,11 @@ def label_ids(mask: np.ndarray) -> list[int]:
     return ids
 
 
-def _real(path: Path) -> str:
-    """The path without symbolic links; one look at the disk, for this runs once per file."""
-    if os.path.islink(path):
-        return os.path.realpath(path)
-    folder, name = os.path.split(path)  # of text: pathlib would take twice as long
-    return _real_folder(folder) + name
+def _is_inside(path: str, is_link: bool, root: str) -> bool:
+    """Whether a file lies below `root` once symbolic links are resolved."""
+    folder, name = os.path.split(path)
+    real = os.path.realpath(path) if is_link else _real_folder(folder) + name
+    return real.startswith(_real_folder(root))
 
 
 @lru_cache(maxsize=4096)

@@ -42,6 +42,10 @@ class BaseModel(nn.Module):
                 if isinstance(module, _BatchNorm):
                     module.requires_grad_(False)
 
+    def channels_last(self) -> None:
+        """Lay the weights out with the channels innermost, and with them all features."""
+        self.to(memory_format=torch.channels_last)
+
     def train(self, mode: bool = True) -> BaseModel:
         """Switch to train mode, except what is frozen."""
         super().train(mode)

@@ -6,7 +6,7 @@ channel: a pixel is background when no class is over 0.5.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +29,12 @@ class Heads(nn.ModuleList):
 
         The auxiliary head sees detached features: it learns from them without shaping them.
         """
-        weight, bias = self._classifiers()
-        return torch.cat([self[0](features.detach()), F.conv2d(features, weight, bias)], dim=1)
+        auxiliary, *classifiers = self
+        logits = [
+            F.conv2d(features.detach(), *_stacked([auxiliary])),
+            F.conv2d(features, *_stacked(classifiers)),
+        ]
+        return torch.cat(logits, dim=1)
 
     def decomposed(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Positive and negative part of each class logit, without bias and auxiliary head.
@@ -41,7 +45,8 @@ class Heads(nn.ModuleList):
         Returns:
             pos and neg, each [N, C, h, w].
         """
-        weight, _ = self._classifiers()
+        _, *classifiers = self
+        weight, _ = _stacked(classifiers)
         return F.conv2d(features, weight.clamp(min=0)), F.conv2d(features, weight.clamp(max=0))
 
     def start_from_auxiliary(self) -> None:
@@ -54,6 +59,12 @@ class Heads(nn.ModuleList):
             self[-1].weight.copy_(self[0].weight.expand_as(self[-1].weight))
             self[-1].bias.copy_(self[0].bias.expand_as(self[-1].bias))
 
-    def _classifiers(self) -> tuple[torch.Tensor, torch.Tensor]:
-        _, *heads = self
-        return torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
+
+def _stacked(heads: Iterable[nn.Conv2d]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The heads as one: weight [C, channels, 1, 1] and bias [C].
+
+    The weights are stacked as matrices: so their gradients lie in memory as the parameters do, and
+    processes exchange them without a copy.
+    """
+    weight = torch.cat([head.weight.flatten(1) for head in heads])
+    return weight[..., None, None], torch.cat([head.bias for head in heads])

@@ -79,6 +79,11 @@ class DeepLabV3(BaseModel):
         logits = self.cls(features)
         return ModelOutput(logits, *(self.cls.decomposed(features) if decompose else ()))
 
+    def channels_last(self) -> None:
+        """All but the heads, whose gradients come the other way round."""
+        for part in (self.backbone, self.aspp):
+            part.to(memory_format=torch.channels_last)
+
 
 def check_arch(backbone: str, norm_act: str, backbone_pretrained: bool | str) -> None:
     """Judge the `arch.args` that a type cannot judge, before anything is allocated.

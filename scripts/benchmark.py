@@ -61,11 +61,12 @@ from trainer.methods import METHODS
 from trainer.optim import build_optimizer, build_scheduler
 from trainer.run import build_model, quicken
 from trainer.trainer import Trainer
-from utils.distributed import Ranks
+from utils.distributed import Launch, Ranks, launch
 from utils.misc import (
     VOID,
     UserError,
     choose,
+    cores,
     one_sentence_errors,
     seed_from,
     voc_palette,
@@ -109,7 +110,7 @@ class Plan:
     warm: int = 0
     clock: Callable[[], float] = time.perf_counter
     pictures: int = 24
-    masks: int = 1500
+    masks: int = 10_582
     backbone: str = "resnet101"
     crop: int = 512
     batch: int = 2
@@ -143,7 +144,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     cuda = device.type == "cuda"
     return {
         "cpu": model[1] if model else platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
         "device": torch.cuda.get_device_name(device) if cuda else "cpu",
@@ -172,10 +173,16 @@ def extra_memory(plan: Plan, make: Callable[..., Callable[[], object]], *args: A
     jobs = [(make, way, *args, plan.device) for way in ("plain", "ours")]
     if plan.device.type == "cuda":
         return [peak(*job) for job in jobs]
+    with giving_back(), get_context("spawn").Pool(len(jobs), maxtasksperchild=1) as pool:
+        return pool.starmap(peak, jobs, chunksize=1)
+
+
+@contextmanager
+def giving_back() -> Iterator[None]:
+    """Let processes started now give memory back as soon as it is freed, which makes them slow."""
     os.environ.update(GIVE_BACK)
     try:
-        with get_context("spawn").Pool(len(jobs), maxtasksperchild=1) as pool:
-            return pool.starmap(peak, jobs, chunksize=1)
+        yield
     finally:
         for name in GIVE_BACK:
             del os.environ[name]
@@ -184,7 +191,11 @@ def extra_memory(plan: Plan, make: Callable[..., Callable[[], object]], *args: A
 def peak(make: Callable[..., Callable[[], object]], way: str, side: int, *args: Any) -> float:
     """MiB of one way; on a CPU right only once per process."""
     make(way, 64, *args)()  # libraries, threads and handles are no part of the peak
-    call, device = make(way, side, *args), args[-1]
+    return beyond(make(way, side, *args), args[-1])
+
+
+def beyond(call: Callable[[], object], device: torch.device) -> float:
+    """MiB that a call needs at its peak beyond what lies there now."""
     gc.collect()
     if device.type == "cpu":
         forget_peak()
@@ -453,15 +464,16 @@ class Net:
         dtype = getattr(torch, self.config["amp_dtype"])
         return torch.amp.autocast(kind, dtype, enabled=self.config["use_amp"] and kind == "cuda")
 
-    def trainer(self, *, trains: bool = True) -> Trainer:
+    def trainer(self, ranks: Ranks | None = None, *, trains: bool = True) -> Trainer:
         """The project's own, made as a run makes it for training or evaluation."""
+        ranks = ranks or Ranks(0, 1, self.device)
         quicken(self.config, self.student, self.teacher if trains else None, trains=trains)
         parts: dict[str, Any] = {"method": self.method, "student": self.student}
         if trains:
             optimizer = build_optimizer(self.config, self.method, self.student)
             scheduler = build_scheduler(self.config, optimizer, ITERATIONS)
             parts |= {"teacher": self.teacher, "optimizer": optimizer, "scheduler": scheduler}
-        return Trainer(self.config, Ranks(0, 1, self.device), data=Stub(self.task), **parts)
+        return Trainer(self.config, ranks, data=Stub(self.task), **parts)
 
     def batch(self, count: int, side: int) -> Sample:
         """Random images and labels of the classes."""
@@ -631,17 +643,17 @@ def measure_scan(plan: Plan) -> list[Row]:
     if done.returncode:
         raise SystemExit(done.returncode)  # it has said why
     seconds = json.loads(done.stdout.splitlines()[-1])
-    processes = int(seconds.pop("processes"))
+    busy = int(seconds.pop("cores"))
     rates = {name: plan.masks / value for name, value in seconds.items()}
     cached = rates.pop("cached")
     return [
-        Row("scan", f"{plan.masks} masks, {processes} process(es)", "masks/s", **rates),
+        Row("scan", f"{plan.masks} masks, {busy} core(s)", "masks/s", **rates),
         Row("scan", "  from the cache", "masks/s", rates["plain"], cached),
     ]
 
 
 def measure_growth(plan: Plan) -> list[Row]:
-    """Step time and memory with more classes and with more heads.
+    """Step time and memory with more classes, more heads and more processes.
 
     Labels are uint8, so a step cannot have more than 254 classes; `loss` goes on to 1001.
     """
@@ -653,7 +665,85 @@ def measure_growth(plan: Plan) -> list[Row]:
         milliseconds = {name: 1e3 * value for name, value in step_seconds(plan, *args).items()}
         rows.append(Row("growth", f"{what}, {backbone}", "ms", **milliseconds))
         rows.append(Row("growth", "  extra memory", "MiB", *extra_memory(plan, make_step, *args)))
+    return rows + measure_processes(plan)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What each process of `measure_processes` is told.
+
+    Attributes:
+        plan: how much is measured.
+        figures: where rank 0 leaves the loss and what it measured.
+        memory: measure MiB, else seconds.
+    """
+
+    plan: Plan
+    figures: Path
+    memory: bool
+
+
+def measure_processes(plan: Plan) -> list[Row]:
+    """The same global batch in one process and in two; on a CPU they share the cores."""
+    rows, losses, cuda = [], [], plan.device.type == "cuda"
+    for count in range(1, 1 + (min(2, torch.cuda.device_count()) if cuda else 2)):
+        what = f"{count} process(es), {2 * plan.batch} images in all"
+        say(f"growth: {what}")
+        with giving_back():
+            loss, mebibytes = in_group(plan, count, memory=True)
+        losses += [loss]
+        loss, seconds = in_group(plan, count, memory=False)
+        losses += [loss]
+        must_agree("growth, loss of the processes", losses, losses[:1] * len(losses), 1e-3)
+        rows.append(Row("growth", f"{what}, {plan.growth[0]}", "ms", None, 1e3 * seconds))
+        rows.append(Row("growth", "  extra memory of each", "MiB", None, mebibytes))
     return rows
+
+
+def in_group(plan: Plan, count: int, *, memory: bool) -> list[float]:
+    """Loss of a training step in so many processes, and its MiB or seconds."""
+    cuda = plan.device.type == "cuda"
+    devices = [torch.device("cuda", rank) if cuda else plan.device for rank in range(count)]
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(plan, Path(folder) / "figures.json", memory)
+        launch(
+            train_in_group,
+            job,
+            Launch(
+                devices=tuple(devices),
+                nodes=1,
+                node=0,
+                backend="nccl" if cuda else "gloo",
+                url=f"file://{folder}/meet",
+                by_torchrun=False,
+                distributed=True,
+                world=count,
+            ),
+        )
+        return json.loads(job.figures.read_text())
+
+
+def train_in_group(job: Job, ranks: Ranks) -> None:
+    """Training steps of one process, which has its share of the batch."""
+    plan, (backbone, side) = job.plan, job.plan.growth
+    net = Net((15, 5), backbone, ranks.device)
+    trainer = net.trainer(ranks)
+
+    def batch(side: int) -> tuple[torch.Tensor, torch.Tensor]:
+        sample = net.batch(2 * plan.batch, side)
+        images, labels = (x[ranks.rank :: ranks.world] for x in (sample.image, sample.label))
+        return normalize(images.to(ranks.device)), labels.to(ranks.device)
+
+    whole = batch(side)
+    loss = ranks.sum(trainer.train_step([whole])["loss"]).item() / ranks.world
+    if job.memory:
+        value = beyond(lambda: trainer.train_step([whole]), ranks.device)
+    else:
+        # As many steps in every process: they wait for each other.
+        counted = replace(plan, rounds=10, budget=0, device=ranks.device)
+        value = timed(counted, {"step": lambda: trainer.train_step([whole])})["step"]
+    if ranks.is_main:
+        write_json(job.figures, [loss, value])
 
 
 SECTIONS: dict[str, Callable[[Plan], list[Row]]] = {

@@ -3,15 +3,14 @@
     python scripts/benchmark_scan.py ROOT ROUNDS BUDGET
 
 Called by `benchmark.py`, which reads the one line of JSON that it prints: seconds of each way, and
-the number of processes. A file of its own, because every scanning process imports the main file
-again, and here as in a real run must not wait for torch. Knows no model.
+the number of cores. A file of its own, because every process of the limit imports the main file
+again and must not wait for torch. Knows no model.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -26,8 +25,7 @@ from PIL import Image
 from data_loader.splits import presence_table
 from data_loader.voc import VOC
 from scripts.measure import in_turn, must_agree
-
-PARALLEL_FROM = 1024  # masks; fewer are scanned in one process
+from utils.misc import cores
 
 
 def plain_scan(dataset: VOC) -> np.ndarray:
@@ -47,27 +45,21 @@ def measure(root: Path, rounds: int, budget: float) -> dict[str, float]:
     """Seconds of the plain way, ours without and with cache, and decoding alone."""
     dataset = VOC("train", str(root))
     masks = [entry.mask for entry in dataset.entries]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    processes = (cores or 1) if len(masks) >= PARALLEL_FROM else 1
+    processes = cores()
     with (
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(processes, get_context("spawn")) as pool,
     ):
-        if processes > 1:  # started before: what starting takes is no part of the limit
-            list(pool.map(decode, masks[: 2 * processes]))
+        list(pool.map(decode, masks[: 2 * processes]))  # what starting takes is not in the limit
         fresh, cached = itertools.count(), Path(folder) / "cached"
         must_agree("scan", plain_scan(dataset), presence_table(dataset, cached), 0)
         calls = {
             "plain": lambda: plain_scan(dataset),
             "ours": lambda: presence_table(dataset, Path(folder) / str(next(fresh))),
-            "limit": lambda: (
-                list(pool.map(decode, masks, chunksize=64))
-                if processes > 1
-                else list(map(decode, masks))
-            ),
+            "limit": lambda: list(pool.map(decode, masks, chunksize=64)),
             "cached": lambda: presence_table(dataset, cached),
         }
-        return {**in_turn(calls, rounds, budget), "processes": processes}
+        return {**in_turn(calls, rounds, budget), "cores": processes}
 
 
 if __name__ == "__main__":

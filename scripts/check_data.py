@@ -50,7 +50,7 @@ from data_loader.splits import (
 )
 from data_loader.task_tables import ADE_TASKS, VOC_TASKS
 from data_loader.voc import VOC
-from utils.misc import VOID, UserError, listing, one_sentence_errors
+from utils.misc import VOID, UserError, cores, listing, one_sentence_errors
 from utils.parse_config import ConfigParser
 
 WORDS = {"train": "training", "val": "validation"}  # of the two splits
@@ -463,8 +463,7 @@ def read_pictures(paths: Iterable[Path]) -> dict[Path, Picture]:
     """
     files = list(dict.fromkeys(paths))
     chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(cores or 1, len(chunks))
+    workers = min(cores(), len(chunks))
     pictures: list[Picture] = []
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=len(files), desc="read images, masks", unit="file"))

@@ -171,12 +171,26 @@ def test_channels_last(trains):
     assert layouts == [16, 16, 1, 1]
 
 
+@pytest.mark.parametrize("on", [True, False])
+@pytest.mark.parametrize("decompose", [True, False])
+def test_gradients_lie_as_their_parameters(on, decompose):
+    """Else every exchange between processes rearranges them, and PyTorch warns about it."""
+    model = network()
+    quicken(switched(**dict.fromkeys(SWITCHES, on)), model, trains=True)
+    outputs = model(torch.randn(2, 3, 64, 64), decompose=decompose)
+    sum(part.square().mean() for part in outputs if part is not None).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad.stride() == parameter.stride(), name
+
+
 def test_dropout_does_not_depend_on_the_layout():
     """Step 0 trains with it: the same seed has to drop the same values."""
     plain = network(dtype=torch.float64)
     plain.dropout = True
     plain.train()
-    other = deepcopy(plain).to(memory_format=torch.channels_last)
+    other = deepcopy(plain)
+    other.channels_last()
     images = torch.randn(2, 3, 64, 64).double()
     logits = []
     for model in (plain, plain, other):

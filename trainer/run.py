@@ -344,7 +344,7 @@ def quicken(
             fuse(teacher)
     for model in (student, teacher):
         if model is not None and fast["channels_last"]:
-            model.to(memory_format=torch.channels_last)
+            model.channels_last()
         if model is not None and fast["compile"]:
             model.compile()
 

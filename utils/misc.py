@@ -146,6 +146,13 @@ def seed_from(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
+def cores() -> int:
+    """How many CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def voc_palette() -> list[int]:
     """The PASCAL VOC colour map as 768 values (r, g, b of id 0, of id 1, …).
 
