@@ -22,7 +22,6 @@ from PIL import Image, ImageDraw, ImageFont
 from base.task import Task
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.transforms import normalize
-from models.loss import upsample
 from models.weights import load_strict
 from trainer.methods import METHODS
 from trainer.run import build_data, build_student
@@ -87,7 +86,7 @@ class Run:
         preds = []
         for image in images:
             logits = model(normalize(image[None])).logits
-            preds.append(method.predict(upsample(logits, image.shape[-2:]))[0].numpy())
+            preds.append(method.predict(logits, image.shape[-2:])[0].numpy())
         return [task.label_ids()[pred] for pred in preds]
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Triton's kernels are interpreted on the CPU; it looks when it is imported, which others do.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from scripts.make_toy_voc import CLASS_NAMES, make_toy_voc
 from trainer.run import run

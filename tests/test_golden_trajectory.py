@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from base.task import Task
-from models.loss import upsample
+from models.upsampling import upsample
 from models.weights import load_previous_step, load_strict
 from tests.conftest import DATA
 from trainer.methods import METHODS

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from base.task import Task
+from models import fused_loss
 from models.model import DeepLabV3
 from tests.conftest import train
 from tests.test_golden_trajectory import make_config, make_trainer
+from tests.test_loss import TERMS, both, chunked, make
 from utils import checkpoint as files
 from utils.distributed import Ranks
 from utils.metric import ConfusionMatrix
@@ -39,6 +41,27 @@ def test_one_process_per_gpu(toy_config):
     """The NCCL group; SyncBN and DDP take part where there are several GPUs."""
     parsed = train(toy_config, "--multiprocessing_distributed")
     assert confusion(parsed).sum() > 0
+
+
+@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("small", "size"), [((32, 32), (512, 512)), ((5, 7), (67, 109))])
+def test_fused_loss(monkeypatch, term, dtype, small, size):
+    """The compiled kernel against the chunks, and both against float64."""
+    device = torch.device("cuda", 0)
+    if not fused_loss.available(device):
+        pytest.skip("needs Triton and a C compiler")
+    logits, teacher, labels, *rest = make(small, size, classes=19, dtype=dtype)
+    logits, teacher, labels = (x.detach().to(device) for x in (logits, teacher, labels))
+    found = []
+    for on, kind in ((False, torch.float64), (False, dtype), (True, dtype)):
+        monkeypatch.setattr(fused_loss, "switched_on", on)
+        given = logits.to(kind).requires_grad_(), teacher.to(kind), labels, *rest
+        found.append([part.double().cpu() for part in both(chunked, term, *given)])
+    rounding = max(1e-6, torch.finfo(dtype).eps)
+    for exact, chunks, fused in zip(*found, strict=True):
+        torch.testing.assert_close(fused, exact, rtol=2e-6, atol=rounding * exact.abs().max())
+        torch.testing.assert_close(fused, chunks, rtol=2e-6, atol=rounding * exact.abs().max())
 
 
 def test_the_host_never_waits():

@@ -8,8 +8,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from base.task import Task
-from models import loss
-from models.loss import Bilinear, auxiliary, chunks, distillation, mbce
+from models import upsampling
+from models.loss import auxiliary, distillation, mbce
+from models.upsampling import Bilinear, chunks
 from trainer.methods import METHODS
 from trainer.methods.sigmoid import THRESHOLD
 
@@ -66,7 +67,7 @@ def make(small, size, classes=7, images=2, dtype=torch.float32):
 def both(function, term, logits, *rest):
     """Loss per class [C], and the gradient of their sum with a weight each [C, N·h·w]."""
     terms = function(term, logits, *rest)
-    weights = torch.linspace(1, 2, len(terms), dtype=terms.dtype)
+    weights = torch.linspace(1, 2, len(terms), dtype=terms.dtype, device=terms.device)
     (gradient,) = torch.autograd.grad((weights * terms).sum(), logits)
     return terms.detach(), gradient.transpose(0, 1).flatten(1)
 
@@ -88,7 +89,7 @@ def planes(monkeypatch):
     """Set how many planes of a size make a chunk."""
 
     def set_planes(count, size, dtype=torch.float32):
-        monkeypatch.setattr(loss, "CPU_CHUNK", count * size[0] * size[1] * dtype.itemsize)
+        monkeypatch.setattr(upsampling, "CPU_CHUNK", count * size[0] * size[1] * dtype.itemsize)
 
     return set_planes
 

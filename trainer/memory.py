@@ -19,7 +19,7 @@ from data_loader import memory
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.memory import Candidate
 from data_loader.transforms import normalize
-from models.loss import upsample
+from models.upsampling import strongest
 from utils.distributed import Ranks
 from utils.logger import log
 from utils.misc import BACKGROUND, VOID, UserError, listing, seed_from
@@ -116,9 +116,8 @@ def pseudo_label(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     Returns:
         [H, W] uint8 channels.
     """
-    full = upsample(logits[None], label.shape[-2:])[0]
-    score, channel = full.sigmoid().max(dim=0)
-    guess = torch.where(score >= CONFIDENT, channel + 1, BACKGROUND).to(torch.uint8).cpu()
+    score, channel = (best[0] for best in strongest(logits[None], label.shape[-2:]))
+    guess = torch.where(score >= CONFIDENT, 1 + channel, BACKGROUND).to(torch.uint8).cpu()
     return torch.where(label == BACKGROUND, guess, label)
 
 

@@ -22,6 +22,7 @@ from base.base_trainer import parse_monitor
 from base.task import Task
 from data_loader.data_loaders import LOADERS, IncrementalDataLoader
 from data_loader.memory import read as read_memory
+from models import fused_loss
 from models.folding import fold, fuse
 from models.model import MODELS, check_arch
 from models.weights import check_fit, check_previous_step, load_previous_step, load_strict
@@ -328,7 +329,7 @@ def load_previous(config: ConfigParser, method: BaseMethod, student: BaseModel) 
 def quicken(
     config: ConfigParser, student: BaseModel, teacher: BaseModel | None = None, *, trains: bool
 ) -> None:
-    """Apply the switches of the block `fast` to the models, in place.
+    """Apply the switches of the block `fast` to the models, in place, and to the losses.
 
     Args:
         config: the configuration.
@@ -337,6 +338,14 @@ def quicken(
         trains: whether the student will be trained.
     """
     fast = config["fast"]
+    if trains:
+        device = next(student.parameters()).device
+        fused_loss.switched_on = fast["fused_loss"] and fused_loss.available(device)
+        if fast["fused_loss"] and not fused_loss.switched_on:
+            log.warning(
+                "fast.fused_loss needs CUDA, Triton and a C compiler: the losses are computed in "
+                "chunks, which gives the same numbers"
+            )
     if fast["fold_bn"]:
         if student.frozen_bn:
             (fold if trains else fuse)(student)

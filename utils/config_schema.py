@@ -139,6 +139,12 @@ SCHEMA: dict[str, Key] = {
         (bool,),
         decides=False,
     ),
+    "fast.fused_loss": Key(
+        "on CUDA, the losses in one Triton kernel; without Triton in chunks as usual",
+        (bool,),
+        decides=False,
+        local=True,
+    ),
     "fast.compile": Key(
         "torch.compile of student and teacher; needs a C++ compiler",
         (bool,),

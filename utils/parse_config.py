@@ -403,7 +403,7 @@ def _not_beside_weights(
         models = folder.parent.parent
         if models.name == "models":
             own = ("multiprocessing_distributed", "n_gpu", "data_loader.args.follow_links")
-            for dotted in (*own, "fast.compile"):
+            for dotted in (*own, "fast.fused_loss", "fast.compile"):
                 refused[dotted] = values.get(dotted, defaults[dotted])
             refused["trainer.save_dir"] = str(models.parent)
     return refused

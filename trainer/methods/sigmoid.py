@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from base.base_method import BaseMethod
-from models.loss import chunks, full_precision, upsample
+from models.upsampling import strongest
 from trainer.optim import incremental_groups
+from utils.misc import BACKGROUND
 
 THRESHOLD = 0.5  # a pixel is background where no class scores higher
 
@@ -26,19 +27,6 @@ class SigmoidMethod(BaseMethod):
         return incremental_groups(student, self.task.step, lr, weight_decay)
 
     def predict(self, logits: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
-        """Class of the highest score, background where none is over `THRESHOLD`.
-
-        Chunk by chunk in the order of the classes, so that not all are at full size at once.
-        """
-        classes = logits[:, 1:]
-        size = size or logits.shape[-2:]
-        best = full_precision(logits.new_full((len(logits), *size), THRESHOLD))
-        preds = torch.zeros_like(best, dtype=torch.int64)
-        for images, some in chunks(classes, size):
-            # Reference quirk: argmax of the scores, not of the logits, so classes whose scores
-            # round to 1 tie and the one that arrived first wins.
-            score, channel = upsample(classes[images, some], size).sigmoid_().max(dim=1)
-            better = score > best[images]
-            preds[images] = torch.where(better, some.start + 1 + channel, preds[images])
-            best[images] = torch.maximum(score, best[images])
-        return preds
+        """Class of the highest score, background where none is over `THRESHOLD`."""
+        score, channel = strongest(logits[:, 1:], size or logits.shape[-2:])
+        return torch.where(score > THRESHOLD, 1 + channel, BACKGROUND)

@@ -1,0 +1,118 @@
+"""From feature resolution h×w to full resolution H×W, where no tensor of all classes ever exists.
+
+What is needed there is worked out over chunks of a few megabytes; what outlives a chunk has h×w or
+one class. Used by the losses and wherever classes are predicted.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+# Bytes of a chunk at full resolution. On a CPU the three that are worked on share the cache;
+# elsewhere they are large enough that the device does not wait for the next call.
+CPU_CHUNK, DEVICE_CHUNK = 4 * 2**20, 64 * 2**20
+
+Chunk = tuple[slice, slice]  # images, classes: `logits[chunk]` is [n, c, h, w]
+
+
+def upsample(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Bilinear, in full precision: [N, C, h, w] → [N, C, H, W]."""
+    return F.interpolate(full_precision(logits), size=size, mode="bilinear", align_corners=False)
+
+
+def full_precision(tensor: torch.Tensor) -> torch.Tensor:
+    """float32 (float64 stays) whatever the mixed precision of the network."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def chunks(logits: torch.Tensor, size: tuple[int, int]) -> list[Chunk]:
+    """Cut [N, C, h, w] into parts that are small when upsampled to `size`.
+
+    The first is the largest; those of an image come in the order of the classes.
+    """
+    budget = CPU_CHUNK if logits.device.type == "cpu" else DEVICE_CHUNK
+    planes = max(1, budget // (math.prod(size) * full_precision(logits[:0]).itemsize))
+    images = min(planes, len(logits))
+    classes = planes // images
+    return [
+        (slice(image, image + images), slice(first, first + classes))
+        for image in range(0, len(logits), images)
+        for first in range(0, logits.shape[1], classes)
+    ]
+
+
+class Bilinear:
+    """`upsample` of chunks and its adjoint, as products with matrices.
+
+    Bilinear upsampling is linear and separable, x → U_h x U_wᵀ, and no row of U_h or U_w has more
+    than two weights. The pattern of the weights repeats gcd(h, H) times from the first row to the
+    last, so U_h acts as that many blocks, each of which reads its own h / gcd(h, H) rows of x and a
+    neighbour on either side: 3 rows make 16 at output stride 16. As exact as the products are, so
+    not under TF32, which PyTorch leaves off unless asked.
+    """
+
+    def __init__(self, logits: torch.Tensor, size: tuple[int, int]):
+        """
+        Args:
+            logits: [N, C, h, w] in full precision.
+            size: H and W.
+        """
+        (h, w), (H, W) = logits.shape[-2:], size
+        self.size = size
+        self.blocks = math.gcd(h, H)
+        self.own = h // self.blocks  # rows of x that belong to a block
+        self.across = self._weights(logits, w, W).t()  # U_wᵀ: [w, W]
+        banded = F.pad(self._weights(logits, h, H), (1, 1))  # U_h: [H, 1 + h + 1]
+        block = (self.blocks, H // self.blocks, self.own + 2)
+        along_diagonal = banded.stride(0) * block[1] + self.own
+        self.down = banded.as_strided(block, (along_diagonal, *banded.stride()))
+
+    @staticmethod
+    def _weights(logits: torch.Tensor, before: int, after: int) -> torch.Tensor:
+        """[after, before]: the identity upsampled, so to the bit what `upsample` multiplies by."""
+        identity = torch.eye(before, dtype=logits.dtype, device=logits.device)
+        return upsample(identity[None, None], (after, before))[0, 0]
+
+    def up(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """[n, c, h, w] → out: [H, n, c, W]. Rows lead, which makes the blocks views."""
+        rows = F.pad(x.permute(2, 0, 1, 3), (0, 0, 0, 0, 0, 0, 1, 1))  # [1 + h + 1, n, c, w]
+        rows = (rows.flatten(0, 2) @ self.across).view(len(rows), -1)  # [1 + h + 1, n·c·W]
+        rows = rows.unfold(0, self.own + 2, self.own).transpose(1, 2)  # they overlap by two
+        torch.bmm(self.down, rows, out=out.view(*self.down.shape[:2], -1))
+        return out
+
+    def adjoint(self, x: torch.Tensor) -> torch.Tensor:
+        """[H, n, c, W] → [n, c, h, w]: from the gradient behind `up` to the one before it."""
+        _, n, c, W = x.shape
+        parts = torch.bmm(self.down.transpose(1, 2), x.view(*self.down.shape[:2], -1))
+        parts = (parts.view(-1, W) @ self.across.t()).view(self.blocks, self.own + 2, n, c, -1)
+        rows = parts[:, 1:-1]  # [blocks, own, n, c, w]; what overlaps goes to its owner
+        rows[:-1, -1] += parts[1:, 0]
+        rows[1:, 0] += parts[:-1, -1]
+        return rows.flatten(0, 1).permute(1, 2, 0, 3)
+
+
+def strongest(logits: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The highest score of every pixel and whose it is.
+
+    Reference quirk: argmax of the scores, not of the logits, so classes whose scores round to 1
+    tie and the one that arrived first wins.
+
+    Args:
+        logits: [N, C, h, w].
+        size: H and W, to which they are upsampled.
+
+    Returns:
+        score [N, H, W] in full precision, and channel [N, H, W] int64, 0 … C - 1.
+    """
+    best = full_precision(logits.new_zeros(len(logits), *size))
+    winner = torch.zeros_like(best, dtype=torch.int64)
+    for images, classes in chunks(logits, size):
+        score, channel = upsample(logits[images, classes], size).sigmoid_().max(dim=1)
+        better = score > best[images]
+        winner[images] = torch.where(better, classes.start + channel, winner[images])
+        best[images] = torch.maximum(score, best[images])
+    return best, winner

@@ -1,0 +1,194 @@
+"""The kernel of the losses, run by Triton's interpreter on the CPU, against the plain formulas.
+
+On a GPU `test_gpu.py` runs it compiled.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from models import fused_loss
+from models.loss import Bilinear, distillation
+from models.upsampling import upsample
+from tests.conftest import PROJECT
+from tests.test_fast import network, switched
+from tests.test_loss import TERMS, both, chunked, errors, exact, make
+from trainer.run import quicken
+from utils.logger import log
+
+SIZES = [  # h×w, H×W: output stride 16, odd, no whole multiple, hardly larger
+    ((2, 1), (32, 16)),
+    ((2, 2), (17, 17)),
+    ((2, 3), (19, 50)),
+    ((4, 2), (5, 3)),
+]
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """Lets the kernel serve CPU tensors as well."""
+    pytest.importorskip("triton", reason="needs Triton")
+    if torch.cuda.is_available():
+        pytest.skip("kernels are compiled where there is a GPU, see test_gpu.py")
+    monkeypatch.setattr(fused_loss, "switched_on", True)
+    serves = fused_loss.serves
+
+    class OnGPU:
+        """What `serves` asks a tensor for."""
+
+        is_cuda = True
+
+        def __init__(self, logits):
+            self.shape, self.dtype = logits.shape, logits.dtype
+
+    monkeypatch.setattr(fused_loss, "serves", lambda logits, size: serves(OnGPU(logits), size))
+
+
+@pytest.fixture
+def no_chunks(kernel, monkeypatch):
+    monkeypatch.setattr(Bilinear, "up", None)
+
+
+@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize(("small", "size"), SIZES)
+def test_loss_and_gradient(no_chunks, term, small, size):
+    given = make(small, size, classes=3)
+    assert max(errors(both(chunked, term, *given), exact(term, *given))) < 1e-6
+
+
+@pytest.mark.parametrize("term", ["mbce", "kd"])
+def test_more_classes_than_a_program_has(no_chunks, term):
+    given = make((1, 1), (4, 7), classes=2 * fused_loss.CLASSES + 1)
+    assert max(errors(both(chunked, term, *given), exact(term, *given))) < 1e-6
+
+
+def test_any_layout_and_part_of_the_channels(no_chunks):
+    """Logits are channels of a map that has more, and their channels may be innermost."""
+    logits, teacher, *rest = make((2, 3), (17, 24), classes=4)
+    expected = both(chunked, "kd", logits, teacher, *rest)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        wide = torch.randn(2, 9, 2, 3).to(memory_format=layout)
+        wide[:, 3:7] = logits.detach()
+        also = torch.randn(2, 9, 2, 3).to(memory_format=layout)
+        also[:, 1:5] = teacher
+        got = both(chunked, "kd", wide[:, 3:7].requires_grad_(), also[:, 1:5], *rest)
+        assert all(map(torch.equal, got, expected))
+
+
+@pytest.mark.parametrize("sharp", [10, 90])
+def test_saturated_scores(no_chunks, sharp):
+    """Where one of the two summands of the loss has all the digits."""
+    for sign in (-1, 1):
+        logits, teacher, *rest = make((1, 2), (8, 16), classes=3)
+        logits = (sign * sharp + 0.1 * logits.detach()).requires_grad_()
+        for term in TERMS:
+            given = (term, logits, logits.detach() + 0.1 * teacher, *rest)
+            got, plain = both(chunked, *given), exact(*given)
+            torch.testing.assert_close(got[0].double(), plain[0], rtol=2e-6, atol=1e-9)
+            torch.testing.assert_close(got[1].double(), plain[1], rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits(no_chunks, dtype):
+    """Computed in float32, so equal to the chunks; only the gradient is rounded."""
+    logits, teacher, *_ = make((2, 2), (16, 16), classes=3, dtype=dtype)
+    got = both(lambda term, x, y: distillation(x, y, (16, 16)), "kd", logits, teacher)
+    wide = logits.detach().float().requires_grad_()
+    expected = both(lambda term, x, y: distillation(x, y, (16, 16)), "kd", wide, teacher.float())
+    assert got[0].dtype is torch.float32
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1], expected[1].to(dtype))
+
+
+def test_no_gradient_no_work(no_chunks, monkeypatch):
+    logits, *rest = make((2, 2), (16, 16), classes=3)
+    given = []
+    losses = fused_loss.losses
+    monkeypatch.setattr(
+        fused_loss,
+        "losses",
+        lambda *args, **kwargs: given.append(losses(*args, **kwargs)) or given[-1],
+    )
+    expected = chunked("mbce", logits, *rest).detach()
+    with torch.no_grad():
+        terms = chunked("mbce", logits, *rest)
+    assert torch.equal(terms, expected)
+    assert [gradient is None for _, gradient in given] == [False, True]
+
+
+def test_what_the_chunks_do(kernel, monkeypatch):
+    """Double precision and logits that are not magnified; and everything when it is off."""
+    monkeypatch.setattr(fused_loss, "losses", None)
+    chunked("kd", *make((2, 2), (16, 16), dtype=torch.float64))
+    chunked("kd", *make((4, 4), (4, 4)))
+    chunked("kd", *make((4, 4), (16, 2)))
+    monkeypatch.setattr(fused_loss, "switched_on", False)
+    chunked("kd", *make((2, 2), (16, 16)))
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 7), (2, 32), (3, 33), (32, 512), (33, 513)])
+def test_cells(before, after):
+    """Every pixel is in one cell, between the two logits that it is upsampled from."""
+    start, weight, widest = fused_loss.cells(before, after, torch.device("cpu"))
+    counts = start.diff()
+    assert (start[0], start[-1], len(counts)) == (0, after, before + 1)
+    assert counts.max() <= widest < 2 * counts.max()
+    cell = torch.repeat_interleave(torch.arange(before + 1), counts)
+    values = torch.randn(before)
+    near, far = values[(cell - 1).clamp(min=0)], values[cell.clamp(max=before - 1)]
+    got = (1 - weight) * near + weight * far
+    expected = upsample(values.view(1, 1, 1, -1), (1, after)).flatten()
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from models.fused_kernel import TARGETS, binary_cross_entropy as kernel
+
+for target in TARGETS.values():
+    labels = "*u8" if target == TARGETS["labels"] else "*fp16"
+    pointers = {"logits": "*fp16", "teacher": "*fp16", "labels": labels, "pos_weight": "fp32"}
+    pointers |= dict.fromkeys(("row_starts", "column_starts"), "*i32")
+    pointers |= dict.fromkeys(("row_weights", "column_weights", "total", "corners"), "*fp32")
+    constants = {"TARGET": target, "GRADIENT": True, "CLASSES": 8, "ROWS": 16, "COLUMNS": 16}
+    kinds = pointers | dict.fromkeys(constants, "constexpr")
+    signature = {name: kinds.get(name, "i32") for name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    options = {"num_warps": 1, "enable_fp_fusion": True}
+    binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
+    print(len(binary))
+"""
+
+
+def test_the_kernel_compiles_for_a_gpu(tmp_path):
+    """Which needs no GPU; the interpreter is more lenient than the compiler."""
+    pytest.importorskip("triton", reason="needs Triton")
+    environment = {name: value for name, value in os.environ.items() if "TRITON" not in name}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        **{"cwd": PROJECT, "env": environment, "capture_output": True, "text": True},
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 3
+    assert not done.stderr
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_switch(monkeypatch, caplog, on):
+    """Where the kernel cannot run, that is told, and the losses are what they were."""
+    monkeypatch.setattr(log, "propagate", True)
+    monkeypatch.setattr(fused_loss, "switched_on", None)
+    with caplog.at_level(logging.WARNING, logger=log.name):
+        quicken(switched(fused_loss=on), network(), trains=True)
+    assert fused_loss.switched_on is False
+    assert ("computed in chunks" in caplog.text) is on
+    monkeypatch.setattr(fused_loss, "available", lambda device: True)
+    quicken(switched(fused_loss=on), network(), trains=True)
+    assert fused_loss.switched_on is on
