@@ -54,6 +54,7 @@ from base.task import Task
 from data_loader.dataset import IncrementalDataset, Sample
 from data_loader.transforms import IMAGENET_MEAN, IMAGENET_STD, TrainTransform, normalize
 from data_loader.voc import VOC
+from models import fused_loss
 from models.weights import load_previous_step
 from scripts.make_toy_voc import make_image
 from scripts.measure import Row, forget_peak, in_turn, largest, must_agree, resident, say, table
@@ -76,6 +77,7 @@ from utils.parse_config import PROJECT_ROOT, ConfigParser
 
 # glibc gives back at once what is freed, so that no call can live on the remains of another.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+BOTH = ("plain", "ours")
 BUSY = 0.5  # processes that want a core before anything is measured
 ITERATIONS = 10_000  # of the schedule, more than are measured
 LABELS_END = 254  # channels are uint8, and 255 is void
@@ -162,19 +164,22 @@ def timed(plan: Plan, calls: dict[str, Callable[[], object]]) -> dict[str, float
     return in_turn(calls, plan.rounds, plan.budget, plan.warm, wait, plan.clock)
 
 
-def extra_memory(plan: Plan, make: Callable[..., Callable[[], object]], *args: Any) -> list[float]:
-    """MiB that a call needs at its peak beyond what lay there before: of the plain way and ours.
+def extra_memory(
+    plan: Plan, ways: Sequence[str], make: Callable[..., Callable[[], object]], *args: Any
+) -> dict[str, float]:
+    """MiB that a call needs at its peak beyond what lay there before, each way.
 
     Args:
         plan: names the device; on a CPU each way is called in a fresh process.
-        make: from "plain" or "ours", the image side, more of `args` and the device to the call.
+        ways: "plain", "ours", ….
+        make: from one of them, the image side, more of `args` and the device to the call.
         args: image side first.
     """
-    jobs = [(make, way, *args, plan.device) for way in ("plain", "ours")]
+    jobs = [(make, way, *args, plan.device) for way in ways]
     if plan.device.type == "cuda":
-        return [peak(*job) for job in jobs]
+        return {way: peak(*job) for way, job in zip(ways, jobs, strict=True)}
     with giving_back(), get_context("spawn").Pool(len(jobs), maxtasksperchild=1) as pool:
-        return pool.starmap(peak, jobs, chunksize=1)
+        return dict(zip(ways, pool.starmap(peak, jobs, chunksize=1), strict=True))
 
 
 @contextmanager
@@ -397,6 +402,7 @@ def make_loss(
     losses = partial(plain_losses, method) if way == "plain" else method.losses
 
     def call() -> dict[str, torch.Tensor]:
+        fused_loss.switched_on = way == "fused"
         for leaf in student:
             leaf.grad = None
         terms = losses(student, teacher, labels)
@@ -408,20 +414,25 @@ def make_loss(
 
 
 def measure_loss(plan: Plan) -> list[Row]:
-    """The loss terms alone, forward and backward."""
+    """The loss terms alone, forward and backward; where it can run, also in the fused kernel."""
     rows = []
     for old, new, side in plan.losses:
         what = f"{1 + old + new} classes, {new} new, 2 × {side}²"
         say(f"loss: {what}")
-        calls = {way: make_loss(way, side, old, new, plan.device) for way in ("plain", "ours")}
-        plain, ours = (call() for call in calls.values())
+        ways = ["plain", "ours", "fused"][: 3 if fused_loss.available(plan.device) else 2]
+        calls = {way: make_loss(way, side, old, new, plan.device) for way in ways}
+        plain, *others = (call() for call in calls.values())
         for name, values in plain.items():
-            must_agree(f"loss, {name}", values.cpu(), ours[name].cpu(), 1e-4)
-        del plain, ours
-        milliseconds = {name: 1e3 * value for name, value in timed(plan, calls).items()}
-        rows.append(Row("loss", what, "ms", **milliseconds))
-        used = extra_memory(plan, make_loss, side, old, new)
-        rows.append(Row("loss", "  extra memory", "MiB", *used))
+            for ours in others:
+                must_agree(f"loss, {name}", values.cpu(), ours[name].cpu(), 1e-5)
+        del plain, others
+        times = {name: 1e3 * value for name, value in timed(plan, calls).items()}
+        used = extra_memory(plan, ways, make_loss, side, old, new)
+        rows.append(Row("loss", what, "ms", times["plain"], times["ours"]))
+        rows.append(Row("loss", "  extra memory", "MiB", used["plain"], used["ours"]))
+        if "fused" in ways:
+            rows.append(Row("loss", "  fused kernel", "ms", times["plain"], times["fused"]))
+            rows.append(Row("loss", "  extra memory", "MiB", used["plain"], used["fused"]))
     return rows
 
 
@@ -570,10 +581,11 @@ def measure_step(plan: Plan) -> list[Row]:
         rows.append(Row("step", f"{what}, {plan.backbone}", "images/s", **rates))
         if plan.device.type != "cuda":
             continue
-        rows.append(Row("step", "  extra memory", "MiB", *extra_memory(plan, make_step, *args)))
+        used = extra_memory(plan, BOTH, make_step, *args)
+        rows.append(Row("step", "  extra memory", "MiB", **used))
         say(f"step: {what}, the largest batch that fits")
-        most = [float(largest(partial(fits, plan, way, shape))) for way in ("plain", "ours")]
-        rows.append(Row("step", "  largest batch", "images", *most))
+        most = {way: float(largest(partial(fits, plan, way, shape))) for way in BOTH}
+        rows.append(Row("step", "  largest batch", "images", **most))
     return rows
 
 
@@ -664,7 +676,8 @@ def measure_growth(plan: Plan) -> list[Row]:
         args = (side, shape, backbone, plan.batch)
         milliseconds = {name: 1e3 * value for name, value in step_seconds(plan, *args).items()}
         rows.append(Row("growth", f"{what}, {backbone}", "ms", **milliseconds))
-        rows.append(Row("growth", "  extra memory", "MiB", *extra_memory(plan, make_step, *args)))
+        used = extra_memory(plan, BOTH, make_step, *args)
+        rows.append(Row("growth", "  extra memory", "MiB", **used))
     return rows + measure_processes(plan)
 
 

@@ -14,6 +14,7 @@ if not torch.cuda.is_available():
     # Triton's kernels are interpreted on the CPU; it looks when it is imported, which others do.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from models import fused_loss
 from scripts.make_toy_voc import CLASS_NAMES, make_toy_voc
 from trainer.run import run
 from utils.parse_config import ConfigParser
@@ -44,6 +45,26 @@ def _seeded():
 def toy_config(toy_root, tmp_path) -> Path:
     """A config file for short CPU runs on the toy data; everything it writes is in tmp_path."""
     return write_config(tmp_path / "toy.json", toy_root)
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """Lets the kernel serve CPU tensors as well."""
+    pytest.importorskip("triton", reason="needs Triton")
+    if torch.cuda.is_available():
+        pytest.skip("kernels are compiled where there is a GPU, see test_gpu.py")
+    monkeypatch.setattr(fused_loss, "switched_on", True)
+    serves = fused_loss.serves
+
+    class OnGPU:
+        """What `serves` asks a tensor for."""
+
+        is_cuda = True
+
+        def __init__(self, logits):
+            self.shape, self.dtype = logits.shape, logits.dtype
+
+    monkeypatch.setattr(fused_loss, "serves", lambda logits, size: serves(OnGPU(logits), size))
 
 
 def write_config(path: Path, data_dir: Path, **task) -> Path:

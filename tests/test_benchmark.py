@@ -32,7 +32,7 @@ HAS_LIMIT = {"data", "step", "eval", "scan", "growth"}
 def small(monkeypatch):
     monkeypatch.setattr(benchmark, "make_plan", lambda device, quick: replace(SMALL, device=device))
     # Without the seconds that processes take to start.
-    monkeypatch.setattr(benchmark, "extra_memory", lambda *args: [2.0, 1.0])
+    monkeypatch.setattr(benchmark, "extra_memory", lambda *args: {"plain": 2.0, "ours": 1.0})
     monkeypatch.setattr(benchmark, "launch", lambda worker, job, plan: worker(job, SINGLE))
     monkeypatch.setattr(benchmark, "beyond", lambda call, device: 1.0)
 
@@ -70,6 +70,17 @@ def test_losses_and_gradients_agree(old, new):
     assert plain["logits slope"].shape == (2, 1 + old + new, 4, 4)
 
 
+def test_the_fused_kernel_has_rows_of_its_own(small, kernel, monkeypatch):
+    monkeypatch.setattr(benchmark.fused_loss, "available", lambda device: True)
+    used = {"plain": 4.0, "ours": 2.0, "fused": 1.0}
+    monkeypatch.setattr(benchmark, "extra_memory", lambda *args: used)
+    rows = benchmark.measure_loss(SMALL)
+    assert [row.what for row in rows[2:]] == ["  fused kernel", "  extra memory"]
+    assert rows[0].plain == rows[2].plain
+    assert rows[0].ours != rows[2].ours > 0
+    assert (rows[1].ratio, rows[3].ratio) == (2, 4)
+
+
 def test_another_loss_is_noticed(small, monkeypatch):
     dkd = benchmark.METHODS["dkd"]
     losses = dkd.losses
@@ -93,9 +104,9 @@ def test_agreement():
 
 def test_memory_of_a_call():
     """In fresh processes: upsampling 60 classes to 256×256 holds at least one such tensor."""
-    plain, ours = benchmark.extra_memory(SMALL, benchmark.make_loss, 256, 50, 10)
-    assert plain > 2 * 50 * 256**2 * 4 / 2**20
-    assert 0 < ours < plain
+    used = benchmark.extra_memory(SMALL, benchmark.BOTH, benchmark.make_loss, 256, 50, 10)
+    assert used["plain"] > 2 * 50 * 256**2 * 4 / 2**20
+    assert 0 < used["ours"] < used["plain"]
 
 
 def test_rows_know_what_is_better():

@@ -29,26 +29,6 @@ SIZES = [  # h×w, H×W: output stride 16, odd, no whole multiple, hardly larger
 
 
 @pytest.fixture
-def kernel(monkeypatch):
-    """Lets the kernel serve CPU tensors as well."""
-    pytest.importorskip("triton", reason="needs Triton")
-    if torch.cuda.is_available():
-        pytest.skip("kernels are compiled where there is a GPU, see test_gpu.py")
-    monkeypatch.setattr(fused_loss, "switched_on", True)
-    serves = fused_loss.serves
-
-    class OnGPU:
-        """What `serves` asks a tensor for."""
-
-        is_cuda = True
-
-        def __init__(self, logits):
-            self.shape, self.dtype = logits.shape, logits.dtype
-
-    monkeypatch.setattr(fused_loss, "serves", lambda logits, size: serves(OnGPU(logits), size))
-
-
-@pytest.fixture
 def no_chunks(kernel, monkeypatch):
     monkeypatch.setattr(Bilinear, "up", None)
 
