@@ -8,17 +8,18 @@ import sys
 import pytest
 
 from data_loader.task_tables import ADE_TASKS, VOC_TASKS
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, write_config
 
 SETTINGS = sorted((PROJECT / "scripts").glob("*/*/train_*.sh"))
+SCRIPT = PROJECT / "scripts/voc/overlapped/train_voc_15-5.sh"
 
 
-def run_script(script, config, tmp_path, *args, **variables):
+def run_script(script, config, folder, *args, **variables):
     environment = {
         **os.environ,
         "PYTHON": sys.executable,
         "CONFIG": str(config),
-        "SAVE_DIR": str(tmp_path / "runs"),
+        "SAVE_DIR": str(folder / "runs"),
         "EPOCHS": "1",
         "BS": "8",
         **variables,
@@ -28,18 +29,26 @@ def run_script(script, config, tmp_path, *args, **variables):
     )
 
 
-def test_a_task_from_one_command(toy_config, tmp_path):
-    script = PROJECT / "scripts/voc/overlapped/train_voc_15-5.sh"
-    first = run_script(script, toy_config, tmp_path, "--seed", "3")
-    assert first.returncode == 0, first.stderr
-    log = tmp_path / "runs/log/overlap_15-5_DKD"
+@pytest.fixture(scope="module")
+def finished(toy_root, tmp_path_factory):
+    """The script of 15-5 once run through: its folder and its config."""
+    folder = tmp_path_factory.mktemp("script")
+    config = write_config(folder / "toy.json", toy_root)
+    done = run_script(SCRIPT, config, folder, "--seed", "3")
+    assert done.returncode == 0, done.stderr
+    return folder, config
+
+
+def test_a_task_from_one_command(finished):
+    folder, config = finished
+    log = folder / "runs/log/overlap_15-5_DKD"
     trained, evaluated = (
         json.loads((log / name).read_text())
         for name in ("step_1/metrics.json", "step_1/eval/metrics.json")
     )
     assert trained["confusion"] == evaluated["confusion"]
     configs = [
-        json.loads((tmp_path / f"runs/models/overlap_15-5_DKD/step_{t}/config.json").read_text())
+        json.loads((folder / f"runs/models/overlap_15-5_DKD/step_{t}/config.json").read_text())
         for t in (0, 1)
     ]
     assert [c["seed"] for c in configs] == [3, 3]
@@ -47,26 +56,24 @@ def test_a_task_from_one_command(toy_config, tmp_path):
     assert [c["arch"]["args"]["freeze_all_bn"] for c in configs] == [False, True]
     assert [c["hyperparameter"]["pos_weight"] for c in configs] == [2, 1]
 
-    again = run_script(script, toy_config, tmp_path, "--seed", "3")
+    again = run_script(SCRIPT, config, folder, "--seed", "3")
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("is finished, see ") == 2
 
 
-def test_memory_replay_shares_the_base_step(toy_config, tmp_path):
+def test_memory_replay_shares_the_base_step(finished):
     """MEMORY_SIZE makes it DKD-M, in folders of its own; BASE takes the other run's step 0."""
-    script = PROJECT / "scripts/voc/overlapped/train_voc_15-5.sh"
-    step0 = tmp_path / "runs/models/overlap_15-5_DKD/step_0"
-    first = run_script(script, toy_config, tmp_path)
-    assert first.returncode == 0, first.stderr
-    second = run_script(script, toy_config, tmp_path, MEMORY_SIZE="6", BASE=str(step0))
-    assert second.returncode == 0, second.stderr
-    assert "step 0 is taken from" in second.stdout + second.stderr
-    models = tmp_path / "runs/models/overlap_15-5_DKD-M"
+    folder, config = finished
+    step0 = folder / "runs/models/overlap_15-5_DKD/step_0"
+    done = run_script(SCRIPT, config, folder, "--seed", "3", MEMORY_SIZE="6", BASE=str(step0))
+    assert done.returncode == 0, done.stderr
+    assert "step 0 is taken from" in done.stdout + done.stderr
+    models = folder / "runs/models/overlap_15-5_DKD-M"
     assert (models / "step_0/checkpoint-epoch1.pth").samefile(step0 / "checkpoint-epoch1.pth")
     memory = json.loads((models / "step_1/memory.json").read_text())
     assert len(memory["step_1"]["memory_list"]) == 6
-    metrics = tmp_path / "runs/log/overlap_15-5_DKD-M/step_0/metrics.json"
-    own = json.loads((tmp_path / "runs/log/overlap_15-5_DKD/step_0/metrics.json").read_text())
+    metrics = folder / "runs/log/overlap_15-5_DKD-M/step_0/metrics.json"
+    own = json.loads((folder / "runs/log/overlap_15-5_DKD/step_0/metrics.json").read_text())
     assert json.loads(metrics.read_text())["confusion"] == own["confusion"]
 
 
