@@ -84,7 +84,8 @@ LABELS_END = 254  # channels are uint8, and 255 is void
 
 Shape = tuple[int, ...]  # classes of each step; the last is trained, those before it are taught
 VOC_STEP = {"VOC 15-5, step 1": (15, 5)}
-LAST_STEPS = {"VOC 15-1, step 5": (15, *[1] * 5), "ADE 100-10, step 5": (100, *[10] * 5)}
+VOC_LAST = {"VOC 15-1, step 5": (15, *[1] * 5)}
+ADE_LAST = {"ADE 100-10, step 5": (100, *[10] * 5)}
 
 
 # ----------------------------------------------------------------------------- what and how much
@@ -116,7 +117,7 @@ class Plan:
     backbone: str = "resnet101"
     crop: int = 512
     batch: int = 2
-    shapes: Mapping[str, Shape] = field(default_factory=lambda: VOC_STEP)
+    shapes: Mapping[str, Shape] = field(default_factory=lambda: VOC_STEP | ADE_LAST)
     losses: Sequence[Shape] = ((15, 5, 512), (100, 10, 512), (140, 10, 512), (990, 10, 128))
     growth: tuple[str, int] = ("tiny", 256)
     grown: Sequence[Shape] = (
@@ -129,7 +130,7 @@ def make_plan(device: torch.device, quick: bool) -> Plan:
     """What to measure on a device; `quick`: only as much as shows that it works."""
     plan = Plan(device)
     if device.type == "cuda":
-        shapes = VOC_STEP | LAST_STEPS
+        shapes = VOC_STEP | VOC_LAST | ADE_LAST
         plan = replace(plan, warm=3, batch=8, shapes=shapes, growth=("resnet101", 512))
     if quick:
         plan = replace(plan, rounds=2, budget=0.5, pictures=4, masks=64, shapes=VOC_STEP)
