@@ -35,10 +35,9 @@ def available(device: torch.device) -> bool:
     return device.type == "cuda" and bool(found)
 
 
-def serves(logits: torch.Tensor, size: tuple[int, int]) -> bool:
-    """Whether these losses are for the kernel: on a GPU, not in double precision, magnified."""
-    magnified = all(after > before for before, after in zip(logits.shape[-2:], size, strict=True))
-    return switched_on and logits.is_cuda and logits.dtype != torch.float64 and magnified
+def serves(logits: torch.Tensor) -> bool:
+    """Whether these losses are for the kernel: on a GPU and not in double precision."""
+    return switched_on and logits.is_cuda and logits.dtype != torch.float64
 
 
 def losses(

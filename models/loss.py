@@ -90,7 +90,7 @@ class BinaryCrossEntropy(torch.autograd.Function):
     def forward(ctx, logits, size, targets, pos_weight):
         """[N, C, h, w] → [C]."""
         wanted = ctx.needs_input_grad[0]
-        if fused_loss.serves(logits, size):
+        if fused_loss.serves(logits):
             given = targets.for_kernel()
             total, gradient = fused_loss.losses(logits, size, pos_weight, wanted, **given)
         else:

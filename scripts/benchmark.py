@@ -39,7 +39,6 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("TQDM_DISABLE", "1")  # a progress bar would be measured as well
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -48,6 +47,7 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as transforms
 
+import utils  # noqa: F401, how threads wait is set before torch is imported, as in a run
 from base.base_method import BaseMethod
 from base.base_model import BaseModel, ModelOutput
 from base.task import Task

@@ -6,7 +6,9 @@ case ${PYTHON:-} in
 esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PROJECT=$PWD
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} # see utils/__init__.py
+if [ -z "${OMP_WAIT_POLICY:-}" ]; then # see utils/__init__.py
+    export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}
+fi
 
 if [ -z "${PYTHON:-}" ]; then
     requirements=${REQUIREMENTS:-requirements.txt}

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,11 +21,13 @@ from tests.test_loss import TERMS, both, chunked, errors, exact, make
 from trainer.run import quicken
 from utils.logger import log
 
-SIZES = [  # h×w, H×W: output stride 16, odd, no whole multiple, hardly larger
+SIZES = [  # h×w, H×W: output stride 16, odd, no whole multiple, hardly larger, equal, smaller
     ((2, 1), (32, 16)),
     ((2, 2), (17, 17)),
     ((2, 3), (19, 29)),
     ((3, 2), (4, 3)),
+    ((3, 2), (3, 2)),
+    ((4, 3), (3, 1)),
 ]
 
 
@@ -100,17 +103,24 @@ def test_no_gradient_no_work(no_chunks, monkeypatch):
     assert [gradient is None for _, gradient in given] == [False, True]
 
 
-def test_what_the_chunks_do(kernel, monkeypatch):
-    """Double precision and logits that are not magnified; and everything when it is off."""
-    monkeypatch.setattr(fused_loss, "losses", None)
-    chunked("kd", *make((2, 2), (16, 16), dtype=torch.float64))
-    chunked("kd", *make((4, 4), (4, 4)))
-    chunked("kd", *make((4, 4), (16, 2)))
-    monkeypatch.setattr(fused_loss, "switched_on", False)
-    chunked("kd", *make((2, 2), (16, 16)))
+@pytest.mark.parametrize(
+    ("on", "on_gpu", "dtype", "expected"),
+    [
+        (True, True, torch.float32, True),
+        (True, True, torch.bfloat16, True),
+        (True, True, torch.float64, False),
+        (True, False, torch.float32, False),
+        (False, True, torch.float32, False),
+    ],
+)
+def test_what_the_kernel_serves(monkeypatch, on, on_gpu, dtype, expected):
+    monkeypatch.setattr(fused_loss, "switched_on", on)
+    assert fused_loss.serves(SimpleNamespace(is_cuda=on_gpu, dtype=dtype)) is expected
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 7), (2, 32), (3, 33), (32, 512), (33, 513)])
+@pytest.mark.parametrize(
+    ("before", "after"), [(1, 7), (2, 32), (3, 33), (32, 512), (33, 513), (5, 5), (7, 3)]
+)
 def test_cells(before, after):
     """Every pixel is in one cell, between the two logits that it is upsampled from."""
     start, weight, widest = fused_loss.cells(before, after, torch.device("cpu"))
@@ -136,7 +146,8 @@ for target in TARGETS.values():
     pointers = {"logits": "*fp16", "teacher": "*fp16", "labels": labels, "pos_weight": "fp32"}
     pointers |= dict.fromkeys(("row_starts", "column_starts"), "*i32")
     pointers |= dict.fromkeys(("row_weights", "column_weights", "total", "corners"), "*fp32")
-    constants = {"TARGET": target, "GRADIENT": True, "CLASSES": 8, "ROWS": 16, "COLUMNS": 16}
+    tile = {"ROWS": 16, "COLUMNS": 16} if target == TARGETS["labels"] else {"ROWS": 1, "COLUMNS": 1}
+    constants = {"TARGET": target, "GRADIENT": True, "CLASSES": 8, **tile}
     kinds = pointers | dict.fromkeys(constants, "constexpr")
     signature = {name: kinds.get(name, "i32") for name in kernel.arg_names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)

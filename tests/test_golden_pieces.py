@@ -23,6 +23,14 @@ def tensor(array):
     return torch.from_numpy(array)
 
 
+@pytest.fixture(params=["chunks", "kernel"])
+def way(request):
+    """Both ways to compute the losses."""
+    if request.param == "kernel":
+        request.getfixturevalue("kernel")
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("pos_weight", [1, 2, 35])
 def test_mbce(pieces, pos_weight):
     logits, labels = tensor(pieces["loss_logit"]), tensor(pieces["loss_label"])
@@ -39,6 +47,7 @@ def test_mbce_void_is_a_target_of_zero(pieces):
     assert torch.equal(mbce(logits, labels, 6), mbce(logits, as_background, 6))
 
 
+@pytest.mark.usefixtures("way")
 def test_distillation(pieces):
     logits, teacher = tensor(pieces["loss_logit"]), tensor(pieces["loss_logit_old"])
     teacher.requires_grad_()
@@ -47,6 +56,7 @@ def test_distillation(pieces):
     assert not loss.requires_grad, "the teacher carries no gradient"
 
 
+@pytest.mark.usefixtures("way")
 def test_auxiliary(pieces):
     logits = tensor(pieces["loss_logit"])
     torch.testing.assert_close(auxiliary(logits[:, :1]), tensor(pieces["loss_ac"]))
