@@ -108,7 +108,8 @@ def strongest(logits: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor
     Returns:
         score [N, H, W] in full precision, and channel [N, H, W] int64, 0 … C - 1.
     """
-    best = full_precision(logits.new_zeros(len(logits), *size))
+    logits = full_precision(logits).contiguous()  # a few channels of many, were they innermost
+    best = logits.new_zeros(len(logits), *size)
     winner = torch.zeros_like(best, dtype=torch.int64)
     for images, classes in chunks(logits, size):
         score, channel = upsample(logits[images, classes], size).sigmoid_().max(dim=1)
