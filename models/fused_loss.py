@@ -78,18 +78,19 @@ def losses(
     labels = logits if labels is None else labels.contiguous()
     blocks = math.ceil(C / CLASSES)
     launch = binary_cross_entropy[(h + 1) * (w + 1), N, blocks]
-    launch(
-        *(logits, *logits.stride(), teacher, *teacher.stride(), labels),
-        *(row_starts, row_weights, column_starts, column_weights, total, corners),
-        *(C, h, w, H, W, first_channel, float(pos_weight)),
-        TARGET=TARGETS[kind],
-        GRADIENT=with_gradient,
-        CLASSES=math.ceil(C / blocks),
-        ROWS=rows,
-        COLUMNS=columns,
-        num_warps=max(1, min(8, rows * columns // 256)),
-        enable_fp_fusion=True,
-    )
+    with torch.cuda.device_of(logits):
+        launch(
+            *(logits, *logits.stride(), teacher, *teacher.stride(), labels),
+            *(row_starts, row_weights, column_starts, column_weights, total, corners),
+            *(C, h, w, H, W, first_channel, float(pos_weight)),
+            TARGET=TARGETS[kind],
+            GRADIENT=with_gradient,
+            CLASSES=math.ceil(C / blocks),
+            ROWS=rows,
+            COLUMNS=columns,
+            num_warps=max(1, min(8, rows * columns // 256)),
+            enable_fp_fusion=True,
+        )
     if not with_gradient:
         return total.sum((1, 2)), None
     # A logit lies at the far corners of the cell before it and at the near ones of the next.

@@ -1,7 +1,10 @@
 """The switches of the config block `fast`: each has its effect, and none changes the arithmetic."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from torch import nn
 from base.task import Task
 from models.folding import FoldedConv2d, fold, fuse
 from models.model import DeepLabV3
-from tests.conftest import train
+from tests.conftest import PROJECT, train
 from tests.test_golden_trajectory import SWITCHES, fill_by_name, make_config, make_trainer
 from trainer.run import quicken
 from utils import checkpoint as files
@@ -298,6 +301,23 @@ def test_runs_use_the_switches(toy_config):
     assert list(fast["state_dict"]) == list(plain["state_dict"])
     for name, value in plain["state_dict"].items():
         torch.testing.assert_close(fast["state_dict"][name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "policy", "spins"),
+    [
+        ({}, "PASSIVE", "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "PASSIVE", "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE", "None"),
+    ],
+)
+def test_how_threads_wait(given, policy, spins):
+    """Decided before torch is imported, unless the user has."""
+    code = "import os, utils; print(*map(os.environ.get, ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')))"
+    environment = {"PATH": os.environ["PATH"], **given}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [policy, spins], done.stderr
 
 
 # --------------------------------------------------------------------------------------- counting
