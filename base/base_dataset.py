@@ -179,21 +179,24 @@ class BaseDataset(ABC):
                 f"{entry.where}: mask {entry.mask} has the mode {mask.mode}; it must be an 8-bit "
                 "palette or grey PNG whose index is the class."
             )
-        # np.asarray(mask) asks Pillow more than it needs to know
-        return np.frombuffer(mask.tobytes(), np.uint8).reshape(mask.height, mask.width)
+        return np.asarray(mask)
 
     def _open(self, path: Path, what: str, entry: Entry) -> Image.Image:
-        file = os.fspath(path)
+        file, root = os.fspath(path), _real_folder(os.fspath(self.root))
         try:
-            mode = os.lstat(file).st_mode
-            is_link = stat.S_ISLNK(mode)
-            if not self.follow_links and not _is_inside(file, is_link, os.fspath(self.root)):
+            # The folder first: what lies outside is not even asked whether it exists.
+            inside = self.follow_links or _real_folder(os.path.dirname(file)).startswith(root)
+            mode = os.lstat(file).st_mode if inside else 0
+            if stat.S_ISLNK(mode):
+                inside = self.follow_links or os.path.realpath(file).startswith(root)
+                mode = os.stat(file).st_mode if inside else 0
+            if not inside:
                 raise UserError(
                     f"{entry.where}: {what} {path} is a link to {os.path.realpath(path)}, outside "
                     f"the data set's folder {self.root}; if that is meant, set "
                     "data_loader.args.follow_links to true."
                 )
-            if not stat.S_ISREG(os.stat(file).st_mode if is_link else mode):
+            if not stat.S_ISREG(mode):
                 raise OSError("it is no regular file")  # a pipe would block for ever
             image = Image.open(file, formats=IMAGE_FORMATS)
             image.load()
@@ -231,13 +234,6 @@ def label_ids(mask: np.ndarray) -> list[int]:
             break
         ids.append(below)
     return ids
-
-
-def _is_inside(path: str, is_link: bool, root: str) -> bool:
-    """Whether a file lies below `root` once symbolic links are resolved."""
-    folder, name = os.path.split(path)
-    real = os.path.realpath(path) if is_link else _real_folder(folder) + name
-    return real.startswith(_real_folder(root))
 
 
 @lru_cache(maxsize=4096)

@@ -25,6 +25,7 @@ from utils.misc import BACKGROUND, VOID, UserError, atomic_path, cores
 
 HELD_OUT = 0.2  # share of the training images that cross_val validates on
 CHUNK = 128  # masks per job of the scan
+THREADS = 6  # of the scan at most: a fifth of a mask's time holds the interpreter's lock
 
 
 # ---------------------------------------------------------------------------- presence of classes
@@ -95,7 +96,7 @@ def _scan(dataset: BaseDataset) -> np.ndarray:
     bar = tqdm(total=len(dataset), desc=f"scan {dataset.name} {dataset.split} masks", unit="mask")
     # Threads: Pillow decodes and NumPy counts without the interpreter's lock, and processes would
     # take a third as long to start as all of VOC's masks to scan.
-    with bar, ThreadPoolExecutor(cores()) as pool:
+    with bar, ThreadPoolExecutor(min(cores(), THREADS)) as pool:
         try:
             for masks in pool.map(scan, jobs):
                 bar.update(masks)

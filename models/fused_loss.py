@@ -13,10 +13,7 @@ every time.
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
-import shutil
 from functools import lru_cache
 
 import torch
@@ -28,11 +25,18 @@ switched_on = False  # by the trainer, from the config
 CLASSES = 8  # of a program at most; it loads the labels of its cell once
 
 
-def available(device: torch.device) -> bool:
-    """Whether the kernel can run: CUDA, Triton and the C compiler by which Triton starts it."""
-    compilers = os.environ.get("CC", "gcc"), "clang"
-    found = importlib.util.find_spec("triton") and any(map(shutil.which, compilers))
-    return device.type == "cuda" and bool(found)
+def fault(device: torch.device) -> str:
+    """Why the kernel cannot run there, empty when it can; tried on a single pixel.
+
+    It needs CUDA and Triton, and Triton a C compiler with Python's headers and a place to cache.
+    """
+    if device.type != "cuda":
+        return f"the device is {device.type}"
+    try:
+        total, _ = losses(torch.zeros(1, 1, 1, 1, device=device), (1, 1), 1.0, True)
+        return "" if total.isfinite().all() else "it gives no number"
+    except Exception as error:  # whatever is missing, there is another way
+        return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def serves(logits: torch.Tensor) -> bool:
@@ -69,6 +73,8 @@ def losses(
     from models.fused_kernel import TARGETS, binary_cross_entropy
 
     (N, C, h, w), (H, W) = logits.shape, size
+    assert teacher is None or teacher.shape == logits.shape, "a kernel reads what it is told to"
+    assert labels is None or labels.shape == (N, H, W)
     row_starts, row_weights, rows = cells(h, H, logits.device)
     column_starts, column_weights, columns = cells(w, W, logits.device)
     total = logits.new_empty((C, N, (h + 1) * (w + 1)), dtype=torch.float32)
@@ -108,17 +114,15 @@ def cells(before: int, after: int, device: torch.device) -> tuple[torch.Tensor, 
         the far one of a pixel's two logits; at the border, where both are the same, 1 in the first
         cell and 0 in the last. And the smallest power of two that no cell has more pixels than.
     """
-    # Not tensors of inference mode, which could not take part in training later on.
-    with torch.inference_mode(False), torch.no_grad():
-        pixels = torch.arange(after)
-        # Pixel d has its centre at (d + ½) before / after - ½, in units and from the first of the
-        # logits; the cell is the next whole number above.
-        cell = ((2 * pixels + 1) * before - after).div(2 * after, rounding_mode="floor") + 1
-        counts = torch.bincount(cell, minlength=before + 1)
-        start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        identity = torch.eye(before)[None, None]
-        rows = upsample(identity, (after, before))[0, 0]  # what `upsample` multiplies by
-        weight = rows.gather(1, cell.clamp(max=before - 1)[:, None])[:, 0]
-        weight[cell == 0], weight[cell == before] = 1, 0
-        widest = 1 << int(counts.max() - 1).bit_length()
-        return start.to(device, torch.int32), weight.to(device), widest
+    pixels = torch.arange(after)
+    # Pixel d has its centre at (d + ½) before / after - ½, in units and from the first of the
+    # logits; the cell is the next whole number above.
+    cell = ((2 * pixels + 1) * before - after).div(2 * after, rounding_mode="floor") + 1
+    counts = torch.bincount(cell, minlength=before + 1)
+    start = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    identity = torch.eye(before)[None, None]
+    rows = upsample(identity, (after, before))[0, 0]  # what `upsample` multiplies by
+    weight = rows.gather(1, cell.clamp(max=before - 1)[:, None])[:, 0]
+    weight[cell == 0], weight[cell == before] = 1, 0
+    widest = 1 << int(counts.max() - 1).bit_length()
+    return start.to(device, torch.int32), weight.to(device), widest

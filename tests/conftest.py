@@ -54,7 +54,11 @@ def kernel(monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("kernels are compiled where there is a GPU, see test_gpu.py")
     monkeypatch.setattr(fused_loss, "switched_on", True)
-    monkeypatch.setattr(fused_loss, "serves", lambda logits: logits.dtype != torch.float64)
+    monkeypatch.setattr(
+        fused_loss,
+        "serves",
+        lambda logits: fused_loss.switched_on and logits.dtype != torch.float64,
+    )
 
 
 def write_config(path: Path, data_dir: Path, **task) -> Path:

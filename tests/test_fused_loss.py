@@ -62,6 +62,15 @@ def test_any_layout_and_part_of_the_channels(no_chunks):
         assert all(map(torch.equal, got, expected))
 
 
+def test_strided_labels(no_chunks):
+    logits, teacher, labels, *rest = make((2, 2), (8, 8), classes=3, images=1)
+    strided = labels.repeat_interleave(2, dim=-1)[..., ::2]
+    expected = both(chunked, "mbce", logits, teacher, labels, *rest)
+    got = both(chunked, "mbce", logits, teacher, strided, *rest)
+    assert not strided.is_contiguous()
+    assert all(map(torch.equal, got, expected))
+
+
 @pytest.mark.parametrize("sharp", [10, 90])
 def test_saturated_scores(no_chunks, sharp):
     """Where one of the two summands of the loss has all the digits."""
@@ -180,6 +189,31 @@ def test_the_switch(monkeypatch, caplog, on):
         quicken(switched(fused_loss=on), network(), trains=True)
     assert fused_loss.switched_on is False
     assert ("computed in chunks" in caplog.text) is on
-    monkeypatch.setattr(fused_loss, "available", lambda device: True)
+    monkeypatch.setattr(fused_loss, "fault", lambda device: "")
+    quicken(switched(fused_loss=not on), network(), trains=False)
+    assert fused_loss.switched_on is False, "an evaluation has no losses"
     quicken(switched(fused_loss=on), network(), trains=True)
     assert fused_loss.switched_on is on
+
+
+def test_what_stands_in_its_way(monkeypatch):
+    assert fused_loss.fault(torch.device("cpu")) == "the device is cpu"
+
+    def no_compiler(*args):
+        raise RuntimeError("Failed to find C compiler.\nPlease specify CC")
+
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device: zeros(*shape))
+    monkeypatch.setattr(fused_loss, "losses", no_compiler)
+    assert fused_loss.fault(torch.device("cuda")) == "RuntimeError: Failed to find C compiler."
+    monkeypatch.setattr(fused_loss, "losses", lambda *args: (zeros(1), None))
+    assert fused_loss.fault(torch.device("cuda")) == ""
+    monkeypatch.setattr(fused_loss, "losses", lambda *args: (zeros(1) / 0, None))
+    assert fused_loss.fault(torch.device("cuda")) == "it gives no number"
+
+
+def test_shapes_that_do_not_fit_are_never_read(no_chunks):
+    logits, teacher, labels, *_ = make((2, 2), (8, 8), classes=3)
+    for wrong in ({"teacher": teacher[:, :2]}, {"labels": labels[:1]}):
+        with pytest.raises(AssertionError):
+            fused_loss.losses(logits, (8, 8), 1.0, True, **wrong)

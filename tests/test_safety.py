@@ -164,7 +164,22 @@ def test_formats_that_start_other_programs_are_no_images(tmp_path):
         VOC("train", str(root)).load(0)
     (root / "JPEGImages/a.jpg").unlink()
     os.mkfifo(root / "JPEGImages/a.jpg")
-    with pytest.raises(UserError, match="it is no regular file"):
+    for follow_links in (False, True):
+        with pytest.raises(UserError, match="it is no regular file"):
+            VOC("train", str(root), follow_links=follow_links).load(0)
+        if not follow_links:  # then behind a link that stays inside
+            (root / "JPEGImages/a.jpg").rename(root / "pipe")
+            (root / "JPEGImages/a.jpg").symlink_to(root / "pipe")
+            with pytest.raises(UserError, match="it is no regular file"):
+                VOC("train", str(root)).load(0)
+
+
+def test_what_lies_outside_is_not_asked_whether_it_exists(tmp_path):
+    root = write_tree(tmp_path / "voc")
+    (root / "JPEGImages").rename(tmp_path / "elsewhere")
+    (root / "JPEGImages").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/a.jpg").unlink()
+    with pytest.raises(UserError, match=r"is a link to .*elsewhere/a\.jpg, outside"):
         VOC("train", str(root)).load(0)
 
 

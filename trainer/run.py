@@ -340,11 +340,13 @@ def quicken(
     fast = config["fast"]
     if trains:
         device = next(student.parameters()).device
-        fused_loss.switched_on = fast["fused_loss"] and fused_loss.available(device)
-        if fast["fused_loss"] and not fused_loss.switched_on:
+        fault = fused_loss.fault(device) if fast["fused_loss"] else ""
+        fused_loss.switched_on = fast["fused_loss"] and not fault
+        if fault:
             log.warning(
-                "fast.fused_loss needs CUDA, Triton and a C compiler: the losses are computed in "
-                "chunks, which gives the same numbers"
+                "fast.fused_loss cannot run here (%s): the losses are computed in chunks, which "
+                "gives the same numbers",
+                fault,
             )
     if fast["fold_bn"]:
         if student.frozen_bn:

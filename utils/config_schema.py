@@ -140,7 +140,7 @@ SCHEMA: dict[str, Key] = {
         decides=False,
     ),
     "fast.fused_loss": Key(
-        "on CUDA, the losses in one Triton kernel; without Triton in chunks as usual",
+        "on CUDA, the losses in one Triton kernel; where it cannot run, in chunks as usual",
         (bool,),
         decides=False,
         local=True,
