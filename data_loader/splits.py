@@ -95,7 +95,7 @@ def _scan(dataset: BaseDataset) -> np.ndarray:
     jobs = [range(len(dataset))[first : first + CHUNK] for first in range(0, len(dataset), CHUNK)]
     bar = tqdm(total=len(dataset), desc=f"scan {dataset.name} {dataset.split} masks", unit="mask")
     # Threads: Pillow decodes and NumPy counts without the interpreter's lock, and processes would
-    # take a third as long to start as all of VOC's masks to scan.
+    # take a fifth as long to start as all of VOC's masks to scan.
     with bar, ThreadPoolExecutor(min(cores(), THREADS)) as pool:
         try:
             for masks in pool.map(scan, jobs):
