@@ -119,6 +119,16 @@ def test_memory_of_a_call():
     assert 0 < used["ours"] < used["plain"]
 
 
+@pytest.mark.slow
+def test_two_processes_share_a_batch():
+    """Started for real: each trains on its half, and together they have the loss of one."""
+    (alone, seconds), (half, _) = (
+        benchmark.in_group(SMALL, count, memory=False) for count in (1, 2)
+    )
+    assert seconds > 0
+    measure.must_agree("loss", alone, half, 1e-5)
+
+
 def test_rows_know_what_is_better():
     rate = measure.Row("s", "w", "images/s", plain=10, ours=20, limit=40)
     time = measure.Row("s", "w", "ms", plain=40, ours=20, limit=10)
