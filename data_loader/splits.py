@@ -16,11 +16,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from base.base_dataset import BaseDataset
 from base.task import Task
-from utils.logger import log
+from utils.logger import log, progress
 from utils.misc import BACKGROUND, VOID, UserError, atomic_path, cores
 
 HELD_OUT = 0.2  # share of the training images that cross_val validates on
@@ -93,7 +92,9 @@ def _scan(dataset: BaseDataset) -> np.ndarray:
         return len(rows)
 
     jobs = [range(len(dataset))[first : first + CHUNK] for first in range(0, len(dataset), CHUNK)]
-    bar = tqdm(total=len(dataset), desc=f"scan {dataset.name} {dataset.split} masks", unit="mask")
+    bar = progress(
+        total=len(dataset), desc=f"scan {dataset.name} {dataset.split} masks", unit="mask"
+    )
     # Threads: Pillow decodes and NumPy counts without the interpreter's lock, and processes would
     # take a fifth as long to start as all of VOC's masks to scan.
     with bar, ThreadPoolExecutor(min(cores(), THREADS)) as pool:

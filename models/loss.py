@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from models import fused_loss
-from models.upsampling import Bilinear, Chunk, chunks, full_precision
+from models.upsampling import Bilinear, Chunk, chunks, exact_products, full_precision
 
 
 class Targets:
@@ -108,6 +108,7 @@ class BinaryCrossEntropy(torch.autograd.Function):
         return gradient.to(ctx.dtype), None, None, None
 
 
+@exact_products()
 def in_chunks(
     logits: torch.Tensor,
     size: tuple[int, int],

@@ -6,7 +6,9 @@ one class. Used by the losses and wherever classes are predicted.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,23 @@ def upsample(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def full_precision(tensor: torch.Tensor) -> torch.Tensor:
     """float32 (float64 stays) whatever the mixed precision of the network."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+@contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """Products of float32 matrices keep its digits, though the user allows TF32 or bfloat16.
+
+    That is meant for networks; here it would cost the losses four of their digits.
+    """
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def chunks(logits: torch.Tensor, size: tuple[int, int]) -> list[Chunk]:
@@ -50,8 +69,8 @@ class Bilinear:
     Bilinear upsampling is linear and separable, x → U_h x U_wᵀ, and no row of U_h or U_w has more
     than two weights. The pattern of the weights repeats gcd(h, H) times from the first row to the
     last, so U_h acts as that many blocks, each of which reads its own h / gcd(h, H) rows of x and a
-    neighbour on either side: 3 rows make 16 at output stride 16. As exact as the products are, so
-    not under TF32, which PyTorch leaves off unless asked.
+    neighbour on either side: 3 rows make 16 at output stride 16. As exact as the products are:
+    whoever calls it does so in `exact_products`.
     """
 
     def __init__(self, logits: torch.Tensor, size: tuple[int, int]):

@@ -33,7 +33,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 # Nothing here imports torch: every reading process imports this file, and would wait for it.
 from base.base_dataset import IMAGE_FORMATS, BaseDataset, Entry, read_list
@@ -50,6 +49,7 @@ from data_loader.splits import (
 )
 from data_loader.task_tables import ADE_TASKS, VOC_TASKS
 from data_loader.voc import VOC
+from utils.logger import progress
 from utils.misc import VOID, UserError, cores, listing, one_sentence_errors
 from utils.parse_config import ConfigParser
 
@@ -466,7 +466,9 @@ def read_pictures(paths: Iterable[Path]) -> dict[Path, Picture]:
     workers = min(cores(), len(chunks))
     pictures: list[Picture] = []
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=len(files), desc="read images, masks", unit="file"))
+        bar = stack.enter_context(
+            progress(total=len(files), desc="read images, masks", unit="file")
+        )
         run = map
         if workers > 1 and len(chunks) >= PARALLEL:
             # spawn, because threads do not survive a fork

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from utils.logger import progress
 from utils.misc import UserError, one_sentence_errors, seed_from, voc_palette, write_json
 
 VERSION = 1  # raise it whenever the same parameters would give other pixels
@@ -193,7 +193,7 @@ def _write(root: Path, counts: dict[str, int], size: tuple[int, int], seed: int)
     number = 0
     for split, (listed, masks, line) in SPLITS.items():
         names = []
-        for index in tqdm(range(counts[split]), desc=f"toy {split}", unit="image"):
+        for index in progress(range(counts[split]), desc=f"toy {split}", unit="image"):
             names.append(f"toy_{number:06d}")
             number += 1
             pixels, labels = make_image(seed, split, index, size)

@@ -97,3 +97,9 @@ def train(config: Path, *flags: str, script: str = "voc", mode: str = "train") -
     )
     run(parsed)
     return parsed
+
+
+def evaluation(parsed: ConfigParser) -> dict:
+    """The one `metrics.json` of weights that were named with -r."""
+    (file,) = (parsed.log_dir() / "eval").glob("*/metrics.json")
+    return json.loads(file.read_text())

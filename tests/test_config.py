@@ -92,6 +92,7 @@ def nested(dotted: str, value: object) -> dict[str, Any]:
 @pytest.mark.parametrize("dataset", ["voc", "ade"])
 def test_shipped_config_holds_every_published_value(dataset):
     published = leaves(json.loads((PUBLISHED / f"published_config_{dataset}.json").read_text()))
+    assert published.pop("test") is False  # of released files, without effect
     ours = effective(parse(dataset=dataset))
     assert len(published) > 40
     assert {key: ours.get(key, "missing") for key in published} == published
@@ -105,6 +106,20 @@ def test_shipped_config_holds_every_key_and_no_other(dataset):
     shipped = json.loads((PROJECT / f"configs/config_{dataset}.json").read_text())
     keys = {key for key in leaves(shipped) if not key.startswith("hyperparameter.")}
     assert keys - OPTIONAL - {"lr_scheduler.args", "evaluator.args"} == set(SCHEMA) - OPTIONAL
+
+
+@pytest.mark.parametrize("dataset", ["voc", "ade"])
+def test_released_config_is_accepted_wherever_a_config_is(dataset, tmp_path):
+    released = PUBLISHED / f"published_config_{dataset}.json"
+    tree = json.loads(released.read_text())
+    weights = beside(tmp_path, tree)
+    for config in (parse("-c", released, dataset=dataset), parse("-r", weights, dataset=dataset)):
+        assert effective(config) == effective(parse(dataset=dataset))
+        assert not config.test
+        assert not any("ignored" in note for note in config.notes)
+    assert not parse_json(tree | {"test": True}, tmp_path, dataset=dataset).test
+    with pytest.raises(UserError, match=r"test is 3, but must be true or false"):
+        parse_json(tree | {"test": 3}, tmp_path, dataset=dataset)
 
 
 # --------------------------------------------------------------------------------- command line
@@ -261,10 +276,36 @@ def test_wrong_value_beside_a_weight_is_an_error_that_names_the_file(tmp_path):
     assert f"{tmp_path / 'config.json'}: seed is" in str(caught.value)
 
 
-def test_named_config_beats_the_one_beside_the_weight(tmp_path):
-    weights = beside(tmp_path, {"seed": 4, "trainer": {"epochs": 7}})
-    config = parse_json({"seed": 5}, tmp_path, "-r", weights)
-    assert effective(config) == effective(parse()) | {"seed": 5}
+def test_named_config_overrides_single_keys_of_the_one_beside_the_weight(tmp_path):
+    tree = {"seed": 4, "hyperparameter": {"kd": 3, "of_another_version": 1}}
+    weights = beside(tmp_path, tree | {"trainer": {"epochs": 7, "save_dir": "evil"}})
+    mine = {"seed": 5, "hyperparameter": {"kd": 2, "misspelt": 1}}
+    config = parse_json(mine, tmp_path, "-r", weights, "--kd", "1")
+    rest = {"hyperparameter.of_another_version": 1, "hyperparameter.misspelt": 1}
+    assert effective(config) == effective(parse()) | rest | {
+        "seed": 5,
+        EPOCHS: 7,
+        "hyperparameter.kd": 1,
+    }
+    # Only what the other version wrote may be unknown.
+    assert "hyperparameter.of_another_version" in config.beside
+    assert not {"hyperparameter.misspelt", "hyperparameter.kd", "seed"} & config.beside
+    assert [note.split(",")[-1] for note in config.notes] == [
+        " which lies beside the weights",
+        " over it",
+    ]
+    folder = nested("data_loader.args.task.idxs_path", "lists")
+    assert parse("-r", beside(tmp_path, folder)).cache_dir == parse().cache_dir != "lists"
+    assert parse_json(folder, tmp_path, "-r", weights).cache_dir == "lists"
+
+
+def test_named_scheduler_does_not_take_arguments_of_the_one_beside_the_weight(tmp_path):
+    warm = {"type": "WarmupPolyLR", "args": {"warmup_iters": 0.5, "power": 0.8}}
+    weights = beside(tmp_path, {"lr_scheduler": warm})
+    poly = parse_json({"lr_scheduler": {"type": "PolyLR"}}, tmp_path, "-r", weights)
+    assert poly.as_dict()["lr_scheduler"] == {"type": "PolyLR", "args": {}}
+    kept = parse_json({"lr_scheduler": {"args": {"power": 1}}}, tmp_path, "-r", weights)
+    assert kept.as_dict()["lr_scheduler"]["args"] == {"warmup_iters": 0.5, "power": 1}
 
 
 def test_file_beside_a_weight_does_not_choose_the_save_dir(tmp_path):

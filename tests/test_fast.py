@@ -18,6 +18,7 @@ from models.model import DeepLabV3
 from tests.conftest import PROJECT, train
 from tests.test_golden_trajectory import SWITCHES, fill_by_name, make_config, make_trainer
 from trainer.run import quicken
+from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils.metric import ConfusionMatrix
 from utils.misc import UserError
@@ -332,3 +333,24 @@ def test_confusion_counts_every_pixel(classes):
     cells = (labels.long() * classes + preds)[labels != 255]
     expected = torch.bincount(cells, minlength=classes**2).view(classes, classes)
     assert (confusion.matrix() == expected.numpy()).all()
+
+
+def test_convolutions_are_tuned_where_images_have_one_size(toy_config, monkeypatch):
+    """In training, validation and test, each as its own images are."""
+    tree = json.loads(toy_config.read_text())
+    test = tree["data_loader"]["args"]["test"]
+    test["args"]["transform"], test["batch_size"] = False, 1
+    toy_config.write_text(json.dumps(tree))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    seen = {}
+    for name in ("train_step", "evaluate"):
+        method = getattr(Trainer, name)
+
+        def watched(self, *args, name=name, method=method, **kwargs):
+            result = method(self, *args, **kwargs)
+            seen[args[-1] if name == "evaluate" else "train"] = torch.backends.cudnn.benchmark
+            return result
+
+        monkeypatch.setattr(Trainer, name, watched)
+    train(toy_config, "--epochs", "1")
+    assert seen == {"train": True, "val": True, "test": False}

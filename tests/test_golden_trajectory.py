@@ -41,8 +41,8 @@ def make_config(step, scheduler, fast=True, **flags):
     return ConfigParser(config.flat() | {f"fast.{name}": fast for name in SWITCHES})
 
 
-def make_trainer(config, task, student, teacher=None, ranks=SINGLE):
-    method = METHODS["dkd"](task, config["hyperparameter"])
+def make_trainer(config, task, student, teacher=None, ranks=SINGLE, method="dkd"):
+    method = METHODS[method](task, config["hyperparameter"])
     method.prepare(student)
     quicken(config, student, teacher, trains=True)
     optimizer = build_optimizer(config, method, student)

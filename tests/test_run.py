@@ -10,7 +10,7 @@ from PIL import Image
 
 from base.base_trainer import parse_monitor
 from scripts.compare import Run, picture, table
-from tests.conftest import train, write_config
+from tests.conftest import evaluation, train, write_config
 from utils import checkpoint as files
 from utils.misc import UserError
 
@@ -23,6 +23,9 @@ RELEASED_KEYS = (
     "scaler",
     "monitor_best",
 )
+
+
+STEP_0 = "base/runs/models/overlap_15-5_toy/step_0"
 
 
 def metrics(folder):
@@ -111,9 +114,34 @@ def test_second_step_and_evaluation_of_a_released_folder(after_base, tmp_path, m
         *("-d", "0", "--test", "-r", str(released / "weights.pth"), "--save_dir", str(out)),
         mode="eval",
     )
-    report = metrics(evaluated.log_dir() / "eval")
+    report = evaluation(evaluated)
     assert report["confusion"] == trained["confusion"]
     assert report["metrics"] == trained["metrics"]
+
+
+def test_evaluations_do_not_overwrite_each_other(after_base, tmp_path):
+    """Other weights have a result of their own; the same weights, wherever they lie, replace it."""
+    config, flags = after_base
+    checkpoint = torch.load(tmp_path / STEP_0 / "checkpoint-epoch2.pth", weights_only=True)
+    paths = [tmp_path / name / "weights.pth" for name in ("DKD", "DKD-M", "copy")]
+    for path in paths:
+        path.parent.mkdir()
+        torch.save(checkpoint, path)
+        checkpoint["epoch"] = 7
+    shutil.copy(paths[0], paths[2])
+
+    def evaluate(path):
+        parsed = train(config, *flags, "--test", "-r", str(path))
+        found = (parsed.log_dir() / "eval").glob("weights-*/metrics.json")
+        return sorted((metrics(file.parent)["epoch"], file) for file in found)
+
+    first = evaluate(paths[0])
+    both = evaluate(paths[1])
+    assert [epoch for epoch, _ in first] == [2]
+    assert [epoch for epoch, _ in both] == [2, 7]
+    assert both[0] == first[0]
+    assert evaluate(paths[2]) == both
+    assert metrics(both[0][1].parent)["weights"] == str(paths[2])
 
 
 def test_training_test_flag_repeats_the_test(after_base):
@@ -170,7 +198,7 @@ def test_taken_folder_is_not_overwritten(after_base):
 
 def test_step_1_of_an_unfinished_step_0(after_base, tmp_path):
     config, flags = after_base
-    folder = tmp_path / "base" / "runs" / "models" / "overlap_15-5_toy" / "step_0"
+    folder = tmp_path / STEP_0
     checkpoint = torch.load(folder / "checkpoint-epoch2.pth", weights_only=True)
     torch.save({**checkpoint, "finished": False}, folder / "checkpoint-epoch2.pth")
     with pytest.raises(UserError, match="not of a finished run"):
@@ -188,7 +216,7 @@ def test_step_1_of_another_schedule(after_base, tmp_path, toy_root):
 
 def test_weights_only_file_cannot_be_resumed(after_base, tmp_path):
     config, flags = after_base
-    folder = tmp_path / "base" / "runs" / "models" / "overlap_15-5_toy" / "step_0"
+    folder = tmp_path / STEP_0
     checkpoint = torch.load(folder / "last.pth", weights_only=True)
     torch.save({key: checkpoint[key] for key in RELEASED_KEYS}, tmp_path / "w.pth")
     with pytest.raises(UserError, match="no rng, finished, record"):
@@ -256,6 +284,28 @@ def test_batch_size_of_evaluation_does_not_matter(after_base):
     assert metrics(first.log_dir())["confusion"] == eight["confusion"]
 
 
+def test_groups_of_the_first_validation(base):
+    """As at every step: old = background, new = the classes of the step."""
+    report = metrics(base[2].log_dir() / "val")
+    iou = [row["IoU"] for row in report["classes"]]
+    groups = report["metrics"]["Mean_Intersection_over_Union"]
+    assert groups["old"] == iou[0]
+    assert groups["new"] == pytest.approx(np.mean(iou[1:]))
+    assert groups["overall"] == pytest.approx(np.mean(iou))
+    assert "harmonic" in groups
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_choosing_on_test_images_is_told(toy_config, held_out):
+    tree = json.loads(toy_config.read_text())
+    tree["trainer"]["monitor"] = "max val_Mean_Intersection_over_Union_new"
+    tree["data_loader"]["args"]["val"]["cross_val"] = held_out
+    toy_config.write_text(json.dumps(tree))
+    parsed = train(toy_config, "--epochs", "1")
+    told = "set data_loader.args.val.cross_val" in (parsed.log_dir() / "info.log").read_text()
+    assert told is not held_out
+
+
 def test_sequential_setting_runs(toy_config):
     parsed = train(toy_config, "--task_setting", "sequential", "--epochs", "1")
     assert metrics(parsed.log_dir())["setting"] == "sequential"
@@ -310,7 +360,7 @@ def test_step_without_validation_images(toy_root, tmp_path):
 def test_resuming_does_not_overwrite_another_run(after_base, tmp_path):
     """A finished run stays, also when -r names a checkpoint of another one or an older epoch."""
     config, flags = after_base
-    folder = tmp_path / "base" / "runs" / "models" / "overlap_15-5_toy" / "step_0"
+    folder = tmp_path / STEP_0
     shutil.copy(folder / "last.pth", tmp_path / "elsewhere.pth")
     with pytest.raises(UserError, match="already holds a run"):
         train(config, *flags, "-r", str(tmp_path / "elsewhere.pth"))
@@ -321,7 +371,7 @@ def test_resuming_does_not_overwrite_another_run(after_base, tmp_path):
 def test_resuming_with_another_global_batch_or_fewer_epochs(after_base, tmp_path):
     """Both would bend the learning-rate schedule."""
     config, flags = after_base
-    folder = tmp_path / "base" / "runs" / "models" / "overlap_15-5_toy" / "step_0"
+    folder = tmp_path / STEP_0
     last = ["-r", str(folder / "last.pth")]
     with pytest.raises(UserError, match="global batch is 4 here and 8 there"):
         train(config, *flags, *last, "--bs", "4", "--epochs", "3")
@@ -331,9 +381,9 @@ def test_resuming_with_another_global_batch_or_fewer_epochs(after_base, tmp_path
 
 def test_weights_named_by_hand_do_not_become_the_result_of_the_step(after_base, tmp_path):
     config, flags = after_base
-    folder = tmp_path / "base" / "runs" / "models" / "overlap_15-5_toy" / "step_0"
+    folder = tmp_path / STEP_0
     parsed = train(config, *flags, "--test", "-r", str(folder / "last.pth"))
-    assert metrics(parsed.log_dir() / "eval")["weights"].endswith("last.pth")
+    assert evaluation(parsed)["weights"].endswith("last.pth")
     checkpoint = torch.load(folder / "checkpoint-epoch2.pth", weights_only=True)
     torch.save({**checkpoint, "finished": False}, folder / "checkpoint-epoch2.pth")
     with pytest.raises(UserError, match="holds no finished run"):

@@ -202,8 +202,8 @@ WRONG_VALUES = [
     ("trainer.monitor", "max ", ["trainer.monitor is 'max '", "NAME one of val_Pixel_Accuracy"]),
     (
         "trainer.monitor",
-        "max val_Mean_Intersection_over_Union_old",  # there is no such group at step 0
-        ["trainer.monitor", "did you mean 'val_Mean_Intersection_over_Union_overall'?"],
+        "max val_Mean_Intersection_over_Union_base",
+        ["trainer.monitor", "val_Mean_Intersection_over_Union_base', which does not exist"],
     ),
     ("trainer.verbosity", 3, ["trainer.verbosity is 3", ">= 0 and <= 2"]),
     ("trainer.epoch", 3, ["config.json: unknown key 'trainer.epoch'", "did you mean 'epochs'?"]),

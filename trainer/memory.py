@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from base.base_model import BaseModel
 from base.task import Task
@@ -21,7 +20,7 @@ from data_loader.memory import Candidate
 from data_loader.transforms import normalize
 from models.upsampling import strongest
 from utils.distributed import Ranks
-from utils.logger import log
+from utils.logger import log, progress
 from utils.misc import BACKGROUND, VOID, UserError, listing, seed_from
 from utils.parse_config import ConfigParser
 
@@ -93,7 +92,7 @@ def find_candidates(
     """
     student.eval()
     found = []
-    for batch in tqdm(loader, desc=f"replay candidates of step {task.step - 1}", unit="it"):
+    for batch in progress(loader, desc=f"replay candidates of step {task.step - 1}", unit="it"):
         labels = batch.label
         if task.step > 1:
             logits = student(normalize(batch.image.to(device))).logits[:, task.old_channels]

@@ -19,6 +19,7 @@ import torch
 from data_loader.data_loaders import IncrementalDataLoader
 from utils import VERSION
 from utils.config_schema import SCHEMA
+from utils.misc import sha256
 from utils.parse_config import PROJECT_ROOT, ConfigParser
 
 PACKAGES = ("base", "data_loader", "models", "trainer", "utils")
@@ -107,9 +108,5 @@ def _weight_file(pretrained: bool | str) -> bool | str:
     """A local weight file as its hash, wherever it lies; torchvision's own file as its download."""
     if not isinstance(pretrained, str) or not Path(pretrained).is_file():
         return pretrained
-    digest = hashlib.sha256()
-    with open(pretrained, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    start = digest.hexdigest()[:8]  # what torchvision puts into the names of its files
+    start = sha256(pretrained)[:8]  # what torchvision puts into the names of its files
     return True if Path(pretrained).stem.endswith(f"-{start}") else start

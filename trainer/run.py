@@ -38,7 +38,7 @@ from utils.distributed import SINGLE, Launch, Ranks, launch, plan_launch
 from utils.logger import close_logger, log, setup_logger
 from utils.lr_scheduler import SCHEDULERS
 from utils.metric import EVALUATORS, METRICS
-from utils.misc import UserError, choose, listing, seed_from, write_json
+from utils.misc import UserError, choose, listing, seed_from, sha256, write_json
 from utils.parse_config import ConfigParser
 
 METRICS_FILE = "metrics.json"  # of a step's test, by which one knows that the step is done
@@ -103,8 +103,8 @@ def check(config: ConfigParser) -> Launch:
     check_arch(arch["backbone"], arch["norm_act"], pretrained)
     choose("method", config["method"], METHODS)
     settings = {name for method in METHODS.values() for name in method.settings}
-    if not config.from_weights:
-        for name in config["hyperparameter"]:
+    for name in config["hyperparameter"]:
+        if f"hyperparameter.{name}" not in config.beside:
             choose("a key of hyperparameter", name, sorted(settings))
     for name in config["metrics"]:
         choose("an entry of metrics", name, METRICS)
@@ -363,9 +363,11 @@ def quicken(
 # ------------------------------------------------------------------------------------------- work
 def work(config: ConfigParser, ranks: Ranks) -> None:
     """One process of a run."""
-    # Only a finished run's own test is the step's result, by which scripts know that it is done.
-    chosen = config.test and config.resume is not None
-    log_dir = config.log_dir() / ("eval" if chosen else "")
+    log_dir = config.log_dir()
+    if config.test and config.resume is not None:
+        # Only a finished run's own test is the step's result, by which scripts know that it is
+        # done. Those of other weights lie apart, by what the files hold, however they are named.
+        log_dir = log_dir / "eval" / f"{config.resume.stem}-{sha256(config.resume)[:12]}"
     setup_logger(log_dir / "info.log", config["trainer"]["verbosity"], ranks.is_main)
     metrics = log_dir / METRICS_FILE
     writes = ranks.is_main and not config.test
@@ -395,7 +397,6 @@ def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
     _ = data.train_set, data.val_set, data.test_set
 
     torch.manual_seed(seed_from(config["seed"], task.step, "weights"))
-    torch.backends.cudnn.benchmark = True
     student = build_student(config, method, ranks)
     teacher = load_previous(config, method, student) if task.step > 0 else None
     student.to(ranks.device)
@@ -467,6 +468,11 @@ def _introduce(
     if config.test:
         return
     _tell_batch(ranks, data, frozen=config["arch"]["args"]["freeze_all_bn"])
+    if config["trainer"]["monitor"] != "off" and not data.blocks["val"]["cross_val"]:
+        log.warning(
+            "trainer.monitor chooses on validation images, and those are test images as well: set "
+            "data_loader.args.val.cross_val to choose on training images that are held out"
+        )
     unused = [name for name in config["hyperparameter"] if name not in method.settings]
     if unused:
         log.info("hyperparameters that %s does not use: %s", config["method"], listing(unused))

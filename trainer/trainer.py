@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from base.base_method import BaseMethod
 from base.base_model import BaseModel
@@ -28,10 +27,11 @@ from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.dataset import Sample
 from data_loader.transforms import normalize
 from models.weights import load_strict
+from trainer.precision import Precision
 from trainer.record import differences, remarks
 from utils import checkpoint as files
 from utils.distributed import Ranks
-from utils.logger import log
+from utils.logger import log, progress
 from utils.metric import EVALUATORS, ConfusionMatrix, Evaluator, scalars
 from utils.misc import Interrupted, UserError, write_json
 from utils.parse_config import ConfigParser
@@ -40,6 +40,9 @@ from utils.report import metrics_json, summary, table
 # A run may be lengthened, and its starting weights are behind it.
 FREE_ON_RESUME = ("trainer.epochs", "arch.args.backbone_pretrained")
 READ_EVERY = 20  # iterations between two looks at the loss on a GPU, each of which waits for it
+# Each skipped update halves the loss scale. Twenty in a row bring it from the 65,536 it starts with
+# to 1/16, where it has long stopped to lift anything: what still overflows is the run itself.
+MOST_SKIPPED = 20
 
 
 # torch 2.15 renamed the switch by which ranks take over rank 0's BatchNorm statistics.
@@ -60,20 +63,28 @@ def _grouped(loader: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
 class LossLog:
     """Loss terms of an epoch, left on the device and read every few iterations."""
 
-    def __init__(self, where: str, every: int):
+    def __init__(self, every: int):
         """
         Args:
-            where: step and epoch, for the message about a loss that is not finite.
             every: iterations between reads.
         """
-        self.where, self.every = where, every
-        self.names: tuple[str, ...] = ()
+        self.every = every
+        self.in_a_row = 0  # updates skipped since the last one that was made
+        self.begin("")
+
+    def begin(self, where: str) -> None:
+        """Start an epoch.
+
+        Args:
+            where: step and epoch, for messages.
+        """
+        self.where, self.names = where, ()
         self.waiting: list[tuple[int, Sequence[str], torch.Tensor]] = []
-        self.total, self.count = torch.zeros(0), 0
-        self.recent = torch.zeros(0)  # mean over the iterations of the last read
+        self.total, self.recent = torch.zeros(0), torch.zeros(0)
+        self.count = self.skipped = 0  # updates that were made, and those that were not
 
     def add(self, iteration: int, terms: dict[str, torch.Tensor], images: Sequence[str]) -> bool:
-        """Take the terms of one iteration (scalars on the device); True when they were read."""
+        """Take what `Trainer.train_step` returned for an iteration; True when it was read."""
         self.names = tuple(terms)
         self.waiting.append((iteration, images, torch.stack(list(terms.values()))))
         if len(self.waiting) < self.every:
@@ -85,34 +96,58 @@ class LossLog:
         """Fetch what waits on the device.
 
         Raises:
-            UserError: a loss is not finite; names step, iteration, terms and images.
+            UserError: a loss is not finite and no loss scale skips the update, or too many updates
+                in a row were skipped; names step, iteration, terms and images.
         """
         if not self.waiting:
             return
         values = torch.stack([value for *_, value in self.waiting]).double().cpu()
-        for (iteration, images, _), row in zip(self.waiting, values, strict=True):
-            if not row.isfinite().all():
-                terms = ", ".join(f"{n} {v:.4g}" for n, v in zip(self.names, row, strict=True))
+        scaled = self.names[-1] == "skipped"
+        made = values[:, -1] == 0 if scaled else torch.ones(len(values), dtype=torch.bool)
+        for (iteration, images, _), row, updated in zip(self.waiting, values, made, strict=True):
+            finite = bool(row.isfinite().all())
+            if updated and finite:
+                self.in_a_row = 0
+                continue
+            self.in_a_row += 1
+            terms = ", ".join(f"{n} {v:.4g}" for n, v in zip(self.names, row, strict=True))
+            fault = "the loss is" if not finite else "the gradients in float16 are"
+            place = f"{fault} not finite at {self.where}, iteration {iteration}"
+            which = f"{terms}; images of the batch: {', '.join(images)}"
+            if not scaled or self.in_a_row == MOST_SKIPPED:
+                times = f", the last of {MOST_SKIPPED} in a row" if scaled else ""
                 raise UserError(
-                    f"the loss is not finite at {self.where}, iteration {iteration}: {terms}; "
-                    f"images of the batch: {', '.join(images)}; lower the learning rate (--lr), or "
-                    'with mixed precision try "amp_dtype": "bfloat16".'
+                    f"{place}{times}: {which}; lower the learning rate (--lr), set "
+                    'trainer.clip_grad_norm, or with mixed precision try "amp_dtype": "bfloat16".'
                 )
-        self.total = values.sum(0) + (self.total if self.count else 0)
-        self.count += len(values)
-        self.recent = values.mean(0)
+            told = f": {which}" if not finite else ""
+            log.log(
+                logging.INFO if finite else logging.WARNING,
+                "%s, so the update is skipped and the loss scale halved (%d in a row; %d end the "
+                "run)%s",
+                *(place, self.in_a_row, MOST_SKIPPED, told),
+            )
+        self.skipped += len(values) - int(made.sum())
+        if made.any():
+            self.total = values[made].sum(0) + (self.total if self.count else 0)
+            self.recent = values[made].mean(0)
+            self.count += int(made.sum())
         self.waiting.clear()
 
     def means(self, ranks: Ranks | None = None) -> dict[str, float]:
-        """Mean of each term over the iterations read so far, of all `ranks` when given."""
+        """Mean of each term over the updates read so far, of all `ranks` when given."""
         total = self.total / self.count
         if ranks is not None:
             total = ranks.sum(total.to(ranks.device)) / ranks.world
-        return dict(zip(self.names, total.tolist(), strict=True))
+        return self._named(total)
 
     def latest(self) -> dict[str, float]:
-        """Mean of each term over the iterations of the last read."""
-        return dict(zip(self.names, self.recent.tolist(), strict=True))
+        """Mean of each term over the updates of the last read that had one."""
+        return self._named(self.recent)
+
+    def _named(self, values: torch.Tensor) -> dict[str, float]:
+        named = dict(zip(self.names, values.tolist(), strict=True)) if self.count else {}
+        return {name: value for name, value in named.items() if name != "skipped"}
 
 
 class Trainer(BaseTrainer):
@@ -151,12 +186,10 @@ class Trainer(BaseTrainer):
         super().__init__(config, ranks, [f"val_{name}" for name in self.val_evaluator.names()])
 
         on_cuda = ranks.device.type == "cuda"
-        self.amp = config["use_amp"] and on_cuda
-        self.amp_dtype = getattr(torch, config["amp_dtype"])
+        self.precision = Precision.of(config, ranks.device)
         if config["use_amp"] and not on_cuda:
             log.info("use_amp: mixed precision is for CUDA; computing in float32 on the CPU")
-        scaled = self.amp and self.amp_dtype is torch.float16
-        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=scaled)
+        self.losses = LossLog(READ_EVERY if on_cuda else 1)
         self.model = student
         if ranks.world > 1 and optimizer is not None:
             self.model = DistributedDataParallel(
@@ -179,10 +212,11 @@ class Trainer(BaseTrainer):
         count = loader.batch_sampler.iterations
         loader.batch_sampler.set_epoch(epoch, skip=self.iteration)
         self.model.train()
-        every = READ_EVERY if self.ranks.device.type == "cuda" else 1
-        losses = LossLog(f"step {self.task.step}, epoch {epoch}", every)
+        self._tune_convolutions("train")
+        losses = self.losses
+        losses.begin(f"step {self.task.step}, epoch {epoch}")
         start, images, lr = time.perf_counter(), 0, self.optimizer.param_groups[0]["lr"]
-        bar = tqdm(
+        bar = progress(
             total=count,
             initial=self.iteration,
             desc=f"step {self.task.step} epoch {epoch}/{self.epochs}",
@@ -196,26 +230,28 @@ class Trainer(BaseTrainer):
                 terms = self.train_step(map(self._on_device, batches), len(batches))
                 self.iteration += 1
                 images += len(names) * self.ranks.world
-                bar.update()
                 if losses.add(self.iteration, terms, names):
                     rate = images / (time.perf_counter() - start)
-                    shown = losses.means()
-                    bar.set_postfix(
-                        loss=f"{shown['loss']:.3f}", lr=f"{lr:.2e}", images_per_s=f"{rate:.1f}"
-                    )
+                    shown = {"lr": f"{lr:.2e}", "images_per_s": f"{rate:.1f}"}
+                    if losses.count:
+                        shown = {"loss": f"{losses.means()['loss']:.3f}"} | shown
+                    bar.set_postfix(shown, refresh=False)
                     at = (epoch - 1) * count + self.iteration
                     self._scalars(losses.latest() | {"lr": lr}, "train", at)
+                bar.update()
                 if self.iteration < count:
                     self._stop_between_iterations(losses)
         losses.read()
-        if not losses.count:  # the run was stopped after the last iteration of the epoch
+        if not images:  # the run was stopped after the last iteration of the epoch
             return
         seconds = time.perf_counter() - start
+        means = losses.means(self.ranks) if losses.count else {}
         log.info(
-            "epoch %d/%d: %s, lr %.3e, %.1f images/s, %.0f s",
+            "epoch %d/%d: %slr %.3e, %s%.1f images/s, %.0f s",
             *(epoch, self.epochs),
-            ", ".join(f"{n} {value:.4f}" for n, value in losses.means(self.ranks).items()),
-            *(lr, images / seconds, seconds),
+            "".join(f"{name} {value:.4f}, " for name, value in means.items()),
+            *(lr, f"{losses.skipped} updates skipped, " if losses.skipped else ""),
+            *(images / seconds, seconds),
         )
 
     def _stop_between_iterations(self, losses: LossLog) -> None:
@@ -237,8 +273,8 @@ class Trainer(BaseTrainer):
             count: how many there are.
 
         Returns:
-            `loss`, the weighted sum, and the mean over classes of each term: scalars that stay on
-            the device.
+            `loss`, the weighted sum, the mean over classes of each term, and what
+            `Precision.step` tells: scalars that stay on the device.
         """
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, torch.Tensor] = {}
@@ -246,16 +282,15 @@ class Trainer(BaseTrainer):
             with self._synchronised(number == count):
                 terms = self._gradients(images, labels, 1 / count)
             sums = {name: sums[name] + terms[name] for name in terms} if sums else terms
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.scheduler.step()
-        return sums
+        told = self.precision.step(self.optimizer, self.config["trainer"]["clip_grad_norm"])
+        self.scheduler.step()  # reference quirk: also past an update that was skipped
+        return sums | told
 
     def _gradients(
         self, images: torch.Tensor, labels: torch.Tensor, share: float
     ) -> dict[str, torch.Tensor]:
         """Add the gradients of one batch, weighted by `share`, to the parameters'."""
-        with self._autocast():
+        with self.precision.autocast():
             outputs = self.model(images, **self.method.outputs)
             targets = None
             if self.teacher is not None:
@@ -264,7 +299,7 @@ class Trainer(BaseTrainer):
         terms = self.method.losses(outputs, targets, labels)
         weights = self.method.hyperparameter
         loss = share * sum(weights[name] * term.sum() for name, term in terms.items())
-        self.scaler.scale(loss).backward()
+        self.precision.backward(loss)
         means = {name: share * term.detach().mean() for name, term in terms.items()}
         return {"loss": loss.detach()} | means
 
@@ -274,8 +309,10 @@ class Trainer(BaseTrainer):
             return nullcontext()
         return self.model.no_sync()
 
-    def _autocast(self) -> torch.amp.autocast:
-        return torch.amp.autocast(self.ranks.device.type, self.amp_dtype, enabled=self.amp)
+    def _tune_convolutions(self, kind: str) -> None:
+        """Let cuDNN try its ways once on a GPU; where image sizes differ, it would go on trying."""
+        one_size = self.config["data_loader"]["args"][kind]["args"]["transform"]
+        torch.backends.cudnn.benchmark = one_size
 
     def _on_device(self, batch: Sample) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised images and labels of a batch."""
@@ -310,10 +347,12 @@ class Trainer(BaseTrainer):
             K = background and the classes seen.
         """
         self.student.eval()
+        self._tune_convolutions(kind)
+        half = self.config["eval_amp"]
         fewest = min(self.ranks.gather(len(loader)))
         confusion = ConfusionMatrix(1 + len(self.task.seen), self.ranks.device)
         for number, batch in enumerate(
-            tqdm(
+            progress(
                 loader,
                 desc=f"{kind} step {self.task.step}",
                 disable=not self.ranks.is_main,
@@ -323,7 +362,7 @@ class Trainer(BaseTrainer):
             if number < fewest:  # ranks with an image more must not ask those that are done
                 self.stop_if_asked()
             images, labels = self._on_device(batch)
-            with self._autocast():
+            with self.precision.autocast(half):
                 logits = self.student(images).logits
             confusion.update(labels, self.method.predict(logits, labels.shape[-2:]))
         self.ranks.sum(confusion.cells)
@@ -360,7 +399,7 @@ class Trainer(BaseTrainer):
         values = scalars(results)
         self._scalars(values, kind, epoch)
         if self.ranks.is_main:
-            task = self.task
+            task, precision = self.task, self.precision.name(self.config["eval_amp"])
             about = {
                 "dataset": task.dataset,
                 "task": task.name,
@@ -370,12 +409,13 @@ class Trainer(BaseTrainer):
                 "method": self.config["method"],
                 "split": kind,
                 "images": len(loader.dataset),
+                "precision": precision,
                 "epoch": epoch,
                 "weights": weights,
             }
             report = metrics_json(about, confusion, task.channel_names(), task.label_ids(), results)
             write_json(file, report)
-            log.info("%s, step %d, %d images:", kind, task.step, len(loader.dataset))
+            log.info("%s, step %d, %d images, %s:", kind, task.step, len(loader.dataset), precision)
             log.log(logging.INFO if kind == "test" else logging.DEBUG, "%s\n", table(report))
             log.info("%s", summary(report))
             log.info("written: %s", file)
@@ -389,7 +429,7 @@ class Trainer(BaseTrainer):
             "state_dict": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
             "rng": self.ranks.gather(files.rng_state(self.ranks.device)),
             "task": task_record(task),
             "method": self.config["method"],
@@ -419,8 +459,8 @@ class Trainer(BaseTrainer):
         load_strict(self.student, checkpoint["state_dict"], "the checkpoint to resume from")
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scheduler.load_state_dict(checkpoint["lr_scheduler"])
-        if self.scaler.is_enabled() and checkpoint["scaler"]:
-            self.scaler.load_state_dict(checkpoint["scaler"])
+        if self.precision.scaled and checkpoint["scaler"]:
+            self.precision.scaler.load_state_dict(checkpoint["scaler"])
         states = checkpoint["rng"]
         if len(states) == self.ranks.world:
             files.set_rng_state(states[self.ranks.rank], self.ranks.device)
@@ -435,13 +475,11 @@ class Trainer(BaseTrainer):
 def build_evaluators(config: ConfigParser, task: Task) -> tuple[Evaluator, Evaluator]:
     """The evaluators of the test set and of the validation set.
 
-    Test: old = background and the classes of step 0, new = all later ones. Validation: old =
-    background, new = the classes of this step. At step 0 both have all classes as one group.
+    Test: old = background and the classes of step 0, new = all later ones; at step 0 they are one
+    group. Validation: old = background, new = the classes of this step.
     """
     make = config.resolve("evaluator", EVALUATORS)
     base, new = task.base_channels, task.new_channels
-    if task.step == 0:
-        return make(config["metrics"], base, ()), make(config["metrics"], base, ())
     test = make(config["metrics"], base, range(base.stop, new.stop))
     return test, make(config["metrics"], (0,), range(new.start, new.stop))
 

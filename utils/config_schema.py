@@ -123,7 +123,12 @@ SCHEMA: dict[str, Key] = {
     ),
     "dist_url": Key("where the processes meet, tcp://HOST:PORT", (str,), decides=False, local=True),
     "seed": Key("seed of weights, samples and order", (int,), 0),
-    "use_amp": Key("mixed precision on CUDA", (bool,)),
+    "use_amp": Key("mixed precision in training, on CUDA", (bool,)),
+    "eval_amp": Key(
+        "the same in validation, test and eval scripts; published figures are of float32",
+        (bool,),
+        decides=False,
+    ),
     "amp_dtype": Key("its data type", (str,), choices=("float16", "bfloat16")),
     "fast.channels_last": Key(
         "models and images with the channels innermost in memory", (bool,), decides=False
@@ -235,6 +240,11 @@ SCHEMA: dict[str, Key] = {
         1,
         decides=False,  # the global batch does
     ),
+    "trainer.clip_grad_norm": Key(
+        "longest gradient of an update, a norm over all parameters; null: however long",
+        (*NUMBER, NULL),
+        above=0,
+    ),
     "trainer.save_dir": Key("folder of all runs", (str,), decides=False, local=True),
     "trainer.save_period": Key(
         "epochs between kept checkpoints; -1: the last only", (int,), -1, decides=False
@@ -255,6 +265,8 @@ SCHEMA: dict[str, Key] = {
     "trainer.tensorboard": Key("write TensorBoard events", (bool,), decides=False),
 }
 HYPERPARAMETER = Key("weight or setting of the method", NUMBER, 0)
+# What released config.json files hold besides: accepted in every file and without effect.
+RELEASED = {"test": Key("whether that run was a test", (bool,))}
 # Optional keyword arguments of the class in `type`: without them the class uses its own default.
 OPTIONAL = {"lr_scheduler.args.power", "lr_scheduler.args.warmup_iters"}
 
@@ -303,4 +315,6 @@ FLAGS = (
 
 def key_of(dotted: str) -> Key:
     """What the key `dotted` may hold."""
-    return HYPERPARAMETER if dotted.startswith("hyperparameter.") else SCHEMA[dotted]
+    if dotted.startswith("hyperparameter."):
+        return HYPERPARAMETER
+    return RELEASED[dotted] if dotted in RELEASED else SCHEMA[dotted]

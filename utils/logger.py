@@ -4,12 +4,40 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 log = logging.getLogger("dkd")
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+LINE_EVERY = 10  # seconds between two lines of progress in a file
+
+
+class _Lines(tqdm):
+    """Progress for a file: a whole line now and then, none for what is done sooner."""
+
+    def __init__(self, iterable: Iterable[Any] | None = None, **options: Any):
+        options |= {"mininterval": LINE_EVERY, "delay": LINE_EVERY, "miniters": 1}
+        super().__init__(iterable, **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Write the line; `msg` would wipe it from a terminal."""
+        if msg is None and not self.disable:
+            self.fp.write(f"{self}\n")
+            self.fp.flush()
+        return False
+
+    def clear(self, *args: Any, **kwargs: Any) -> None:
+        """Lines are in nobody's way."""
+
+
+def progress(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm:
+    """A progress bar of tqdm, whose options these are; lines where stderr is no terminal."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        return tqdm(iterable, **options)
+    return _Lines(iterable, leave=False, **options)
 
 
 class _TqdmHandler(logging.Handler):

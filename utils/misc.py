@@ -140,6 +140,15 @@ def write_json(path: str | Path, data: object) -> None:
         temporary.write_text(json.dumps(data, indent=4, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def seed_from(*parts: object) -> int:
     """A 63-bit seed that depends on `parts` alone, not on the process or the platform."""
     text = "\x1f".join(str(part) for part in parts).encode()

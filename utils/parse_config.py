@@ -4,8 +4,8 @@ Called by the four entry scripts before anything else; imports no torch, so a wr
 file is answered at once. It knows every key and every flag, but no class behind a `type` field:
 those names are resolved against the registries that `trainer/run.py` hands to `ConfigParser`.
 
-A typed flag beats the file, the file beats the defaults; the defaults are the shipped config of the
-entry script.
+A typed flag beats the file of `-c`, that file beats the one beside the weights of `-r`, which beats
+the defaults; the defaults are the shipped config of the entry script.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import copy
 import inspect
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from utils.config_schema import FLAGS, OPTIONAL, SCHEMA, SECTIONS, key_of
+from utils.config_schema import FLAGS, OPTIONAL, RELEASED, SCHEMA, SECTIONS, key_of
 from utils.misc import UserError, choose, did_you_mean, listing
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +43,12 @@ def _argument_parser(mode: str, description: str | None) -> argparse.ArgumentPar
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("-c", "--config", metavar="FILE", help="JSON config; default: the shipped one")
+    add(
+        "-c",
+        "--config",
+        metavar="FILE",
+        help="JSON config, over the one beside the weights of -r and over the shipped one",
+    )
     if mode == "train":
         add(
             "-r",
@@ -135,6 +140,8 @@ def flatten(tree: Any, source: str, *, strict: bool) -> tuple[dict[str, Any], li
                 visit(value, dotted + ".")
             elif "." not in name and (dotted in SCHEMA or prefix == "hyperparameter."):
                 values[dotted] = check_value(dotted, value, source)
+            elif dotted in RELEASED:
+                check_value(dotted, value, source)
             elif strict:
                 here = sorted(
                     {
@@ -208,7 +215,7 @@ class ConfigParser:
         cache_dir: folder of the class cache, `task.idxs_path` unless the file lay beside weights.
         device: the text of `-d`, or None.
         test: whether `--test` was given.
-        from_weights: the file lay beside the weights, so it may be another version's.
+        beside: keys that only the file beside the weights sets, which may be another version's.
         notes: what the log should say about how the configuration came about.
     """
 
@@ -222,7 +229,7 @@ class ConfigParser:
         base: Path | None = None,
         device: str | None = None,
         test: bool = False,
-        from_weights: bool = False,
+        beside: Collection[str] = (),
         cache_dir: str | None = None,
         notes: Sequence[str] = (),
     ):
@@ -231,7 +238,7 @@ class ConfigParser:
         self.mode, self.resume, self.device, self.test = mode, resume, device, test
         self.auto, self.base = auto, base
         self.cache_dir = cache_dir or self._tree["data_loader"]["args"]["task"]["idxs_path"]
-        self.from_weights, self.notes = from_weights, tuple(notes)
+        self.beside, self.notes = frozenset(beside), tuple(notes)
 
     def __getitem__(self, name: str) -> Any:
         return self._view[name]
@@ -337,43 +344,37 @@ class ConfigParser:
         resume = None if auto or args["resume"] is None else Path(args["resume"])
         if resume is not None and not resume.is_file():
             raise UserError(f"-r/--resume: there is no file {resume}.")
-        values: dict[str, Any] = {}
-        from_weights = False
-        if args["config"] is not None:
-            path = Path(args["config"])
-            values, _ = flatten(read_json(path), str(path), strict=True)
-            notes.append(f"config: {path}")
-        elif resume is not None and (beside := resume.parent / "config.json").is_file():
-            values, unknown = flatten(read_json(beside), str(beside), strict=False)
-            from_weights = True
+        theirs: dict[str, Any] = {}
+        mine: dict[str, Any] = {}
+        if resume is not None and (beside := resume.parent / "config.json").is_file():
+            theirs, unknown = flatten(read_json(beside), str(beside), strict=False)
             notes.append(f"config: {beside}, which lies beside the weights")
             if unknown:
                 notes.append(f"ignored, for this version has no such keys: {listing(unknown)}")
-            values.update(_not_beside_weights(mode, resume, values, defaults))
-        elif mode == "eval":
+            theirs.update(_not_beside_weights(mode, resume, theirs, defaults))
+        if args["config"] is not None:
+            path = Path(args["config"])
+            mine, _ = flatten(read_json(path), str(path), strict=True)
+            notes.append(f"config: {path}{', over it' if theirs else ''}")
+        elif not theirs and mode == "eval":
             raise UserError(
                 f"there is no config.json beside {resume}; name these weights' config with -c."
             )
-        else:
+        elif not theirs:
             notes.append(f"config: {default_config}")
 
-        bundle = values.get("data_loader.type", defaults["data_loader.type"])
-        if bundle != defaults["data_loader.type"]:
+        flat = _over(_over(defaults, theirs), mine)
+        bundle = "data_loader.type"
+        if flat[bundle] != defaults[bundle]:
             raise UserError(
-                f"data_loader.type is '{bundle}', but this script is for "
-                f"'{defaults['data_loader.type']}'; correct it, or call that data set's script."
+                f"{bundle} is '{flat[bundle]}', but this script is for '{defaults[bundle]}'; "
+                "correct it, or call that data set's script."
             )
-        for dotted in [key for key in OPTIONAL if key in defaults]:
-            # Arguments of the default class mean nothing to another one.
-            section = dotted.split(".")[0]
-            default_type = defaults[f"{section}.type"]
-            if values.get(f"{section}.type", default_type) != default_type:
-                del defaults[dotted]
-
-        flat = {**defaults, **values}
         for flag in FLAGS:
             if args.get(flag.key) is not None:
-                flat[flag.key] = check_value(flag.key, args[flag.key], f"flag {flag.names[-1]}")
+                mine[flag.key] = check_value(flag.key, args[flag.key], f"flag {flag.names[-1]}")
+        flat.update(mine)
+        lists = "data_loader.args.task.idxs_path"
         return cls(
             flat,
             mode=mode,
@@ -382,10 +383,23 @@ class ConfigParser:
             base=Path(args["base"]) if args.get("base") is not None else None,
             device=args["device"],
             test=args["test"] or mode == "eval",
-            from_weights=from_weights,
-            cache_dir=defaults["data_loader.args.task.idxs_path"] if from_weights else None,
+            beside=theirs.keys() - mine.keys(),
+            cache_dir=defaults[lists] if lists in theirs.keys() - mine.keys() else None,
             notes=notes,
         )
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of `above` over those of `below`, which has every key.
+
+    Arguments of a class mean nothing to another one that takes its place.
+    """
+    kept = dict(below)
+    for dotted in OPTIONAL & below.keys():
+        chosen = f"{dotted.split('.')[0]}.type"
+        if above.get(chosen, below[chosen]) != below[chosen]:
+            del kept[dotted]
+    return kept | dict(above)
 
 
 def _not_beside_weights(

@@ -1,0 +1,85 @@
+"""Half precision and the update: autocast, loss scale, clipped gradients, skipped updates.
+
+Made by `trainer/run.py` for the trainer; knows no model and no loss term.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from utils.parse_config import ConfigParser
+
+
+class Precision:
+    """What the networks compute in, and the loss scale that float16 needs.
+
+    Attributes:
+        device: type of the device.
+        dtype: of the networks' products in training; float32 without mixed precision.
+        scaler: the loss scale; does nothing unless `dtype` is float16.
+    """
+
+    def __init__(self, device: str, dtype: torch.dtype = torch.float32):
+        self.device, self.dtype = device, dtype
+        self.scaler = torch.amp.GradScaler(device, enabled=dtype is torch.float16)
+
+    @classmethod
+    def of(cls, config: ConfigParser, device: torch.device) -> Precision:
+        """As `use_amp` and `amp_dtype` have it; on a CPU float32."""
+        mixed = config["use_amp"] and device.type == "cuda"
+        return cls(device.type, getattr(torch, config["amp_dtype"] if mixed else "float32"))
+
+    @property
+    def scaled(self) -> bool:
+        """Whether an update that is not finite is skipped instead of made."""
+        return self.scaler.is_enabled()
+
+    def autocast(self, on: bool = True) -> torch.amp.autocast:
+        """A context in which networks compute in `dtype`, or when not `on` in float32."""
+        return torch.amp.autocast(self.device, self.dtype, enabled=on and self.mixed)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether `dtype` is shorter than float32."""
+        return self.dtype is not torch.float32
+
+    def name(self, on: bool = True) -> str:
+        """The data type inside `autocast(on)`, for logs and reports."""
+        return str(self.dtype if on else torch.float32).removeprefix("torch.")
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of `loss`, lifted by the scale, to the parameters'.
+
+        A loss that is not finite may still have finite gradients: a logit beyond float16 has the
+        score 1. Under a loss scale they become NaN as well, so that all ranks skip the update.
+        """
+        seed = torch.where(loss.isfinite(), 1.0, torch.nan) if self.scaled else None
+        self.scaler.scale(loss).backward(seed)
+
+    def step(
+        self, optimizer: torch.optim.Optimizer, clip: float | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Update the parameters; under a loss scale only if every gradient is finite.
+
+        Args:
+            optimizer: of parameters that hold their gradients.
+            clip: the gradients are shortened to this norm when they are longer.
+
+        Returns:
+            Scalars on the device: `grad_norm` (before it is clipped) when `clip` is given, and
+            under a loss scale `skipped`, 1 or 0.
+        """
+        told = {}
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if clip is not None:
+            self.scaler.unscale_(optimizer)
+            told["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, clip)
+        if not self.scaled:
+            optimizer.step()
+            return told
+        one = torch.ones((), device=parameters[0].device)
+        before = self.scaler.scale(one)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        # The scale falls exactly when the update is skipped; asking so makes no host wait.
+        return told | {"skipped": (self.scaler.scale(one) < before).float()}
