@@ -33,7 +33,7 @@ class Entry:
 
     Attributes:
         id: bare name, such as 2007_000032.
-        line: the text of the list's line, as the published `.npy` lists quote it.
+        line: what published lists call it: for VOC's training images the line of the list.
         image: path of the image.
         mask: path of the index mask.
         where: list file and line, for messages.
@@ -193,8 +193,7 @@ class BaseDataset(ABC):
             if not inside:
                 raise UserError(
                     f"{entry.where}: {what} {path} is a link to {os.path.realpath(path)}, outside "
-                    f"the data set's folder {self.root}; if that is meant, set "
-                    "data_loader.args.follow_links to true."
+                    f"the data set's folder {self.root}; if that is meant, pass --follow_links."
                 )
             if not stat.S_ISREG(mode):
                 raise OSError("it is no regular file")  # a pipe would block for ever
@@ -218,6 +217,11 @@ class BaseDataset(ABC):
                 f"{entry.where}: mask {entry.mask} holds the label id {min(wrong)}; valid are "
                 f"0..{classes - 1} and {VOID} (void)."
             )
+
+
+def bare_id(name: str) -> str:
+    """The id of an image that a published list names by its id or by its line of the list."""
+    return Path(name.split()[0]).stem if "/" in name else name
 
 
 def label_ids(mask: np.ndarray) -> list[int]:

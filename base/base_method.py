@@ -21,12 +21,14 @@ class BaseMethod(ABC):
     """One way to train a step.
 
     Attributes:
+        learns_old: whether a loss term reads the labels of old classes.
         settings: keys of `hyperparameter` that this method reads, each with its default. Keys that
             are names of loss terms are the weights of the terms.
         task: the step.
         hyperparameter: the config's values over the defaults.
     """
 
+    learns_old: ClassVar[bool]
     settings: ClassVar[Mapping[str, float]] = {}
 
     def __init__(self, task: Task, hyperparameter: Mapping[str, float]):

@@ -24,6 +24,7 @@ from data_loader.leakage import allowed, audit
 from data_loader.splits import (
     HELD_OUT,
     compare_with_published,
+    derive,
     list_hash,
     presence_table,
     published_file,
@@ -151,7 +152,7 @@ class IncrementalDataLoader:
         """Add exemplars to the training images of the step.
 
         Under the policy "current" they are masked like every other image of the step; under
-        "stored" they carry the labels of the step that stored them, and no others.
+        "stored" they show the classes of the step that stored them as well.
 
         Args:
             exemplars: bare image id → step of whose training images it was.
@@ -175,7 +176,7 @@ class IncrementalDataLoader:
                 IncrementalDataset(
                     self.raw["train"],
                     [places[name] for name in names],
-                    self._train_table(replace(self.task, step=origin)),
+                    self._train_table(replace(self.task, step=origin), self.task),
                     self._transform("train"),
                     (self.seed, self.task.step, "replay"),
                 )
@@ -184,16 +185,15 @@ class IncrementalDataLoader:
     def leakage(self) -> str:
         """The leakage audit of the step's training images and exemplars, in one line."""
         presence = self._presence("train")
-        parts = [("images", self.train_set, self.task)]
+        parts = [("images", self.train_set, allowed(self.task))]
         for origin, dataset in zip(self._replay_origins, self.replay_sets, strict=True):
-            words = f"exemplars ({self.memory_policy['labels']} labels, step {origin}'s)"
-            parts.append((words, dataset, replace(self.task, step=origin)))
+            stored = f", stored at step {origin}" if origin != self.task.step else ""
+            may = {*allowed(replace(self.task, step=origin)), *allowed(self.task)}
+            words = f"exemplars ({self.memory_policy['labels']} labels{stored})"
+            parts.append((words, dataset, may))
         return audit(
             self.task,
-            [
-                (words, presence[dataset.indices], dataset.table, allowed(step))
-                for words, dataset, step in parts
-            ],
+            [(words, presence[part.indices], part.table, may) for words, part, may in parts],
         )
 
     @cached_property
@@ -222,8 +222,10 @@ class IncrementalDataLoader:
         table = self._train_table(task)
         return IncrementalDataset(self.raw["train"], indices, table, transform, seed)
 
-    def _train_table(self, task: Task) -> np.ndarray:
-        return task.label_table(allowed(task), self.blocks["train"]["args"]["masking_value"])
+    def _train_table(self, *steps: Task) -> np.ndarray:
+        """The table that shows what images of any of these steps of the task may show."""
+        kept = [label for step in steps for label in allowed(step)]
+        return self.task.label_table(kept, self.blocks["train"]["args"]["masking_value"])
 
     def _transform(self, kind: str) -> Transform:
         args = self.blocks[kind]["args"]
@@ -261,8 +263,11 @@ class IncrementalDataLoader:
             indices = read_published(path, raw)
             source = f"from {path}"
         else:
-            indices = select(self._presence(split), task, kind)
+            presence = self._presence(split)
+            indices = derive(raw, presence, task, kind)
             source = "by the rule"
+            if beyond := len(indices) - len(select(presence, task, kind)):
+                source += f" and {beyond} more that the published list names"
         if len(indices) == 0 and kind == "val":
             log.warning("no validation image holds a new class: validations will say nothing")
         elif len(indices) == 0:

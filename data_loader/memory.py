@@ -5,17 +5,19 @@ and calls `choose`; the loader bundle asks `origins` which labels an exemplar ma
 
 The file has the published form, one entry per step, so it may be exchanged with the published code:
 `{"step_2": {"memory_candidates": [[name, [label ids]], …], "memory_list": [names, sorted]}, …}`.
+Names are those of the published lists, for VOC whole lines; bare image ids are read as well.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.misc import UserError, write_json
+from base.base_dataset import bare_id
+from utils.misc import BACKGROUND, VOID, UserError, write_json
 
 FILE = "memory.json"
 
@@ -78,13 +80,29 @@ def choose(
     return taken
 
 
-def write(path: Path, step: int, kept: Sequence[Candidate], earlier: dict[str, Any]) -> None:
-    """Write the memory of `step` before those of the earlier steps, atomically."""
-    entry = {
-        "memory_candidates": [[c.name, list(c.ids)] for c in kept],
-        "memory_list": sorted(c.name for c in kept),
-    }
-    write_json(path, {f"step_{step}": entry, **earlier})
+def write(
+    path: Path,
+    step: int,
+    kept: Sequence[Candidate],
+    earlier: dict[str, Any],
+    lines: Mapping[str, str],
+) -> None:
+    """Write the memory of `step` before those of the earlier steps, atomically.
+
+    Args:
+        path: the file.
+        step: whose memory it is.
+        kept: the exemplars.
+        earlier: the earlier memories, as `read` returns them.
+        lines: bare image id → its name in published lists (`Entry.line`).
+    """
+    entries = {f"step_{step}": kept} | {key: _candidates(entry) for key, entry in earlier.items()}
+    memory = {}
+    for key, candidates in entries.items():
+        named = [[lines.get(c.name, c.name), list(c.ids)] for c in candidates]
+        names = sorted(name for name, _ in named)
+        memory[key] = {"memory_candidates": named, "memory_list": names}
+    write_json(path, memory)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -126,8 +144,15 @@ def _valid(entry: Any) -> bool:
 
 def exemplars(memory: dict[str, Any], step: int) -> list[Candidate]:
     """What the memory of `step` holds; nothing when there is none."""
-    pairs = memory.get(f"step_{step}", {"memory_candidates": []})["memory_candidates"]
-    return [Candidate(name, tuple(ids)) for name, ids in pairs]
+    return _candidates(memory.get(f"step_{step}", {"memory_candidates": []}))
+
+
+def _candidates(entry: dict[str, Any]) -> list[Candidate]:
+    """The exemplars of one step; published files have void among their ids."""
+    return [
+        Candidate(bare_id(name), tuple(label for label in ids if label not in (BACKGROUND, VOID)))
+        for name, ids in entry["memory_candidates"]
+    ]
 
 
 def origins(memory: dict[str, Any], step: int) -> dict[str, int]:

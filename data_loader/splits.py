@@ -14,16 +14,18 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from base.base_dataset import BaseDataset
+from base.base_dataset import BaseDataset, bare_id
 from base.task import Task
 from utils.logger import log, progress
 from utils.misc import BACKGROUND, VOID, UserError, atomic_path, cores
 
 HELD_OUT = 0.2  # share of the training images that cross_val validates on
 CHUNK = 128  # masks per job of the scan
+PUBLISHED_AS = {"joint": "offline"}  # schedules whose published lists have another name
 THREADS = 6  # of the scan at most: a fifth of a mask's time holds the interpreter's lock
 
 
@@ -151,7 +153,8 @@ def select(presence: np.ndarray, task: Task, kind: str) -> np.ndarray:
 # ---------------------------------------------------------------------------------- published lists
 def list_name(task: Task, kind: str) -> str:
     """`overlap_15-1_train_00`: the name of a published list."""
-    return f"{task.setting}_{task.name}_{kind}_{task.step:02d}"
+    name = PUBLISHED_AS.get(task.name, task.name)
+    return f"{task.setting}_{name}_{kind}_{task.step:02d}"
 
 
 def published_file(task: Task, kind: str, lists_dir: str | Path) -> Path | None:
@@ -182,9 +185,7 @@ def read_published(path: Path, dataset: BaseDataset) -> np.ndarray:
     known |= {entry.id: index for index, entry in enumerate(dataset.entries)}
     indices = np.empty(len(names), dtype=np.int64)
     for number, name in enumerate(map(str, names)):
-        # A published line has two paths; the data set's own list may have bare ids instead.
-        bare = Path(name.split()[0]).stem if name.split() else name
-        index = known.get(name, known.get(bare))
+        index = known.get(name, known.get(bare_id(name)))
         if index is None:
             raise UserError(
                 f"image list {path}, entry {number}: '{name}' is not in the data set's "
@@ -199,8 +200,42 @@ def read_published(path: Path, dataset: BaseDataset) -> np.ndarray:
 @lru_cache(maxsize=1)
 def published_lists() -> dict[str, dict]:
     """Count and SHA-256 of the 180 published lists, by `{data set}/{list name}`."""
-    path = Path(__file__).parent / "published_splits.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+    return _shipped("published_splits.json")
+
+
+@lru_cache(maxsize=1)
+def published_extra() -> dict[str, list[str]]:
+    """Ids that a published list names though the rule does not, by `{data set}/{list name}`.
+
+    One list has any: 18 images without a class of the step, which the others of the same classes
+    leave out. It is what the published runs were trained on.
+    """
+    return _shipped("published_extra.json")
+
+
+def _shipped(name: str) -> dict[str, Any]:
+    return json.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))
+
+
+def derive(dataset: BaseDataset, presence: np.ndarray, task: Task, kind: str) -> np.ndarray:
+    """Indices of the images of a step: by the rule, and as the published list has them.
+
+    Images beyond the rule are taken when the list with them is the published one, count and hash:
+    on the complete data set and no other.
+
+    Args:
+        dataset: the images of the split.
+        presence, task, kind: as in `select`.
+
+    Returns:
+        Ascending int64 indices.
+    """
+    indices = select(presence, task, kind)
+    extra = published_extra().get(f"{task.dataset}/{list_name(task, kind)}", ())
+    places = [index for index, entry in enumerate(dataset.entries) if entry.id in extra]
+    whole = np.union1d(indices, places).astype(np.int64)
+    ids = [dataset.entries[index].id for index in whole] if places else []
+    return whole if equals_published(ids, task, kind) else indices
 
 
 def list_hash(ids: Sequence[str]) -> str:
@@ -210,9 +245,20 @@ def list_hash(ids: Sequence[str]) -> str:
 
 def compare_with_published(ids: Sequence[str], task: Task, kind: str) -> str:
     """One phrase for the log: whether a list equals the published one."""
-    published = published_lists().get(f"{task.dataset}/{list_name(task, kind)}")
-    if published is None or not task.published:
+    published = _published(task, kind)
+    if published is None:
         return "no published list"
-    if published == {"count": len(ids), "sha256": list_hash(ids)}:
+    if equals_published(ids, task, kind):
         return "equal to the published list"
     return f"NOT the published list ({published['count']} images)"
+
+
+def equals_published(ids: Sequence[str], task: Task, kind: str) -> bool:
+    """Whether there is a published list of the step and it has these ids."""
+    return _published(task, kind) == {"count": len(ids), "sha256": list_hash(ids)}
+
+
+def _published(task: Task, kind: str) -> dict[str, Any] | None:
+    """Count and hash of the published list, if the step has one."""
+    key = f"{task.dataset}/{list_name(task, kind)}"
+    return published_lists().get(key) if task.published else None

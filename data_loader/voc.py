@@ -46,10 +46,13 @@ class VOC(BaseDataset):
             UserError: the line is malformed.
         """
         fields = line.split()
-        if len(fields) == 1 and "/" not in fields[0]:
+        bare = len(fields) == 1
+        if bare and "/" not in fields[0]:
             masks = {"train": "SegmentationClassAug", "val": "SegmentationClass"}[self.split]
             fields = [f"JPEGImages/{fields[0]}.jpg", f"{masks}/{fields[0]}.png"]
         if len(fields) != 2:
             raise UserError(f"{where}: '{line}' is neither an id nor 'IMAGE_PATH MASK_PATH'.")
         image, mask = (self.root / field.lstrip("/") for field in fields)
+        if not bare or self.split == "train":  # published lists of val have bare ids
+            line = " ".join("/" + field.lstrip("/") for field in fields)
         return Entry(image.stem, line.strip(), image, mask, where)

@@ -40,12 +40,12 @@ from base.task import SETTINGS, Task, make_task
 from data_loader.ade import ADE
 from data_loader.splits import (
     HELD_OUT,
+    derive,
     list_hash,
     list_name,
     published_file,
     published_lists,
     read_published,
-    select,
 )
 from data_loader.task_tables import ADE_TASKS, VOC_TASKS
 from data_loader.voc import VOC
@@ -143,10 +143,9 @@ FAULTS = {
     "leaves": ("error", "{split} path that leaves the root; its file was not opened",
         "correct the list: paths start at the root and stay below it"),
     "link": ("error", "{split} file that a symbolic link puts outside the root; it was not opened",
-        "copy the files into the root or, when the links are meant, set "
-        "data_loader.args.follow_links to true in a config and pass it with --config"),
+        "copy the files into the root or, when the links are meant, pass --follow_links"),
     "followed": ("note", "{split} file that a symbolic link puts outside the root",
-        "nothing; data_loader.args.follow_links allows it"),
+        "nothing; --follow_links (data_loader.args.follow_links) allows it"),
     "image missing": ("error", "{split} image does not exist", "{image}"),
     "image damaged": ("error", "{split} image cannot be read",
         "replace the file, which is damaged or no picture: {image}"),
@@ -199,8 +198,6 @@ FAULTS = {
     "differs": ("warning", "list is not the published one",
         "compare masks and lists with their source: training works, but its results do not "
         "compare with published ones; equal numbers mean other images or another order"),
-    "contradiction": ("note", "published list that contradicts another one of the same images",
-        "nothing; the masks agree with that other one"),
 }
 # fmt: on
 Found = Iterable[tuple[str, str]]  # key of FAULTS, place
@@ -594,7 +591,8 @@ def published_faults(
         for kind, split in KINDS.items():
             if list_name(task, kind) in published:
                 entries = readers[split].entries
-                ids = [entries[index].id for index in select(presence[split], task, kind)]
+                indices = derive(readers[split], presence[split], task, kind)
+                ids = [entries[index].id for index in indices]
                 derived[list_name(task, kind)] = {"count": len(ids), "sha256": list_hash(ids)}
     return compare_lists(derived, published)
 
@@ -609,20 +607,14 @@ def every_step(known: DataSet, names: Sequence[str]) -> Iterator[Task]:
 
 
 def compare_lists(derived: Mapping[str, Any], published: Mapping[str, Any]) -> Found:
-    """Compare two tables of `{name: {"count": …, "sha256": …}}`.
-
-    By the rules some lists are the same images. Where the published files of such lists differ, no
-    data can equal both, so a difference is no fault of data that equal one of them.
-    """
+    """Compare two tables of `{name: {"count": …, "sha256": …}}`."""
     equal = {name for name, value in derived.items() if value == published[name]}
-    confirmed = {derived[name]["sha256"] for name in equal}
     rest = sorted(set(published) - set(derived))
     without = f"; of no task here: {listing(rest)}" if rest else ""
     yield "compared", f"{len(equal)} of {len(derived)} are equal, count and hash{without}"
     for name in sorted(set(derived) - equal):
-        fault = "contradiction" if derived[name]["sha256"] in confirmed else "differs"
         counts = f"{derived[name]['count']:,} by the masks, {published[name]['count']:,} published"
-        yield fault, f"{name}: {counts}"
+        yield "differs", f"{name}: {counts}"
 
 
 def incomplete(known: DataSet, readers: Mapping[str, BaseDataset]) -> str:
@@ -648,7 +640,8 @@ def step_lists(
         path = published_file(task, kind, lists_dir)
         try:
             by_file = read_published(path, readers[split]) if path else None
-            lists[kind] = select(presence[split], task, kind) if by_file is None else by_file
+            by_rule = derive(readers[split], presence[split], task, kind)
+            lists[kind] = by_rule if by_file is None else by_file
         except UserError as error:
             lists[kind] = np.empty(0, dtype=np.int64)
             found.append(("step list", str(error)))
@@ -756,10 +749,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("data_set", choices=DATA_SETS, help="which data set, or own data in its layout")
     add("--data_dir", metavar="DIR", help="its root; default: that of the config")
     add("--config", metavar="FILE", help="take root, classes and task from it; judge the steps")
+    add("--follow_links", action="store_true", help="read files behind links out of the root")
     add("--all", action="store_true", help="list every place of every finding")
     args = parser.parse_args(argv)
     flags = {"--config": args.config, "--data_dir": args.data_dir}
     given = [word for flag, value in flags.items() if value is not None for word in (flag, value)]
+    given += ["--follow_links"] if args.follow_links else []
     config = ConfigParser.from_args("train", f"configs/config_{args.data_set}.json", argv=given)
     findings = check_tree(DATA_SETS[args.data_set], config, steps=args.config is not None)
     print(report(findings, None if args.all else EXAMPLES))

@@ -103,3 +103,19 @@ def evaluation(parsed: ConfigParser) -> dict:
     """The one `metrics.json` of weights that were named with -r."""
     (file,) = (parsed.log_dir() / "eval").glob("*/metrics.json")
     return json.loads(file.read_text())
+
+
+def ade_presence() -> dict[str, tuple[list[str], np.ndarray]]:
+    """Split → ids and presence table [images, 256] that the published ADE lists determine.
+
+    They tell which groups of classes a mask holds; its first class stands for each of them.
+    """
+    stored = np.load(DATA / "ade_presence_groups.npz", allow_pickle=False)
+    tables = {}
+    for split in ("train", "val"):
+        packed = stored[split]
+        table = np.zeros((len(packed), 256), bool)
+        groups = np.unpackbits(packed, axis=1)[:, : len(stored["groups"])].astype(bool)
+        table[:, stored["groups"][:, 0]] = groups
+        tables[split] = [f"ADE_{split}_{n:08d}" for n in range(1, len(packed) + 1)], table
+    return tables

@@ -45,6 +45,7 @@ VALUE_FLAGS = [
     ("--ac", "0.25", "hyperparameter.ac", 0.25),
 ]
 SWITCHES = [
+    ("--follow_links", "data_loader.args.follow_links"),
     ("--multiprocessing_distributed", "multiprocessing_distributed"),
     ("--freeze_bn", FREEZE),
 ]
@@ -54,7 +55,10 @@ ADDED_FLAGS = [  # not published, of this framework
     ("--accumulate", "4", "trainer.accumulate", 4),
 ]
 GENERAL = {"-c", "--config", "-r", "--resume", "-d", "--device", "--test", "-h", "--help"}
-EVAL_FLAGS = {"--multiprocessing_distributed", "--dist_url", "--name", "--save_dir", "--data_dir"}
+EVAL_FLAGS = {
+    *("--multiprocessing_distributed", "--dist_url", "--name", "--save_dir", "--data_dir"),
+    "--follow_links",
+}
 
 
 def parse(*argv: object, mode: str = "train", dataset: str = "voc") -> ConfigParser:
@@ -290,10 +294,8 @@ def test_named_config_overrides_single_keys_of_the_one_beside_the_weight(tmp_pat
     # Only what the other version wrote may be unknown.
     assert "hyperparameter.of_another_version" in config.beside
     assert not {"hyperparameter.misspelt", "hyperparameter.kd", "seed"} & config.beside
-    assert [note.split(",")[-1] for note in config.notes] == [
-        " which lies beside the weights",
-        " over it",
-    ]
+    assert config.notes[0] == f"config: {tmp_path / 'own.json'}"
+    assert config.notes[1].endswith("config.json, which lies beside the weights")
     folder = nested("data_loader.args.task.idxs_path", "lists")
     assert parse("-r", beside(tmp_path, folder)).cache_dir == parse().cache_dir != "lists"
     assert parse_json(folder, tmp_path, "-r", weights).cache_dir == "lists"
@@ -321,6 +323,26 @@ def test_file_beside_a_weight_does_not_choose_the_save_dir(tmp_path):
     assert save_dir(trained, "eval") == save_dir(downloaded, "eval") == default
     for mode in ("train", "eval"):
         assert save_dir(trained, mode, "--save_dir", "typed") == "typed"
+
+
+def test_links_of_own_runs_are_followed_in_evaluation(tmp_path):
+    """Of weights below the save_dir that this call names; elsewhere only the flag counts."""
+
+    def follows(weights: Path, *argv: object, mode: str = "eval") -> bool:
+        return parse("-r", weights, *argv, mode=mode)["data_loader"]["args"]["follow_links"]
+
+    tree = nested("data_loader.args.follow_links", True)
+    own = beside(tmp_path / "runs/models/overlap_15-1_DKD/step_0", tree)
+    downloaded = beside(tmp_path / "downloads/models/overlap_15-1_DKD/step_0", tree)
+    here = ("--save_dir", tmp_path / "runs")
+    assert follows(own, *here)
+    assert not follows(own)
+    assert not follows(downloaded, *here)
+    assert not follows(own, *here, "--no-follow_links")
+    assert follows(downloaded, "--follow_links")
+    assert follows(own, mode="train")
+    without = beside(tmp_path / "runs/models/overlap_15-1_DKD/step_1", {})
+    assert not follows(without, *here)
 
 
 # ------------------------------------------------------------------------------------ read-only

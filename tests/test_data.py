@@ -260,7 +260,7 @@ def test_the_index_of_a_mask_is_the_class(voc, mode):
 def test_lines_of_a_training_list(tmp_path, line):
     root = write_voc(tmp_path / "voc", {"a": [1], "b": [2]}, f"\n{line}\r\n\n")
     (entry,) = VOC("train", str(root)).entries
-    assert (entry.id, entry.line) == ("b", line.strip())
+    assert (entry.id, entry.line) == ("b", "/JPEGImages/b.jpg /SegmentationClassAug/b.png")
     assert entry.image == root / "JPEGImages" / "b.jpg"
     assert entry.mask == root / "SegmentationClassAug" / "b.png"
     assert entry.where == f"{root}/ImageSets/Segmentation/train_aug.txt, line 2"

@@ -11,12 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
+from base.base_model import ModelOutput
+from base.task import Task
 from data_loader import memory
 from data_loader.leakage import audit, ranges
 from data_loader.memory import Candidate
 from scripts.make_toy_voc import CLASS_NAMES
 from tests.conftest import train, write_config
 from trainer.memory import find_candidates, pseudo_label
+from trainer.methods import METHODS
 from trainer.run import build_data
 from utils.distributed import SINGLE, Ranks
 from utils.misc import UserError
@@ -87,18 +90,39 @@ def test_an_image_that_is_stored_and_fresh_is_one_candidate():
 
 
 # --------------------------------------------------------------------------------------- the file
-def test_file_has_the_published_form(tmp_path):
-    path = tmp_path / "memory.json"
-    memory.write(path, 1, candidates(b=[2], a=[1, 2]), {})
-    memory.write(path, 2, candidates(c=[3], a=[1]), memory.read(path))
+def voc_line(name):
+    return f"/JPEGImages/{name}.jpg /SegmentationClassAug/{name}.png"
+
+
+@pytest.mark.parametrize("published", [voc_line, str], ids=["whole lines", "bare ids"])
+def test_file_has_the_published_form(tmp_path, published):
+    path, lines = tmp_path / "memory.json", {name: published(name) for name in "abc"}
+    memory.write(path, 1, candidates(b=[2], a=[1, 2]), {}, lines)
+    memory.write(path, 2, candidates(c=[3], a=[1]), memory.read(path), lines)
+    a, b, c = lines.values()
     assert json.loads(path.read_text()) == {
-        "step_2": {"memory_candidates": [["c", [3]], ["a", [1]]], "memory_list": ["a", "c"]},
-        "step_1": {"memory_candidates": [["b", [2]], ["a", [1, 2]]], "memory_list": ["a", "b"]},
+        "step_2": {"memory_candidates": [[c, [3]], [a, [1]]], "memory_list": [a, c]},
+        "step_1": {"memory_candidates": [[b, [2]], [a, [1, 2]]], "memory_list": [a, b]},
     }
     stored = memory.read(path)
     assert memory.exemplars(stored, 1) == candidates(b=[2], a=[1, 2])
     assert memory.exemplars(stored, 3) == []
     assert memory.origins(stored, 2) == {"c": 1, "a": 0}
+
+
+def test_files_with_either_kind_of_name(tmp_path):
+    """Of the published code (whole lines, void among the ids) after one of ours with bare ids."""
+    path, a, b = tmp_path / "memory.json", voc_line("a"), voc_line("b")
+    entries = {
+        "step_2": {"memory_candidates": [[b, [0, 3, 255]], [a, [1]]], "memory_list": [a, b]},
+        "step_1": {"memory_candidates": [["a", [1]]], "memory_list": ["a"]},
+    }
+    path.write_text(json.dumps(entries))
+    stored = memory.read(path)
+    assert memory.exemplars(stored, 2) == candidates(b=[3], a=[1])
+    assert memory.origins(stored, 2) == {"b": 1, "a": 0}
+    memory.write(path, 3, [], stored, {"a": a, "b": b})  # what comes after is of one kind
+    assert json.loads(path.read_text())["step_1"]["memory_list"] == [a]
 
 
 @pytest.mark.parametrize(
@@ -263,7 +287,9 @@ def test_audit_of_the_exemplars(every_id, tmp_path, setting, policy, step):
     for dataset in data.replay_sets:
         shown |= whole_ids(data, dataset)
     for name in ids:
-        visible = allowed_ids(setting, origins[name] if policy == "stored" else step)
+        visible = allowed_ids(setting, step)  # new classes are taught, not hidden
+        if policy == "stored":
+            visible |= allowed_ids(setting, origins[name])
         assert shown[name] == {int(c) for c in name} & visible, name
         future = {label for later in STEPS[step + 1 :] for label in later}
         assert not shown[name] & future
@@ -320,7 +346,7 @@ def test_exemplars_join_the_images_of_the_step(every_id, tmp_path):
     )
     assert own.name == replayed.name == "4"
     assert not torch.equal(own.image, replayed.image), "another crop"
-    assert 4 not in replayed.label.unique(), "stored at step 1, which did not know class 4"
+    assert 4 in replayed.label.unique(), "stored at step 1, but its new class is no background"
 
 
 def test_memory_of_another_data_set(every_id, tmp_path):
@@ -365,7 +391,40 @@ def test_memory_of_a_run(three_steps):
         assert len(taken) == 1, "every class is named, with how many and which"
     assert all(c.name in log for c in kept)
     assert log.count("leakage audit") == 1
-    assert "exemplars (stored labels, step 0's) show " in log
+    assert "exemplars (stored labels, stored at step 0) show " in log
+    assert "WARNING memory.labels is 'stored', but dkd reads labels of new classes only" in log
+
+
+def test_stored_labels_reach_a_method_that_learns_old_classes(three_steps, tmp_path):
+    _, config, (zero, *_) = three_steps
+    saved = tmp_path / "runs"
+    (saved / "models" / zero.experiment).mkdir(parents=True)
+    (saved / "models" / zero.experiment / "step_0").symlink_to(zero.step_dir().resolve())
+    flags = ("--epochs", "1", "--freeze_bn", "--task_step", "1", "--save_dir", str(saved))
+    run = train(config, *flags, "--method", "finetune")
+    log = (run.log_dir() / "info.log").read_text()
+    assert "memory.labels is 'stored', but" not in log
+    (line,) = [line for line in log.splitlines() if "leakage audit" in line]
+    shown = line.split("exemplars (stored labels, stored at step 0) show ")[1].split(";")[0]
+    assert shown.startswith("1-"), "old classes of the step that stored them"
+
+
+@pytest.mark.parametrize(("method", "learns"), [("dkd", False), ("finetune", True)])
+def test_which_methods_learn_old_classes(method, learns):
+    """What `learns_old` promises: labels of old classes move the loss, or do not."""
+    task = Task("voc", "own", "overlap", 1, ((1, 2), (3,)), tuple("0123"))
+    contract = METHODS[method](task, {})
+    generator = torch.Generator().manual_seed(1)
+    old, new = (torch.randn(2, c, 4, 4, generator=generator) for c in (3, 4))
+    labels = torch.randint(0, 4, (2, 16, 16), generator=generator).to(torch.uint8)
+    blind = torch.where((labels == 1) | (labels == 2), 0, labels)
+    student, teacher = (ModelOutput(x, x[:, 1:], x[:, 1:]) for x in (new, old))
+    losses = [
+        sum(term.sum() for term in contract.losses(student, teacher, given).values())
+        for given in (labels, blind)
+    ]
+    assert contract.learns_old is learns
+    assert torch.equal(*losses) is not learns
 
 
 def test_a_class_without_candidates_is_reported(three_steps, tmp_path, toy_root):

@@ -388,3 +388,19 @@ def test_weights_named_by_hand_do_not_become_the_result_of_the_step(after_base, 
     torch.save({**checkpoint, "finished": False}, folder / "checkpoint-epoch2.pth")
     with pytest.raises(UserError, match="holds no finished run"):
         train(config, *flags, "--test")
+
+
+def test_linked_data_from_training_to_the_last_evaluation(toy_root, tmp_path):
+    """As the scripts call both: the setting of the run holds for its own weights."""
+    root = tmp_path / "linked"
+    shutil.copytree(toy_root, root)
+    (root / "JPEGImages").rename(tmp_path / "elsewhere")
+    (root / "JPEGImages").symlink_to(tmp_path / "elsewhere")
+    config = write_config(tmp_path / "c.json", root)
+    with pytest.raises(UserError, match=r"is a link .*pass --follow_links"):
+        train(config, "--epochs", "1", "--name", "without")
+    trained = train(config, "--epochs", "1", "--follow_links")
+    weights = ("--test", "-r", str(trained.step_dir() / "checkpoint-epoch1.pth"))
+    saved = ("--save_dir", trained["trainer"]["save_dir"])
+    evaluated = train(None, *weights, *saved, mode="eval")
+    assert evaluation(evaluated)["confusion"] == metrics(trained.log_dir())["confusion"]

@@ -10,26 +10,30 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from base.base_dataset import BaseDataset
+from base.base_dataset import BaseDataset, Entry
 from base.task import SETTINGS, Task, make_task
 from data_loader import splits
 from data_loader.data_loaders import VOCIncrementalDataLoader
 from data_loader.splits import (
     compare_with_published,
+    derive,
     list_hash,
     list_name,
     presence_table,
+    published_extra,
     published_lists,
     read_published,
     select,
 )
-from data_loader.task_tables import VOC_TASKS
+from data_loader.task_tables import ADE_TASKS, VOC_TASKS
 from data_loader.voc import VOC, VOC_CLASSES
+from tests.conftest import ade_presence
 from utils.logger import log
 from utils.misc import UserError
 
@@ -78,6 +82,49 @@ def test_the_rules_give_all_published_voc_lists(voc):
                         derived[key] = {"count": len(ids), "sha256": list_hash(ids)}
     assert len(derived) == 111
     assert derived == published
+
+
+def ade_set(ids: list[str]) -> SimpleNamespace:
+    return SimpleNamespace(entries=[Entry(name, name, Path(), Path(), "") for name in ids])
+
+
+def ade_task(name: str, step: int) -> Task:
+    names = [str(label) for label in range(151)]
+    return make_task("ade", ADE_TASKS, names, name=name, setting="overlap", step=step)
+
+
+def test_the_rules_and_18_images_give_all_published_ade_lists():
+    """With the 111 of VOC these are all 180."""
+    published = {k: v for k, v in published_lists().items() if k.startswith("ade/")}
+    assert len(published) + 111 == len(published_lists()) == 180
+    tables = ade_presence()
+    beyond = {}
+    for key in published:
+        name, kind, step = key.removeprefix("ade/overlap_").split("_")
+        name = "joint" if name == "offline" else name
+        ids, presence = tables["train" if kind == "train" else "val"]
+        task = ade_task(name, int(step))
+        indices = derive(ade_set(ids), presence, task, kind)
+        chosen = [ids[index] for index in indices]
+        assert {"count": len(chosen), "sha256": list_hash(chosen)} == published[key], key
+        if more := len(chosen) - len(select(presence, task, kind)):
+            beyond[key] = more
+    assert beyond == {"ade/overlap_100-50_train_00": 18}
+
+
+def test_images_beyond_the_rule_belong_to_the_complete_data_alone():
+    ids, presence = ade_presence()["train"]
+    extra = set(published_extra()["ade/overlap_100-50_train_00"])
+    task, dataset = ade_task("100-50", 0), ade_set(ids)
+    by_rule = select(presence, task, "train").tolist()
+    assert not presence[[ids.index(name) for name in extra], 1:101].any()
+    assert extra.isdisjoint(ids[index] for index in by_rule)
+    other = replace(task, published=False)  # own classes or an own schedule
+    assert derive(dataset, presence, other, "train").tolist() == by_rule
+    without = ade_set(ids[:-1])
+    assert derive(without, presence[:-1], task, "train").tolist() == by_rule[:-1]
+    for name in ("100-10", "100-5"):
+        assert derive(dataset, presence, ade_task(name, 0), "train").tolist() == by_rule
 
 
 @pytest.mark.parametrize(

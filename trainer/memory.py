@@ -55,7 +55,9 @@ def replay(
         chosen = memory.choose(pool, task.old, size, seed)
         _report(file, task, chosen, len(pool), len(kept), size)
         file.parent.mkdir(parents=True, exist_ok=True)
-        memory.write(file, task.step, [c for taken in chosen.values() for c in taken], earlier)
+        lines = {entry.id: entry.line for entry in data.raw["train"].entries}
+        exemplars = [candidate for taken in chosen.values() for candidate in taken]
+        memory.write(file, task.step, exemplars, earlier, lines)
     ranks.barrier()
     stored = memory.read(file)
     if f"step_{task.step}" not in stored:

@@ -468,6 +468,14 @@ def _introduce(
     if config.test:
         return
     _tell_batch(ranks, data, frozen=config["arch"]["args"]["freeze_all_bn"])
+    memory = config["data_loader"]["args"]["memory"]
+    replays = method.task.step > 0 and memory["mem_size"] > 0
+    if replays and memory["labels"] == "stored" and not method.learns_old:
+        log.warning(
+            "memory.labels is 'stored', but %s reads labels of new classes only: it learns what it "
+            "learns with 'current'",
+            config["method"],
+        )
     if config["trainer"]["monitor"] != "off" and not data.blocks["val"]["cross_val"]:
         log.warning(
             "trainer.monitor chooses on validation images, and those are test images as well: set "

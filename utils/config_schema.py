@@ -207,7 +207,7 @@ SCHEMA: dict[str, Key] = {
     "data_loader.args.memory.mem_size": Key("replayed old images; 0: no replay", (int,), 0),
     "data_loader.args.memory.labels": Key(
         "labels of replayed images: current: of the classes of this step, as the published code; "
-        "stored: of the step whose image it was, and no others",
+        "stored: also of the step whose image it was, for methods that learn old classes",
         (str,),
         choices=("current", "stored"),
     ),
@@ -293,6 +293,7 @@ FLAGS = (
     Flag(("--name",), "name", str, True),
     Flag(("--save_dir",), "trainer.save_dir", str, True),
     Flag(("--data_dir",), "data_loader.args.data_dir", str, True),
+    Flag(("--follow_links",), "data_loader.args.follow_links", None, True),
     Flag(("--method",), "method", str),
     Flag(("--mem_size",), "data_loader.args.memory.mem_size", int),
     Flag(("--seed",), "seed", int),

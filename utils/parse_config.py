@@ -344,24 +344,25 @@ class ConfigParser:
         resume = None if auto or args["resume"] is None else Path(args["resume"])
         if resume is not None and not resume.is_file():
             raise UserError(f"-r/--resume: there is no file {resume}.")
-        theirs: dict[str, Any] = {}
         mine: dict[str, Any] = {}
+        if args["config"] is not None:
+            mine, _ = flatten(read_json(Path(args["config"])), args["config"], strict=True)
+            notes.append(f"config: {args['config']}")
+        for flag in FLAGS:
+            if args.get(flag.key) is not None:
+                mine[flag.key] = check_value(flag.key, args[flag.key], f"flag {flag.names[-1]}")
+        theirs: dict[str, Any] = {}
         if resume is not None and (beside := resume.parent / "config.json").is_file():
             theirs, unknown = flatten(read_json(beside), str(beside), strict=False)
             notes.append(f"config: {beside}, which lies beside the weights")
             if unknown:
                 notes.append(f"ignored, for this version has no such keys: {listing(unknown)}")
-            theirs.update(_not_beside_weights(mode, resume, theirs, defaults))
-        if args["config"] is not None:
-            path = Path(args["config"])
-            mine, _ = flatten(read_json(path), str(path), strict=True)
-            notes.append(f"config: {path}{', over it' if theirs else ''}")
-        elif not theirs and mode == "eval":
+            theirs.update(_not_beside_weights(mode, resume, theirs, _over(defaults, mine)))
+        elif mode == "eval" and not notes:
             raise UserError(
                 f"there is no config.json beside {resume}; name these weights' config with -c."
             )
-        elif not theirs:
-            notes.append(f"config: {default_config}")
+        notes = notes or [f"config: {default_config}"]
 
         flat = _over(_over(defaults, theirs), mine)
         bundle = "data_loader.type"
@@ -370,10 +371,6 @@ class ConfigParser:
                 f"{bundle} is '{flat[bundle]}', but this script is for '{defaults[bundle]}'; "
                 "correct it, or call that data set's script."
             )
-        for flag in FLAGS:
-            if args.get(flag.key) is not None:
-                mine[flag.key] = check_value(flag.key, args[flag.key], f"flag {flag.names[-1]}")
-        flat.update(mine)
         lists = "data_loader.args.task.idxs_path"
         return cls(
             flat,
@@ -403,21 +400,31 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _not_beside_weights(
-    mode: str, resume: Path, values: Mapping[str, Any], defaults: Mapping[str, Any]
+    mode: str, resume: Path, theirs: Mapping[str, Any], mine: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a config beside the weights `resume` does not get to choose.
+    """What a config beside the weights `resume` does not get to choose, and its value.
 
     Such a file may be downloaded, so folders that are written to, and where processes meet, are
     this machine's: an evaluation writes below the default folder. Training that continues in the
-    folder tree that holds the checkpoint is the user's own run and keeps its processes.
+    folder tree that holds the checkpoint is the user's own run and keeps its processes. Weights
+    below this call's own save_dir are the user's as well: their links are followed as in training.
+
+    Args:
+        mode: "train" or "eval".
+        resume: the weights.
+        theirs: what the file says.
+        mine: what holds without it.
     """
-    refused = {dotted: defaults[dotted] for dotted in SCHEMA if SCHEMA[dotted].local}
-    folder = resume.resolve().parent
-    if mode == "train" and re.fullmatch(r"step_\d+", folder.name) and len(folder.parts) > 3:
-        models = folder.parent.parent
-        if models.name == "models":
-            own = ("multiprocessing_distributed", "n_gpu", "data_loader.args.follow_links")
-            for dotted in (*own, "fast.fused_loss", "fast.compile"):
-                refused[dotted] = values.get(dotted, defaults[dotted])
-            refused["trainer.save_dir"] = str(models.parent)
+    refused = {dotted: mine[dotted] for dotted in SCHEMA if SCHEMA[dotted].local}
+    folder, links = resume.resolve().parent, "data_loader.args.follow_links"
+    in_runs = re.fullmatch(r"step_\d+", folder.name) and len(folder.parts) > 3
+    if not in_runs or folder.parents[1].name != "models":
+        return refused
+    runs = folder.parents[2]
+    if runs == Path(mine["trainer.save_dir"]).resolve():
+        refused[links] = theirs.get(links, mine[links])
+    if mode == "train":
+        own = ("multiprocessing_distributed", "n_gpu", "fast.fused_loss", "fast.compile", links)
+        refused |= {dotted: theirs.get(dotted, mine[dotted]) for dotted in own}
+        refused["trainer.save_dir"] = str(runs)
     return refused

@@ -19,6 +19,7 @@ class DKD(SigmoidMethod):
     classes' logits and L_dkd on their positive and negative parts.
     """
 
+    learns_old = False
     settings = {"pos_weight": 1, "mbce": 1, "kd": 5, "dkd_pos": 5, "dkd_neg": 5, "ac": 1}  # noqa: RUF012
 
     @property

@@ -18,6 +18,7 @@ class Finetune(SigmoidMethod):
     auxiliary head stays as it is, so that a DKD base step can be the starting point.
     """
 
+    learns_old = True
     settings = {"pos_weight": 1, "mbce": 1}  # noqa: RUF012
 
     @property
