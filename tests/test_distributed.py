@@ -484,3 +484,50 @@ def test_environment_of_torchrun(toy_config):
     plan = plan_launch(parsed, environment)
     assert plan.by_torchrun
     assert plan.url == "env://"
+
+
+def parsed_with(toy_config, *argv):
+    return ConfigParser.from_args(
+        "train", "configs/config_voc.json", argv=["-c", str(toy_config), *argv]
+    )
+
+
+def sum_of_ranks(config, ranks):
+    assert ranks.sum(torch.ones(1)).item() == 2
+
+
+@pytest.mark.parametrize(("scheme", "stale"), [("env", False), ("file", False), ("file", True)])
+def test_where_two_processes_meet(toy_config, tmp_path, monkeypatch, caplog, scheme, stale):
+    """A file that a killed run left would make them wait; it is not used."""
+    meet = tmp_path / "meet"
+    if stale:
+        meet.write_text("what a killed run left")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    url = "env://" if scheme == "env" else f"file://{meet}"
+    config = with_processes(toy_config, 2, 4)
+    start = time.monotonic()
+    launch(sum_of_ranks, parsed_with(config, *TWO, "--dist_url", url))
+    assert time.monotonic() - start < 60
+    taken = f"dist_url: {meet} exists, {meet}.{os.getpid()} is taken instead"
+    assert (taken in caplog.text) == stale
+    assert [path.name for path in tmp_path.glob("meet*")] == ["meet"] * stale
+
+
+def test_a_run_that_fails_leaves_no_file_to_meet_at(toy_config, tmp_path):
+    config, meet = with_processes(toy_config, 2, 4), tmp_path / "meet"
+    with pytest.raises(UserError):
+        launch(user_error_on_rank_1, parsed_with(config, *TWO, "--dist_url", f"file://{meet}"))
+    assert not meet.exists()
+
+
+def test_a_stale_file_of_several_nodes_is_refused(toy_config, tmp_path):
+    """A young one may be another node's of the same run."""
+    meet, tree = tmp_path / "meet", json.loads(toy_config.read_text())
+    meet.touch()
+    toy_config.write_text(json.dumps({**tree, "world_size": 2}))
+    config = parsed_with(toy_config, *TWO, "--dist_url", f"file://{meet}")
+    assert plan_launch(config, {}).url == f"file://{meet}"
+    os.utime(meet, (0, time.time() - distributed.STALE - 1))
+    with pytest.raises(UserError, match=r"meet', but this file is of an earlier run"):
+        plan_launch(config, {})

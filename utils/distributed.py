@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -31,6 +32,7 @@ from utils.misc import Interrupted, UserError, last_words, listing, sentence
 
 # Of every collective call: rank 0 may scan masks or fetch weights on a slow disk meanwhile.
 TIMEOUT = timedelta(hours=1)
+STALE = 600  # seconds after which a file to meet at is no other node's of the same run
 PATIENCE = 10  # seconds that the other ranks have to end in good order when one has failed
 
 
@@ -151,7 +153,7 @@ def plan_launch(config: Any, environment: dict[str, str] | None = None) -> Launc
     backend = config["dist_backend"] if cuda else "gloo"
     url = "env://" if by_torchrun else config["dist_url"]
     if distributed and not by_torchrun:
-        url = _free_url(url, nodes)
+        url = _meeting_place(url, nodes, environment)
     world = int(environment["WORLD_SIZE"]) if by_torchrun else nodes * len(devices)
     world = world if distributed else 1
     return Launch(tuple(devices), nodes, node, backend, url, by_torchrun, distributed, world)
@@ -177,11 +179,52 @@ def _devices(text: str | None) -> list[torch.device]:
     return [torch.device("cuda", number) for number in ids or range(count)]
 
 
+def _meeting_place(url: str, nodes: int, environment: dict[str, str]) -> str:
+    """`dist_url` as tcp:// or file://; another port or file when that of a single node is taken."""
+    if url == "env://":
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
+        if missing:
+            raise UserError(
+                f"dist_url is 'env://', but the environment has no {listing(missing)}; set "
+                "MASTER_ADDR to the name of node 0 and MASTER_PORT to a free port of it."
+            )
+        url = f"tcp://{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
+    return (_free_file if url.startswith("file:") else _free_url)(url, nodes)
+
+
+def _free_file(url: str, nodes: int) -> str:
+    """`url`; another file when that of a single-node run is there, as a killed run leaves it."""
+    if not re.fullmatch(r"file:///[^?#]*[^/?#]", url):  # torch would read the rest as no path
+        raise UserError(
+            f"dist_url is '{url}'; file:// needs an absolute path to a file, without ? and #, such "
+            "as file:///shared/meet."
+        )
+    path = Path(url.removeprefix("file://"))
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(
+            f"dist_url is '{url}', but no file can be written there; name one in an existing "
+            "folder that this user may write to."
+        )
+    if not path.exists():
+        return url
+    if nodes == 1:
+        log.warning("dist_url: %s exists, %s.%d is taken instead", path, path, os.getpid())
+        return f"{url}.{os.getpid()}"
+    if time.time() - path.stat().st_mtime > STALE:  # a younger one may be another node's
+        raise UserError(
+            f"dist_url is '{url}', but this file is of an earlier run, which was killed; delete it."
+        )
+    return url
+
+
 def _free_url(url: str, nodes: int) -> str:
     """`url`, with a free port when the port of a single-node run is taken."""
     parts = re.fullmatch(r"tcp://([^:/]+):(\d+)", url)
     if parts is None or not 0 < int(parts[2]) < 65536:
-        raise UserError(f"dist_url is '{url}'; it must be tcp://HOST:PORT.")
+        raise UserError(
+            f"dist_url is '{url}'; it must be tcp://HOST:PORT, env:// (which takes them from "
+            "MASTER_ADDR and MASTER_PORT) or file:///PATH."
+        )
     host, port = parts[1], int(parts[2])
     if nodes > 1:
         return url
@@ -247,6 +290,8 @@ def launch(worker: Callable[[Any, Ranks], None], config: Any, plan: Launch | Non
                 _spawned, arguments, nprocs=len(plan.devices), join=False, start_method="spawn"
             ).processes
         exit_codes = _join(processes)
+        if plan.node == 0 and plan.url.startswith("file://"):  # ranks that failed left it
+            Path(plan.url.removeprefix("file://")).unlink(missing_ok=True)
         if any(exit_codes):
             _raise_cause(plan, exit_codes, reports)
 
