@@ -531,3 +531,61 @@ def test_a_stale_file_of_several_nodes_is_refused(toy_config, tmp_path):
     os.utime(meet, (0, time.time() - distributed.STALE - 1))
     with pytest.raises(UserError, match=r"meet', but this file is of an earlier run"):
         plan_launch(config, {})
+
+
+# ----------------------------------------------------------------------------------- several nodes
+ADDRESSES = {"docker0": "172.17.0.1", "eth0": "10.0.0.5", "ib0": "10.1.0.5", "lo": "127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "name"),
+    [
+        ("eth", "eth0"),
+        ("ib,eth", "eth0"),
+        ("=ib0", "ib0"),
+        ("=ib", None),
+        ("^lo,docker", "eth0"),
+        ("^=docker0,eth0", "ib0"),
+        ("wlan", None),
+        ("", None),
+        ("^", None),
+    ],
+)
+def test_interfaces_that_nccl_is_told(wanted, name):
+    assert distributed._matching(wanted, ADDRESSES) == name
+
+
+def test_the_interface_that_leads_to_node_0():
+    mine = distributed._addresses()
+    assert mine["lo"] == "127.0.0.1"
+    assert list(mine)[-1] == "lo"
+    assert distributed._towards("127.0.0.1", ADDRESSES) is None, "three lead out of the machine"
+    assert distributed._towards("127.0.0.1", {"eth9": "10.9.9.9", "lo": "127.0.0.1"}) == "eth9"
+    for name, address in mine.items():
+        if not address.startswith("127."):  # a way to oneself, by one's own address
+            assert distributed._towards(address, {**ADDRESSES, **mine}) == name
+
+
+@pytest.mark.parametrize(
+    ("own", "environment", "world", "expected", "warns"),
+    [
+        ("127.0.1.1", {"NCCL_SOCKET_IFNAME": "^lo,docker"}, 2, "eth0", False),
+        ("10.0.0.5", {"NCCL_SOCKET_IFNAME": "=ib0"}, 2, "ib0", False),
+        ("127.0.1.1", {"NCCL_SOCKET_IFNAME": "eth", "GLOO_SOCKET_IFNAME": "x"}, 2, "x", False),
+        ("127.0.1.1", {"NCCL_SOCKET_IFNAME": "wlan"}, 2, None, True),
+        ("127.0.1.1", {}, 2, None, True),
+        ("10.0.0.5", {}, 2, None, False),
+        ("127.0.1.1", {"NCCL_SOCKET_IFNAME": "eth"}, 1, None, False),
+    ],
+)
+def test_the_interface_of_gloo(monkeypatch, caplog, own, environment, world, expected, warns):
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "MASTER_ADDR", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: own)
+    monkeypatch.setattr(distributed, "_addresses", lambda: ADDRESSES)
+    distributed._name_interface(one_rank(world=world))
+    assert os.environ.get("GLOO_SOCKET_IFNAME") == expected
+    assert ("set GLOO_SOCKET_IFNAME" in caplog.text) == warns

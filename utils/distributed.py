@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ from utils.misc import Interrupted, UserError, last_words, listing, sentence
 # Of every collective call: rank 0 may scan masks or fetch weights on a slow disk meanwhile.
 TIMEOUT = timedelta(hours=1)
 STALE = 600  # seconds after which a file to meet at is no other node's of the same run
+SIOCGIFADDR = 0x8915  # of Linux' ioctl: the IPv4 address of a network interface
 PATIENCE = 10  # seconds that the other ranks have to end in good order when one has failed
 
 
@@ -246,6 +248,80 @@ def _free_url(url: str, nodes: int) -> str:
     return f"tcp://{host}:{free}"
 
 
+def _name_interface(plan: Launch) -> None:
+    """Set GLOO_SOCKET_IFNAME where gloo would have other nodes call this one in vain.
+
+    gloo tells them the address that the host's name resolves to, on Debian 127.0.1.1. On a single
+    node that works, and whatever the user has set stays.
+    """
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if plan.by_torchrun else len(plan.devices)
+    if plan.world == local or os.environ.get("GLOO_SOCKET_IFNAME"):
+        return
+    addresses = _addresses()
+    name = _matching(os.environ.get("NCCL_SOCKET_IFNAME", ""), addresses)
+    if name is None:
+        try:
+            own = socket.gethostbyname(socket.gethostname())
+        except OSError:  # gloo then takes a loopback address
+            own = "127.0.0.1"
+        if not own.startswith("127."):
+            return
+        host = re.match(r"tcp://([^:]+)", plan.url)
+        name = _towards(host[1] if host else os.environ.get("MASTER_ADDR"), addresses)
+    if name is not None:
+        os.environ["GLOO_SOCKET_IFNAME"] = name
+        return
+    log.warning(
+        "this node's name, %s, means %s, where other nodes cannot reach it: set GLOO_SOCKET_IFNAME "
+        "to the network interface between the nodes; there are %s",
+        *(socket.gethostname(), own, listing(addresses) or "none with an IPv4 address"),
+    )
+
+
+def _addresses() -> dict[str, str]:
+    """Network interfaces with their IPv4 addresses, loopback last; empty where it is not Linux."""
+    found: dict[str, str] = {}
+    if sys.platform != "linux":
+        return found
+    import fcntl
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # it has none
+                answer = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()))
+                found[name] = socket.inet_ntoa(answer[20:24])
+    return dict(sorted(found.items(), key=lambda item: item[1].startswith("127.")))
+
+
+def _matching(wanted: str, addresses: dict[str, str]) -> str | None:
+    """The first interface that a NCCL_SOCKET_IFNAME means.
+
+    Args:
+        wanted: prefixes such as `eth,ib`; after `=` whole names; after `^` those it must not be.
+        addresses: as `_addresses` returns them.
+    """
+    text = wanted.removeprefix("^")
+    words = [word for word in text.removeprefix("=").split(",") if word]
+    if not words:
+        return None
+    for name in addresses:
+        named = name in words if text.startswith("=") else name.startswith(tuple(words))
+        if named != wanted.startswith("^"):
+            return name
+    return None
+
+
+def _towards(host: str | None, addresses: dict[str, str]) -> str | None:
+    """The interface by which `host` is reached, or the only one that leads out of this machine."""
+    outside = {address: name for name, address in addresses.items() if address[:4] != "127."}
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        if host is not None:
+            probe.connect((host, 9))  # sends nothing, but chooses the way
+            if (own := probe.getsockname()[0]) in outside:
+                return outside[own]
+    return next(iter(outside.values())) if len(outside) == 1 else None
+
+
 def launch(worker: Callable[[Any, Ranks], None], config: Any, plan: Launch | None = None) -> None:
     """Run `worker(config, ranks)` in every process of the run and wait for the end.
 
@@ -263,6 +339,7 @@ def launch(worker: Callable[[Any, Ranks], None], config: Any, plan: Launch | Non
         with interrupt.watch():
             worker(config, Ranks(0, 1, plan.devices[0]))
         return
+    _name_interface(plan)
     if plan.by_torchrun:
 
         def say(error: BaseException) -> None:
