@@ -1,6 +1,7 @@
 """Several processes on the CPU: the same results as one, errors that end the run, torchrun."""
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -589,3 +591,30 @@ def test_the_interface_of_gloo(monkeypatch, caplog, own, environment, world, exp
     distributed._name_interface(one_rank(world=world))
     assert os.environ.get("GLOO_SOCKET_IFNAME") == expected
     assert ("set GLOO_SOCKET_IFNAME" in caplog.text) == warns
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "warns"),
+    [
+        (["-d", "0,1"], {}, True),
+        (["-d", "0"], {}, False),
+        ([], {}, False),
+        (["-d", "0,1", "--multiprocessing_distributed"], {}, False),
+        (["-d", "0,1"], {"RANK": "0", "WORLD_SIZE": "1"}, False),
+    ],
+)
+def test_several_gpus_for_one_process(toy_config, monkeypatch, caplog, flags, environment, warns):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for name in ("_as_rank", "_join"):  # what starts processes
+        monkeypatch.setattr(distributed, name, lambda *_: [])
+    started = SimpleNamespace(processes=[])
+    monkeypatch.setattr(distributed.mp, "start_processes", lambda *_, **__: started)
+    with caplog.at_level(logging.WARNING, logger="dkd"):
+        launch(lambda config, ranks: None, parsed_with(toy_config, *flags))
+    sentence = "-d 0,1: only cuda:0 is used; all of them need --multiprocessing_distributed"
+    told = [message for message in caplog.messages if message.startswith("-d")]
+    assert told == [sentence] * warns

@@ -335,6 +335,11 @@ def launch(worker: Callable[[Any, Ranks], None], config: Any, plan: Launch | Non
     """
     plan = plan or plan_launch(config)
     if not plan.distributed:
+        if "," in (config.device or ""):
+            log.warning(
+                "-d %s: only %s is used; all of them need --multiprocessing_distributed",
+                *(config.device, plan.devices[0]),
+            )
         _select(plan.devices[0])
         with interrupt.watch():
             worker(config, Ranks(0, 1, plan.devices[0]))
