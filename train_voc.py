@@ -6,10 +6,13 @@
 Every flag overrides the config key that it names; see README.md.
 """
 
-from utils.misc import one_sentence_errors
-from utils.parse_config import ConfigParser
+from utils import interrupt
 
 if __name__ == "__main__":
+    interrupt.end_at_once()  # on a signal, also while the rest is being imported
+    from utils.misc import one_sentence_errors
+    from utils.parse_config import ConfigParser
+
     with one_sentence_errors():
         config = ConfigParser.from_args("train", "configs/config_voc.json", __doc__)
         from trainer.run import run  # torch is imported only for arguments that are good

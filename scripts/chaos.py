@@ -35,6 +35,7 @@ import torch
 
 from scripts.make_toy_voc import CLASS_NAMES, make_toy_voc
 from utils import checkpoint as files
+from utils import interrupt
 from utils.misc import EXIT_INTERRUPTED, EXIT_USER_ERROR, PART, UserError, one_sentence_errors
 from utils.parse_config import PROJECT_ROOT
 
@@ -60,6 +61,7 @@ class Job:
     Attributes:
         folder: holds `data`, `config.json` and `runs`.
         processes: 1 or 2.
+        outcome: what the fault led to, for the report.
         steps: which are trained.
     """
 
@@ -67,6 +69,7 @@ class Job:
 
     folder: Path
     processes: int = 1
+    outcome: str = ""
 
     def prepare(self, data: Path) -> Job:
         """Copy the data and write the config."""
@@ -166,6 +169,22 @@ def kill_group(process: subprocess.Popen) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+@dataclass(frozen=True)
+class Moment:
+    """When a signal comes: after a line of the log, if any, within some seconds (per process)."""
+
+    words: str
+    log: str
+    seconds: float
+
+
+MOMENTS = (
+    Moment("while it starts", "", 2.5),
+    Moment("in between", "leakage audit", 1.0),
+    Moment("at the end", f"epoch {EPOCHS}/{EPOCHS}: ", 0.7),
+)
+
+
 # ------------------------------------------------------------------------------------------ faults
 # Each function starts the job, breaks it once at a random moment, and checks how it ended. The
 # caller then finishes the job and compares.
@@ -226,18 +245,26 @@ def one_rank_of_two(job: Job, chance: random.Random) -> None:
 
 
 def asked_to_stop(job: Job, chance: random.Random) -> None:
-    """SIGTERM, SIGINT or SIGUSR1 to the launching process alone, or to the whole group."""
+    """SIGTERM, SIGINT or SIGUSR1 from the script's first lines until its process is gone.
+
+    To the launching process alone, or to the whole group; while it starts, in between, or in the
+    last second.
+    """
     number = chance.choice((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1))
+    moment = chance.choice(MOMENTS)
     process = job.start(0)
-    job.wait_for(process, lambda: log_has(job, "leakage audit"), "the training")
-    time.sleep(chance.uniform(0, 1.5))
+    job.wait_for(process, lambda: answers_signals(process.pid), "the script's first lines")
+    if moment.log:
+        job.wait_for(process, lambda: log_has(job, moment.log), moment.log)
+    time.sleep(chance.uniform(0, moment.seconds * job.processes))
     with contextlib.suppress(ProcessLookupError):
         (os.kill if chance.random() < 0.5 else os.killpg)(process.pid, number)
     code, output = job.wait(process)
-    require(code in (EXIT_INTERRUPTED, 0), f"exit code {code} after a signal:\n{output[-2000:]}")
+    job.outcome = f"{signal.Signals(number).name} {moment.words}: code {code}"
+    require(code in (EXIT_INTERRUPTED, 0), f"{job.outcome}:\n{output[-2000:]}")
+    require("Traceback" not in output, f"{job.outcome}, a traceback:\n{output[-2000:]}")
     if code:
-        require("stopped by" in output, "the signal was not told")
-        require("Traceback" not in output, f"a traceback after a signal:\n{output[-2000:]}")
+        require(output.count("stopped by") == 1, f"not one sentence:\n{output[-2000:]}")
 
 
 def full_disk(job: Job, chance: random.Random) -> None:
@@ -328,6 +355,15 @@ def log_has(job: Job, text: str) -> bool:
     return log.is_file() and text in log.read_text()
 
 
+def answers_signals(pid: int) -> bool:
+    """Whether a process has begun to handle the signals: before that no script can."""
+    with contextlib.suppress(FileNotFoundError):
+        status = Path(f"/proc/{pid}/status").read_text()
+        caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+        return all(caught >> (number - 1) & 1 for number in interrupt.SIGNALS)
+    return True  # a system without /proc
+
+
 def files_equal(job: Job) -> bool:
     """Whether a flipped bit hit nothing that a checkpoint means, such as padding."""
     _, _, skipped = files.newest_good(job.step_dir(0))
@@ -409,8 +445,11 @@ class Chaos:
             self.expected[processes] = job.result()
         return self.expected[processes]
 
-    def trial(self, name: str, chance: random.Random) -> None:
+    def trial(self, name: str, chance: random.Random) -> str:
         """One fault, the way on, and the comparison.
+
+        Returns:
+            What the fault led to, where its kind says so.
 
         Raises:
             Broken: what went wrong.
@@ -424,6 +463,7 @@ class Chaos:
         parts = [path.name for step in job.steps for path in job.step_dir(step).glob(f".*{PART}")]
         require(not parts, f"half-written files were left: {parts}")
         shutil.rmtree(job.folder)
+        return job.outcome
 
 
 def main() -> int:
@@ -447,9 +487,9 @@ def main() -> int:
         for number in range(args.trials):
             chance, start = random.Random(f"{args.seed} {name} {number}"), time.monotonic()
             try:
-                chaos.trial(name, chance)
+                told = chaos.trial(name, chance)
                 survived[name] += 1
-                outcome = "the same bits as undisturbed"
+                outcome = (f"{told}, " if told else "") + "the same bits as undisturbed"
             except Broken as error:
                 outcome = f"BROKEN: {error}"
             seconds = time.monotonic() - start

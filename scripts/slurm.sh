@@ -24,9 +24,11 @@ export PYTHON MASTER_ADDR MASTER_PORT
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 
-# Every task of srun is a rank; the names are those that torchrun gives.
+# Every task of srun is a rank; the names are those that torchrun gives. When one has ended, srun
+# ends the others after half a minute: with NCCL they may wait for it for an hour. Not at once
+# (--kill-on-bad-exit), for ranks that were interrupted would not all end with code 75.
 # shellcheck disable=SC2016 # the variables are those of the tasks
-srun --kill-on-bad-exit=0 bash -c 'RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID \
+srun --kill-on-bad-exit=0 --wait=30 bash -c 'RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID \
     LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE exec "$PYTHON" "$@"' rank "$@" -r auto &
 ranks=$!
 trap ':' USR1 TERM # srun passes the signals to the ranks; this script waits for them to save

@@ -1,6 +1,7 @@
 """Several processes on the CPU: the same results as one, errors that end the run, torchrun."""
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -8,15 +9,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.conftest import PROJECT, train, write_config
 from utils import checkpoint as files
-from utils.distributed import launch, plan_launch
-from utils.misc import UserError
+from utils import distributed, interrupt
+from utils.distributed import Launch, Ranks, launch, plan_launch
+from utils.misc import Interrupted, UserError
 from utils.parse_config import ConfigParser
 
 TWO = ("--multiprocessing_distributed",)
@@ -130,25 +134,33 @@ def test_two_nodes_of_two_processes_train_as_one(frozen_step, tmp_path):
 
 
 SRUN = """#!/usr/bin/env python
-# Starts the tasks as Slurm does: signals are passed on, the highest exit code is returned.
-import os, signal, subprocess, sys
-command = [word for word in sys.argv[1:] if not word.startswith("--kill")]
+# Starts the tasks as Slurm does: signals are passed on, the highest exit code is returned; when a
+# task has ended, the others are killed after --wait (here thirty times as soon).
+import itertools, os, signal, subprocess, sys, time
+options = list(itertools.takewhile(lambda word: word.startswith("--"), sys.argv[1:]))
+command = sys.argv[1 + len(options):]
+waits = [int(word.partition("=")[2]) for word in options if word.startswith("--wait=")] or [9999]
 tasks = [
     subprocess.Popen(command, env={**os.environ, "SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)})
     for n in range(int(os.environ["SLURM_NTASKS"]))
 ]
 signal.signal(signal.SIGUSR1, lambda *_: [task.send_signal(signal.SIGUSR1) for task in tasks])
-sys.exit(max(task.wait() for task in tasks))
+while all(task.poll() is None for task in tasks):
+    time.sleep(0.05)
+limit = time.monotonic() + waits[0] / 30
+while any(task.poll() is None for task in tasks) and time.monotonic() < limit:
+    time.sleep(0.05)
+codes = [task.poll() for task in tasks]
+[task.kill() for task in tasks]
+sys.exit(max(137 if code is None else code for code in codes))
 """
 SCONTROL = """#!/usr/bin/env bash
 if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >>"$SCONTROL_CALLS"; fi
 """
 
 
-def test_slurm_job_is_interrupted_queued_again_and_finished(frozen_step, tmp_path):
-    """With stand-ins for srun and scontrol: SIGUSR1, code 75, requeue, -r auto, the same result."""
-    config, flags, one, _ = frozen_step
-    saved = in_fresh_folder(one, tmp_path / "slurm")
+def slurm(tmp_path, python=sys.executable):
+    """An environment with stand-ins for srun and scontrol."""
     tools = tmp_path / "bin"
     tools.mkdir()
     for name, text in (
@@ -157,10 +169,10 @@ def test_slurm_job_is_interrupted_queued_again_and_finished(frozen_step, tmp_pat
     ):
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
-    environment = {
+    return {
         **os.environ,
         "PATH": f"{tools}:{os.environ['PATH']}",
-        "PYTHON": sys.executable,
+        "PYTHON": str(python),
         "SLURM_SUBMIT_DIR": str(PROJECT),
         "SLURM_JOB_ID": str(free_port()),
         "SLURM_JOB_NODELIST": "here",
@@ -168,6 +180,13 @@ def test_slurm_job_is_interrupted_queued_again_and_finished(frozen_step, tmp_pat
         "SLURM_NTASKS_PER_NODE": "2",
         "SCONTROL_CALLS": str(tmp_path / "calls"),
     }
+
+
+def test_slurm_job_is_interrupted_queued_again_and_finished(frozen_step, tmp_path):
+    """SIGUSR1, code 75, requeue, -r auto, the same result."""
+    config, flags, one, _ = frozen_step
+    saved = in_fresh_folder(one, tmp_path / "slurm")
+    environment = slurm(tmp_path)
     arguments = ("-c", str(config), *flags, "-d", "cpu", "--save_dir", str(saved))
     command = ["bash", "scripts/slurm.sh", "train_voc.py", *arguments]
 
@@ -200,6 +219,136 @@ def test_slurm_job_is_interrupted_queued_again_and_finished(frozen_step, tmp_pat
     assert_as_one(saved, one)
 
 
+def test_slurm_ends_ranks_that_wait_for_a_failed_one(tmp_path):
+    """As with NCCL: rank 1 fails, and rank 0 neither notices nor handles a signal."""
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\n[ $RANK = 1 ] && exit 2\ntrap '' TERM; exec sleep 200\n")
+    program.chmod(0o755)
+    start = time.monotonic()
+    done = subprocess.run(
+        ["bash", "scripts/slurm.sh", "train_voc.py"],
+        cwd=PROJECT,
+        env=slurm(tmp_path, program),
+        stdout=subprocess.DEVNULL,
+        timeout=60,
+    )
+    assert time.monotonic() - start < 30
+    assert done.returncode == 137
+    assert not (tmp_path / "calls").exists(), "a failed job is not queued again"
+
+
+FAILING = """
+import atexit, sys, time
+import torch, torch.distributed as dist
+from utils.distributed import launch
+from utils.misc import UserError, one_sentence_errors
+from utils.parse_config import ConfigParser
+
+def worker(config, ranks):
+    if ranks.rank == {rank}:
+        # As NCCL does: leaving the group, and the end of the interpreter, wait for the other ranks.
+        dist.destroy_process_group = lambda: time.sleep(3600)
+        atexit.register(time.sleep, 3600)
+    with {before}:
+        if ranks.rank == {rank}:
+            time.sleep(0.5)
+            raise {error}("the fault of rank {rank}.")
+    ranks.sum(torch.ones(1))
+
+with one_sentence_errors():
+    launch(worker, ConfigParser.from_args("train", "configs/config_voc.json", argv=["-d", "cpu"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("rank", "before", "error", "words"),
+    [
+        (1, "torch.no_grad()", "UserError", "fail.py: error: the fault of rank 1."),
+        (1, "torch.no_grad()", "ValueError", "ValueError: the fault of rank 1."),
+        (0, "ranks.main_first()", "UserError", "fail.py: error: the fault of rank 0."),
+    ],
+)
+def test_a_failing_rank_under_torchrun_ends_all(tmp_path, rank, before, error, words):
+    script = tmp_path / "fail.py"
+    script.write_text(FAILING.format(rank=rank, before=before, error=error))
+    start = time.monotonic()
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc_per_node=2", str(script)),
+        ],
+        cwd=PROJECT,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=100,
+    )
+    assert time.monotonic() - start < 45
+    assert done.returncode == 1
+    assert done.stdout.splitlines().count(words) == 1, done.stdout
+
+
+def one_rank(**changes):
+    """The plan of one process that torchrun has started."""
+    values = {
+        **{"devices": (torch.device("cpu"),), "nodes": 1, "node": 0, "backend": "gloo"},
+        **{"url": "env://", "by_torchrun": True, "distributed": True, "world": 1},
+    }
+    return Launch(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (None, None),
+        (UserError("a sentence."), 2),
+        (ValueError("a bug"), 1),
+        (Interrupted("stopped by SIGTERM."), 75),
+        (KeyboardInterrupt(), 1),
+    ],
+    ids=repr,
+)
+def test_no_collective_call_on_the_way_out_of_an_exception(monkeypatch, capsys, error, code):
+    """And every group has a timeout."""
+    calls = {}
+
+    def worker(config, ranks):
+        if error is not None:
+            raise error
+
+    def leave(code):
+        raise SystemExit(code)
+
+    for name in ("init_process_group", "new_group", "destroy_process_group", "barrier"):
+        monkeypatch.setattr(dist, name, lambda *_, name=name, **kw: calls.setdefault(name, kw))
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setenv("RANK", "0")
+    try:
+        launch(worker, None, one_rank(backend="nccl"))
+        ended = None
+    except SystemExit as left:
+        ended = left.code
+    assert ended == code
+    groups = ["init_process_group", "new_group"]
+    assert list(calls) == groups + (["destroy_process_group"] if error is None else [])
+    assert all(calls[name]["timeout"] == distributed.TIMEOUT for name in groups)
+    assert ("Traceback" in capsys.readouterr().err) == (code == 1)
+
+
+def test_hosts_wait_for_each_other_without_their_gpus(monkeypatch):
+    """NCCL would not notice that a rank has died; gloo does."""
+    groups = []
+    monkeypatch.setattr(dist, "barrier", lambda group=None: groups.append(group))
+    monkeypatch.setattr(dist, "all_gather_object", lambda *_, group=None: groups.append(group))
+    ranks = Ranks(1, 2, torch.device("cpu"), hosts="gloo")
+    ranks.barrier()
+    ranks.gather(1)
+    with ranks.main_first():
+        pass
+    assert groups == ["gloo"] * 3
+
+
 def fail_on_rank_1(config, ranks):
     if ranks.rank == 1:
         time.sleep(0.2)
@@ -217,6 +366,66 @@ def killed_on_rank_1(config, ranks):
     if ranks.rank == 1:
         os.kill(os.getpid(), 9)
     ranks.sum(torch.ones(1))
+
+
+def deaf_on_rank_0(config, ranks):
+    """As a process that waits for its GPU: Python gets no chance to handle a signal."""
+    if ranks.rank == 0:
+        signal.pthread_sigmask(signal.SIG_BLOCK, interrupt.SIGNALS)
+        time.sleep(3600)
+    user_error_on_rank_1(config, ranks)
+
+
+def test_a_rank_that_hears_no_signal_is_killed(toy_config, monkeypatch):
+    monkeypatch.setattr(distributed, "PATIENCE", 1)
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"^a sentence for the user\.$"):
+        launch(deaf_on_rank_0, two_process_config(toy_config))
+    assert time.monotonic() - start < 25
+
+
+def strike():
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
+class StruckAtBirth:
+    """A config that sends its process a signal when that reads it, before anything is set up."""
+
+    def __reduce__(self):
+        return strike, ()
+
+
+class StruckAtExit:
+    """What is cleared away last sends a signal."""
+
+    def __del__(self, kill=os.kill, number=signal.SIGUSR1, getpid=os.getpid):
+        kill(getpid(), number)
+
+
+def no_work(config, ranks):
+    pass
+
+
+def strike_at_exit(config, ranks):
+    global late
+    late = StruckAtExit()
+
+
+def library_that_swallows(config, ranks):
+    try:
+        strike()
+    except Interrupted:
+        raise ImportError("initialization failed") from None
+
+
+def test_a_signal_while_ranks_start_and_exit():
+    plan = one_rank(by_torchrun=False, url=f"tcp://127.0.0.1:{free_port()}")
+    with pytest.raises(Interrupted, match=r"^stopped by SIGUSR1\.$"):
+        launch(no_work, StruckAtBirth(), plan)
+    with pytest.raises(Interrupted, match=r"^stopped by SIGUSR1\.$"):
+        launch(library_that_swallows, None, plan)
+    launch(strike_at_exit, None, plan)
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
 def test_a_failure_before_the_work_is_told(toy_config, monkeypatch):
@@ -277,3 +486,135 @@ def test_environment_of_torchrun(toy_config):
     plan = plan_launch(parsed, environment)
     assert plan.by_torchrun
     assert plan.url == "env://"
+
+
+def parsed_with(toy_config, *argv):
+    return ConfigParser.from_args(
+        "train", "configs/config_voc.json", argv=["-c", str(toy_config), *argv]
+    )
+
+
+def sum_of_ranks(config, ranks):
+    assert ranks.sum(torch.ones(1)).item() == 2
+
+
+@pytest.mark.parametrize(("scheme", "stale"), [("env", False), ("file", False), ("file", True)])
+def test_where_two_processes_meet(toy_config, tmp_path, monkeypatch, caplog, scheme, stale):
+    """A file that a killed run left would make them wait; it is not used."""
+    meet = tmp_path / "meet"
+    if stale:
+        meet.write_text("what a killed run left")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    url = "env://" if scheme == "env" else f"file://{meet}"
+    config = with_processes(toy_config, 2, 4)
+    start = time.monotonic()
+    launch(sum_of_ranks, parsed_with(config, *TWO, "--dist_url", url))
+    assert time.monotonic() - start < 60
+    taken = f"dist_url: {meet} exists, {meet}.{os.getpid()} is taken instead"
+    assert (taken in caplog.text) == stale
+    assert [path.name for path in tmp_path.glob("meet*")] == ["meet"] * stale
+
+
+def test_a_run_that_fails_leaves_no_file_to_meet_at(toy_config, tmp_path):
+    config, meet = with_processes(toy_config, 2, 4), tmp_path / "meet"
+    with pytest.raises(UserError):
+        launch(user_error_on_rank_1, parsed_with(config, *TWO, "--dist_url", f"file://{meet}"))
+    assert not meet.exists()
+
+
+def test_a_stale_file_of_several_nodes_is_refused(toy_config, tmp_path):
+    """A young one may be another node's of the same run."""
+    meet, tree = tmp_path / "meet", json.loads(toy_config.read_text())
+    meet.touch()
+    toy_config.write_text(json.dumps({**tree, "world_size": 2}))
+    config = parsed_with(toy_config, *TWO, "--dist_url", f"file://{meet}")
+    assert plan_launch(config, {}).url == f"file://{meet}"
+    os.utime(meet, (0, time.time() - distributed.STALE - 1))
+    with pytest.raises(UserError, match=r"meet', but this file is of an earlier run"):
+        plan_launch(config, {})
+
+
+# ----------------------------------------------------------------------------------- several nodes
+ADDRESSES = {"docker0": "172.17.0.1", "eth0": "10.0.0.5", "ib0": "10.1.0.5", "lo": "127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "name"),
+    [
+        ("eth", "eth0"),
+        ("ib,eth", "eth0"),
+        ("=ib0", "ib0"),
+        ("=ib", None),
+        ("^lo,docker", "eth0"),
+        ("^=docker0,eth0", "ib0"),
+        ("wlan", None),
+        ("", None),
+        ("^", None),
+    ],
+)
+def test_interfaces_that_nccl_is_told(wanted, name):
+    assert distributed._matching(wanted, ADDRESSES) == name
+
+
+def test_the_interface_that_leads_to_node_0():
+    mine = distributed._addresses()
+    assert mine["lo"] == "127.0.0.1"
+    assert list(mine)[-1] == "lo"
+    assert distributed._towards("127.0.0.1", ADDRESSES) is None, "three lead out of the machine"
+    assert distributed._towards("127.0.0.1", {"eth9": "10.9.9.9", "lo": "127.0.0.1"}) == "eth9"
+    for name, address in mine.items():
+        if not address.startswith("127."):  # a way to oneself, by one's own address
+            assert distributed._towards(address, {**ADDRESSES, **mine}) == name
+
+
+@pytest.mark.parametrize(
+    ("own", "environment", "world", "expected", "warns"),
+    [
+        ("127.0.1.1", {"NCCL_SOCKET_IFNAME": "^lo,docker"}, 2, "eth0", False),
+        ("10.0.0.5", {"NCCL_SOCKET_IFNAME": "=ib0"}, 2, "ib0", False),
+        ("127.0.1.1", {"NCCL_SOCKET_IFNAME": "eth", "GLOO_SOCKET_IFNAME": "x"}, 2, "x", False),
+        ("127.0.1.1", {"NCCL_SOCKET_IFNAME": "wlan"}, 2, None, True),
+        ("127.0.1.1", {}, 2, None, True),
+        ("10.0.0.5", {}, 2, None, False),
+        ("127.0.1.1", {"NCCL_SOCKET_IFNAME": "eth"}, 1, None, False),
+    ],
+)
+def test_the_interface_of_gloo(monkeypatch, caplog, own, environment, world, expected, warns):
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "MASTER_ADDR", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: own)
+    monkeypatch.setattr(distributed, "_addresses", lambda: ADDRESSES)
+    distributed._name_interface(one_rank(world=world))
+    assert os.environ.get("GLOO_SOCKET_IFNAME") == expected
+    assert ("set GLOO_SOCKET_IFNAME" in caplog.text) == warns
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "warns"),
+    [
+        (["-d", "0,1"], {}, True),
+        (["-d", "0"], {}, False),
+        ([], {}, False),
+        (["-d", "0,1", "--multiprocessing_distributed"], {}, False),
+        (["-d", "0,1"], {"RANK": "0", "WORLD_SIZE": "1"}, False),
+    ],
+)
+def test_several_gpus_for_one_process(toy_config, monkeypatch, caplog, flags, environment, warns):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for name in ("_as_rank", "_join"):  # what starts processes
+        monkeypatch.setattr(distributed, name, lambda *_: [])
+    started = SimpleNamespace(processes=[])
+    monkeypatch.setattr(distributed.mp, "start_processes", lambda *_, **__: started)
+    with caplog.at_level(logging.WARNING, logger="dkd"):
+        launch(lambda config, ranks: None, parsed_with(toy_config, *flags))
+    sentence = "-d 0,1: only cuda:0 is used; all of them need --multiprocessing_distributed"
+    told = [message for message in caplog.messages if message.startswith("-d")]
+    assert told == [sentence] * warns

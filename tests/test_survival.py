@@ -194,6 +194,92 @@ def test_a_non_finite_loss_is_not_saved_by_a_signal(attempt, monkeypatch):
     assert not (attempt.folder(0) / "last.pth").exists()
 
 
+# ------------------------------------------------------------------------------ from start to exit
+PROJECT = Path(__file__).parents[1]
+# What `python train_voc.py …` does, with a signal at a chosen moment.
+ENTRY = """
+import os, runpy, signal, sys
+
+def strike(*_):
+    os.kill(os.getpid(), signal.{signal})
+
+{moment}
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+WHEN_IMPORTED = """
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "{module}":
+            strike()
+
+sys.meta_path.insert(0, Finder)
+"""
+# Late is cleared away when the interpreter has already given up Python's handlers.
+AT_EXIT = """
+class Late:
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.{signal}):
+        kill(pid, number)
+
+import atexit
+atexit.register(strike)
+late = Late()
+"""
+
+
+def entry(moment, number, *arguments):
+    code = ENTRY.format(moment=moment.replace("{signal}", number), signal=number)
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "number"),
+    [("utils.parse_config", "SIGINT"), ("torch._C", "SIGUSR1"), ("trainer.trainer", "SIGTERM")],
+)
+def test_a_signal_while_an_entry_script_starts(toy_config, module, number):
+    """Among them the import of a C extension, which would make another error of an exception."""
+    done = entry(WHEN_IMPORTED.format(module=module), number, "train_voc.py", "-c", str(toy_config))
+    assert done.returncode == EXIT_INTERRUPTED, done.stderr
+    assert done.stderr == f"train_voc.py: stopped by {number}.\n"
+    assert not (toy_config.parent / "runs").exists()
+
+
+def test_a_signal_while_a_run_with_nothing_to_do_exits(undisturbed):
+    flags = ("-c", str(undisturbed[0]), "-d", "cpu", *FLAGS[0], "-r", "auto")
+    done = entry(AT_EXIT, "SIGUSR1", "train_voc.py", *flags)
+    assert (done.returncode, "nothing to do" in done.stdout) == (0, True), done.stderr
+
+
+@pytest.mark.parametrize("processes", [(), ("--multiprocessing_distributed",)])
+def test_a_signal_while_a_finished_evaluation_exits(undisturbed, tmp_path, processes):
+    config, (zero, _) = undisturbed
+    weights = zero.step_dir() / files.epoch_file(3)
+    flags = ("-c", str(config), "-d", "cpu", "-r", str(weights), "--save_dir", str(tmp_path))
+    done = entry(AT_EXIT, "SIGTERM", "eval_voc.py", *flags, *processes)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.rglob("metrics.json"))
+
+
+def test_what_an_import_makes_of_an_interruption():
+    """A library may turn the exception into one of its own."""
+
+    def library():
+        try:
+            send(signal.SIGUSR1)()
+        except Interrupted:
+            raise ImportError("initialization failed") from None
+
+    with pytest.raises(Interrupted, match=r"stopped by SIGUSR1\."), interrupt.watch():
+        library()
+
+
 # --------------------------------------------------------------------------------------- -r auto
 def test_auto_leaves_a_finished_step_alone(attempt, capsys):
     run = attempt(0)

@@ -34,7 +34,7 @@ def workplace(tmp_path, toy_root, monkeypatch) -> Path:
     """An empty folder to run in, with the small config of a good run as `config.json`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DKD_VOC_ROOT", "no_such_root")
-    for name in ("RANK", "WORLD_SIZE"):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     tree: dict[str, Any] = {}
     put(tree, "arch.args.backbone", "tiny")
@@ -164,6 +164,11 @@ WRONG_FLAGS = [
     (f"{SPAWN} --dist_url host", ["dist_url is 'host'", "tcp://HOST:PORT"]),
     (f"{SPAWN} --dist_url tcp://localhost:99999", ["tcp://localhost:99999", "tcp://HOST:PORT"]),
     (f"{SPAWN} --dist_url tcp://192.0.2.1:23", ["tcp://192.0.2.1:23", "cannot listen there"]),
+    (f"{SPAWN} --dist_url env://", ["'env://'", "no MASTER_ADDR, MASTER_PORT; set"]),
+    (f"{SPAWN} --dist_url file://meet", ["'file://meet'", "absolute path"]),
+    (f"{SPAWN} --dist_url file:///meet?now", ["'file:///meet?now'", "absolute path"]),
+    (f"{SPAWN} --dist_url file:///no/such/meet", ["'file:///no/such/meet'", "existing folder"]),
+    (f"{SPAWN} --dist_url file:///usr/bin", ["'file:///usr/bin'", "no file can be written"]),
 ]
 
 

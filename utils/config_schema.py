@@ -121,7 +121,13 @@ SCHEMA: dict[str, Key] = {
         decides=False,
         local=True,
     ),
-    "dist_url": Key("where the processes meet, tcp://HOST:PORT", (str,), decides=False, local=True),
+    "dist_url": Key(
+        "where the processes meet: tcp://HOST:PORT, env:// (MASTER_ADDR and MASTER_PORT) or "
+        "file:///PATH, a file that all nodes see",
+        (str,),
+        decides=False,
+        local=True,
+    ),
     "seed": Key("seed of weights, samples and order", (int,), 0),
     "use_amp": Key("mixed precision in training, on CUDA", (bool,)),
     "eval_amp": Key(

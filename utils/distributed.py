@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import signal
 import socket
+import struct
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -27,7 +29,13 @@ import torch.multiprocessing as mp
 
 from utils import interrupt
 from utils.logger import log
-from utils.misc import EXIT_INTERRUPTED, Interrupted, UserError, listing, sentence
+from utils.misc import Interrupted, UserError, last_words, listing, sentence
+
+# Of every collective call: rank 0 may scan masks or fetch weights on a slow disk meanwhile.
+TIMEOUT = timedelta(hours=1)
+STALE = 600  # seconds after which a file to meet at is no other node's of the same run
+SIOCGIFADDR = 0x8915  # of Linux' ioctl: the IPv4 address of a network interface
+PATIENCE = 10  # seconds that the other ranks have to end in good order when one has failed
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,9 @@ class Ranks:
         rank: 0 … world - 1, over all nodes.
         world: number of processes, over all nodes.
         device: where this process computes.
-        hosts: process group of the hosts, where `device` has another backend than gloo.
+        hosts: process group of the hosts, where `device` has another backend than gloo. What they
+            tell each other does not wait for their GPUs, and a rank that has died is noticed at
+            once.
     """
 
     rank: int
@@ -54,7 +64,7 @@ class Ranks:
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world > 1:
-            dist.barrier()
+            dist.barrier(group=self.hosts)
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
@@ -84,7 +94,7 @@ class Ranks:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.hosts)
         return values
 
 
@@ -145,7 +155,7 @@ def plan_launch(config: Any, environment: dict[str, str] | None = None) -> Launc
     backend = config["dist_backend"] if cuda else "gloo"
     url = "env://" if by_torchrun else config["dist_url"]
     if distributed and not by_torchrun:
-        url = _free_url(url, nodes)
+        url = _meeting_place(url, nodes, environment)
     world = int(environment["WORLD_SIZE"]) if by_torchrun else nodes * len(devices)
     world = world if distributed else 1
     return Launch(tuple(devices), nodes, node, backend, url, by_torchrun, distributed, world)
@@ -171,11 +181,52 @@ def _devices(text: str | None) -> list[torch.device]:
     return [torch.device("cuda", number) for number in ids or range(count)]
 
 
+def _meeting_place(url: str, nodes: int, environment: dict[str, str]) -> str:
+    """`dist_url` as tcp:// or file://; another port or file when that of a single node is taken."""
+    if url == "env://":
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
+        if missing:
+            raise UserError(
+                f"dist_url is 'env://', but the environment has no {listing(missing)}; set "
+                "MASTER_ADDR to the name of node 0 and MASTER_PORT to a free port of it."
+            )
+        url = f"tcp://{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
+    return (_free_file if url.startswith("file:") else _free_url)(url, nodes)
+
+
+def _free_file(url: str, nodes: int) -> str:
+    """`url`; another file when that of a single-node run is there, as a killed run leaves it."""
+    if not re.fullmatch(r"file:///[^?#]*[^/?#]", url):  # torch would read the rest as no path
+        raise UserError(
+            f"dist_url is '{url}'; file:// needs an absolute path to a file, without ? and #, such "
+            "as file:///shared/meet."
+        )
+    path = Path(url.removeprefix("file://"))
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(
+            f"dist_url is '{url}', but no file can be written there; name one in an existing "
+            "folder that this user may write to."
+        )
+    if not path.exists():
+        return url
+    if nodes == 1:
+        log.warning("dist_url: %s exists, %s.%d is taken instead", path, path, os.getpid())
+        return f"{url}.{os.getpid()}"
+    if time.time() - path.stat().st_mtime > STALE:  # a younger one may be another node's
+        raise UserError(
+            f"dist_url is '{url}', but this file is of an earlier run, which was killed; delete it."
+        )
+    return url
+
+
 def _free_url(url: str, nodes: int) -> str:
     """`url`, with a free port when the port of a single-node run is taken."""
     parts = re.fullmatch(r"tcp://([^:/]+):(\d+)", url)
     if parts is None or not 0 < int(parts[2]) < 65536:
-        raise UserError(f"dist_url is '{url}'; it must be tcp://HOST:PORT.")
+        raise UserError(
+            f"dist_url is '{url}'; it must be tcp://HOST:PORT, env:// (which takes them from "
+            "MASTER_ADDR and MASTER_PORT) or file:///PATH."
+        )
     host, port = parts[1], int(parts[2])
     if nodes > 1:
         return url
@@ -197,6 +248,80 @@ def _free_url(url: str, nodes: int) -> str:
     return f"tcp://{host}:{free}"
 
 
+def _name_interface(plan: Launch) -> None:
+    """Set GLOO_SOCKET_IFNAME where gloo would have other nodes call this one in vain.
+
+    gloo tells them the address that the host's name resolves to, on Debian 127.0.1.1. On a single
+    node that works, and whatever the user has set stays.
+    """
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if plan.by_torchrun else len(plan.devices)
+    if plan.world == local or os.environ.get("GLOO_SOCKET_IFNAME"):
+        return
+    addresses = _addresses()
+    name = _matching(os.environ.get("NCCL_SOCKET_IFNAME", ""), addresses)
+    if name is None:
+        try:
+            own = socket.gethostbyname(socket.gethostname())
+        except OSError:  # gloo then takes a loopback address
+            own = "127.0.0.1"
+        if not own.startswith("127."):
+            return
+        host = re.match(r"tcp://([^:]+)", plan.url)
+        name = _towards(host[1] if host else os.environ.get("MASTER_ADDR"), addresses)
+    if name is not None:
+        os.environ["GLOO_SOCKET_IFNAME"] = name
+        return
+    log.warning(
+        "this node's name, %s, means %s, where other nodes cannot reach it: set GLOO_SOCKET_IFNAME "
+        "to the network interface between the nodes; there are %s",
+        *(socket.gethostname(), own, listing(addresses) or "none with an IPv4 address"),
+    )
+
+
+def _addresses() -> dict[str, str]:
+    """Network interfaces with their IPv4 addresses, loopback last; empty where it is not Linux."""
+    found: dict[str, str] = {}
+    if sys.platform != "linux":
+        return found
+    import fcntl
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # it has none
+                answer = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()))
+                found[name] = socket.inet_ntoa(answer[20:24])
+    return dict(sorted(found.items(), key=lambda item: item[1].startswith("127.")))
+
+
+def _matching(wanted: str, addresses: dict[str, str]) -> str | None:
+    """The first interface that a NCCL_SOCKET_IFNAME means.
+
+    Args:
+        wanted: prefixes such as `eth,ib`; after `=` whole names; after `^` those it must not be.
+        addresses: as `_addresses` returns them.
+    """
+    text = wanted.removeprefix("^")
+    words = [word for word in text.removeprefix("=").split(",") if word]
+    if not words:
+        return None
+    for name in addresses:
+        named = name in words if text.startswith("=") else name.startswith(tuple(words))
+        if named != wanted.startswith("^"):
+            return name
+    return None
+
+
+def _towards(host: str | None, addresses: dict[str, str]) -> str | None:
+    """The interface by which `host` is reached, or the only one that leads out of this machine."""
+    outside = {address: name for name, address in addresses.items() if address[:4] != "127."}
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        if host is not None:
+            probe.connect((host, 9))  # sends nothing, but chooses the way
+            if (own := probe.getsockname()[0]) in outside:
+                return outside[own]
+    return next(iter(outside.values())) if len(outside) == 1 else None
+
+
 def launch(worker: Callable[[Any, Ranks], None], config: Any, plan: Launch | None = None) -> None:
     """Run `worker(config, ranks)` in every process of the run and wait for the end.
 
@@ -210,56 +335,88 @@ def launch(worker: Callable[[Any, Ranks], None], config: Any, plan: Launch | Non
     """
     plan = plan or plan_launch(config)
     if not plan.distributed:
+        if "," in (config.device or ""):
+            log.warning(
+                "-d %s: only %s is used; all of them need --multiprocessing_distributed",
+                *(config.device, plan.devices[0]),
+            )
         _select(plan.devices[0])
         with interrupt.watch():
             worker(config, Ranks(0, 1, plan.devices[0]))
         return
+    _name_interface(plan)
     if plan.by_torchrun:
+
+        def say(error: BaseException) -> None:
+            sys.stderr.write(last_words(error)[0] + "\n")
+
         with interrupt.watch():
-            _in_group(worker, config, plan, int(os.environ["RANK"]), plan.world, local=0)
+            _as_rank(worker, config, plan, int(os.environ["RANK"]), 0, say)
         return
     interrupt.start_resource_tracker()
     reports = mp.get_context("spawn").SimpleQueue()
     arguments = (worker, config, plan, reports)
-    context = mp.start_processes(
-        _spawned, arguments, nprocs=len(plan.devices), join=False, start_method="spawn"
-    )
-    stopped_by: list[str] = []
+    processes: list[Any] = []
 
     def pass_on(number: int, frame: Any) -> None:
-        stopped_by.append(signal.Signals(number).name)
-        for process in context.processes:
-            if process.is_alive():
-                os.kill(process.pid, number)
+        if not processes:
+            raise Interrupted(f"stopped by {signal.Signals(number).name}.")
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                if process.is_alive():
+                    os.kill(process.pid, number)
 
     with interrupt.watch(pass_on):
-        try:
-            while not context.join():
-                pass
-        except (mp.ProcessRaisedException, mp.ProcessExitedException):
-            exit_codes = [process.exitcode for process in context.processes]
-            if stopped_by and reports.empty():  # before the processes began to watch for signals
-                raise Interrupted(f"stopped by {stopped_by[0]}.") from None
+        with interrupt.shield():
+            processes += mp.start_processes(
+                _spawned, arguments, nprocs=len(plan.devices), join=False, start_method="spawn"
+            ).processes
+        exit_codes = _join(processes)
+        if plan.node == 0 and plan.url.startswith("file://"):  # ranks that failed left it
+            Path(plan.url.removeprefix("file://")).unlink(missing_ok=True)
+        if any(exit_codes):
             _raise_cause(plan, exit_codes, reports)
+
+
+def _join(processes: list[Any]) -> list[int | None]:
+    """Wait until all processes have ended, or one has failed: then the others are stopped.
+
+    Returns:
+        Exit codes; None for those that were stopped.
+    """
+    running = processes
+    while running and not any(process.exitcode for process in processes):
+        multiprocessing.connection.wait([process.sentinel for process in running])
+        running = [process for process in running if process.exitcode is None]
+    exit_codes = [process.exitcode for process in processes]
+    for process in running:
+        process.terminate()
+    limit = time.monotonic() + PATIENCE
+    for process in running:
+        process.join(max(0.0, limit - time.monotonic()))
+        if process.is_alive():  # it waits for its GPU, and Python handles no signal meanwhile
+            process.kill()
+            process.join()
+    return exit_codes
 
 
 def _raise_cause(plan: Launch, exit_codes: list[int | None], reports: Any) -> NoReturn:
     """Raise the first failure among the processes; ranks that lost their peer fail after it."""
     for local, code in enumerate(exit_codes):
-        if code is not None and code < 0 and code != -signal.SIGTERM:  # SIGTERM is the launcher's
+        if code is not None and code < 0:
             rank = plan.node * len(plan.devices) + local
             raise RuntimeError(
                 f"rank {rank} was killed by {signal.Signals(-code).name}; all ranks are stopped."
-            ) from None
+            )
     told = []
     while not reports.empty():
         told.append(reports.get())
     if not told:
-        raise RuntimeError(f"a process died without a word; exit codes: {exit_codes}.") from None
+        raise RuntimeError(f"a process died without a word; exit codes: {exit_codes}.")
     _, rank, kind, text = min(told)
     if kind in (UserError.__name__, Interrupted.__name__):
-        raise (UserError if kind == UserError.__name__ else Interrupted)(text) from None
-    raise RuntimeError(f"rank {rank} failed; all ranks are stopped.\n{text}") from None
+        raise (UserError if kind == UserError.__name__ else Interrupted)(text)
+    raise RuntimeError(f"rank {rank} failed; all ranks are stopped.\n{text}")
 
 
 def _spawned(local: int, worker: Callable, config: Any, plan: Launch, reports: Any) -> None:
@@ -268,54 +425,64 @@ def _spawned(local: int, worker: Callable, config: Any, plan: Launch, reports: A
         # What is spawned spawns by default, and every loading process would import torch.
         mp.set_start_method("fork", force=True)
 
-    def tell(error: BaseException) -> NoReturn:
-        kind, code = type(error).__name__, 1
-        text = traceback.format_exc()
+    def tell(error: BaseException) -> None:
+        kind, text = type(error).__name__, last_words(error)[0]
         if isinstance(error, UserError):
             kind, text = UserError.__name__, sentence(error)
         elif isinstance(error, Interrupted):
-            text, code = str(error), EXIT_INTERRUPTED
+            text = str(error)
         reports.put((time.time(), rank, kind, text))
-        sys.stdout.flush()
-        for child in multiprocessing.active_children():  # they would keep the launcher waiting
-            child.kill()
-        # At once: leaving the group in good order may wait for peers that wait for this rank.
-        os._exit(code)
 
-    def told(config: Any, ranks: Ranks) -> None:
-        try:
-            worker(config, ranks)
-        except BaseException as error:
-            # Told before this rank leaves the group, which makes the others fail as well.
-            tell(error)
-
-    try:
-        interrupt.install()  # to the end of this process
-        _in_group(told, config, plan, rank, plan.world, local)
-    except (Exception, Interrupted) as error:  # meeting the others failed
-        tell(error)
+    interrupt.install()
+    _as_rank(worker, config, plan, rank, local, tell)
+    interrupt.ignore()
 
 
-def _in_group(
-    worker: Callable, config: Any, plan: Launch, rank: int, world: int, local: int
+def _as_rank(
+    worker: Callable,
+    config: Any,
+    plan: Launch,
+    rank: int,
+    local: int,
+    tell: Callable[[BaseException], None],
 ) -> None:
+    """Be one rank of several.
+
+    An exception is told and ends this process at once. An orderly way out would leave the group,
+    and with NCCL that waits for the other ranks, which wait for this one.
+    """
+    try:
+        interrupt.unshield()
+        _in_group(worker, config, plan, rank, local)
+    except BaseException as raised:
+        interrupt.defer()
+        error = interrupt.cause_of(raised)
+        tell(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for child in multiprocessing.active_children():  # they would keep a launcher waiting
+            child.kill()
+        os._exit(last_words(error)[1])
+
+
+def _in_group(worker: Callable, config: Any, plan: Launch, rank: int, local: int) -> None:
     device = plan.devices[local]
     _select(device)
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         # Each process would otherwise claim every core.
         torch.set_num_threads(max(1, torch.get_num_threads() // len(plan.devices)))
     options: dict[str, Any] = {"device_id": device} if plan.backend == "nccl" else {}
-    # Rank 0 may scan masks or fetch weights on a slow disk while the others wait for it.
-    options["timeout"] = timedelta(hours=1)
     dist.init_process_group(
-        plan.backend, init_method=plan.url, rank=rank, world_size=world, **options
+        plan.backend,
+        init_method=plan.url,
+        rank=rank,
+        world_size=plan.world,
+        timeout=TIMEOUT,
+        **options,
     )
-    # What hosts tell each other about must not wait for what their GPUs are still computing.
-    hosts = dist.new_group(backend="gloo") if plan.backend != "gloo" else None
-    try:
-        worker(config, Ranks(rank, world, device, hosts))
-    finally:
-        dist.destroy_process_group()
+    hosts = dist.new_group(backend="gloo", timeout=TIMEOUT) if plan.backend != "gloo" else None
+    worker(config, Ranks(rank, plan.world, device, hosts))
+    dist.destroy_process_group()  # not after an exception, see `_as_rank`
 
 
 def _select(device: torch.device) -> None:

@@ -1,37 +1,42 @@
 """Signals that ask a run to stop: pre-emption by a scheduler, `kill`, Ctrl-C.
 
-Every process of a run watches for them. Outside training such a signal ends the process at once;
-while training it is only noted, and the loop, which asks after each iteration, saves where it
-stands and raises `Interrupted`. Knows nothing of ranks: `Ranks.any` makes all of them stop at the
-same iteration.
+Every process of a run answers them from its first lines until it is gone. While it starts
+(`end_at_once`, called by the entry scripts) a signal ends the process on the spot. In the work that
+`watch` surrounds it raises `Interrupted`; while training it is only noted, and the loop, which asks
+after each iteration, saves where it stands and raises. When the work is over signals are ignored:
+its exit code stands. Knows nothing of ranks: `Ranks.any` makes all of them stop at the same
+iteration.
 """
 
+# Entry scripts import this first, so what takes long to import is imported where it is used.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
-from utils.misc import Interrupted
-
+EXIT_INTERRUPTED = 75  # "temporary failure, try again" of sysexits.h: continue with -r auto
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 )
 PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that comes when the parent dies
 PATIENCE = 2  # seconds after which another Ctrl-C is meant to end the run at once
 
+_started = False  # whether an entry script runs, whose process is this run's alone
 _asked: str | None = None  # name of the first signal
 _since = 0.0
 _deferred = False
 _ending = False  # whether a signal raised: the next must not tear the clearing up apart
+
+
+class Interrupted(BaseException):
+    """A signal asked the run to stop; whatever was to be saved is saved."""
 
 
 def asked() -> str | None:
@@ -40,6 +45,38 @@ def asked() -> str | None:
 
 
 Handler = Callable[[int, FrameType | None], None]
+
+
+def end_at_once() -> None:
+    """From now on a signal ends this process: for entry scripts, before they import anything."""
+    global _started
+    _started = True
+    for number in SIGNALS:
+        signal.signal(number, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """No exception: an import or a destructor may swallow it, or turn it into another."""
+    words = f"{os.path.basename(sys.argv[0])}: stopped by {signal.Signals(number).name}.\n"
+    with contextlib.suppress(OSError):
+        os.write(2, words.encode())
+    os._exit(EXIT_INTERRUPTED)
+
+
+def ignore() -> None:
+    """The work is over: no signal changes how this process ends.
+
+    A Python function as handler would not do: the interpreter takes it away when it shuts down, and
+    a signal would kill the process in its last moments.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def exiting() -> None:
+    """`ignore`, where an entry script has called `end_at_once`."""
+    if _started:
+        ignore()
 
 
 def install(handler: Handler | None = None) -> dict[int, Any]:
@@ -57,13 +94,24 @@ def install(handler: Handler | None = None) -> dict[int, Any]:
 
 @contextlib.contextmanager
 def watch(handler: Handler | None = None) -> Iterator[None]:
-    """`install` for a block."""
+    """`install` for a block. In a process that is started for it, the block is the last work."""
     before = install(handler)
     try:
         yield
+    except Exception as error:
+        if (cause := cause_of(error)) is not error:
+            raise cause from None
+        raise
     finally:
         for number, old in before.items():
-            signal.signal(number, old)
+            signal.signal(number, signal.SIG_IGN if old is _leave else old)
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """`error`, or the `Interrupted` of which an import or a library has made it."""
+    if _ending and not isinstance(error, Interrupted):
+        return Interrupted(f"stopped by {_asked}.")
+    return error
 
 
 def defer() -> None:
@@ -87,18 +135,17 @@ def _note(number: int, frame: FrameType | None) -> None:
 def start_resource_tracker() -> None:
     """Start multiprocessing's helper process so that no signal to the whole group ends it.
 
-    It ignores SIGINT and SIGTERM itself; what is ignored here while it starts, it ignores, too.
+    It ignores SIGINT and SIGTERM itself; the others stay blocked in it.
     """
-    others = [number for number in SIGNALS if number not in (signal.SIGINT, signal.SIGTERM)]
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in others}
-    resource_tracker.ensure_running()
-    for number, old in before.items():
-        signal.signal(number, old)
+    from multiprocessing import resource_tracker
+
+    with shield():
+        resource_tracker.ensure_running()
 
 
 @contextlib.contextmanager
 def shield() -> Iterator[None]:
-    """Keep signals waiting while processes are forked that will `leave_to_parent`.
+    """Keep signals waiting while processes are started that will `leave_to_parent` or `unshield`.
 
     They inherit the mask, so that none meets them before they are ready.
     """
@@ -109,6 +156,11 @@ def shield() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def unshield() -> None:
+    """In a process that was started under `shield`: take the signals that have waited."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
 def leave_to_parent(worker: int = 0) -> None:
     """Let a loading process outlive signals to its whole group: its parent will end it.
 
@@ -116,6 +168,8 @@ def leave_to_parent(worker: int = 0) -> None:
     the iteration. So only a SIGTERM that the parent itself sends ends this process, or the parent's
     own end, which a launcher could not notice while loading processes hold its pipes.
     """
+    import ctypes
+
     parent = os.getppid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

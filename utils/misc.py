@@ -12,11 +12,14 @@ import json
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from utils import interrupt
+from utils.interrupt import EXIT_INTERRUPTED, Interrupted
+
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 75  # "temporary failure, try again" of sysexits.h: continue with -r auto
 
 BACKGROUND = 0  # label of every pixel without a (visible) class
 VOID = 255  # label of pixels that no metric counts
@@ -30,25 +33,30 @@ class UserError(ValueError):
         super().__init__(message.replace("\n", " "))  # a quoted value may hold a newline
 
 
-class Interrupted(BaseException):
-    """A signal asked the run to stop; whatever was to be saved is saved."""
-
-
 @contextlib.contextmanager
 def one_sentence_errors() -> Iterator[None]:
     """Turn a `UserError` into its one sentence on standard error and exit code 2.
 
     A run that a signal stopped ends with `EXIT_INTERRUPTED`.
     """
-    program = Path(sys.argv[0]).name
     try:
         yield
-    except UserError as error:
-        print(f"{program}: error: {sentence(error)}", file=sys.stderr)
-        raise SystemExit(EXIT_USER_ERROR) from None
-    except Interrupted as stop:
-        print(f"{program}: {stop}", file=sys.stderr)
-        raise SystemExit(EXIT_INTERRUPTED) from None
+    except (UserError, Interrupted) as error:
+        words, code = last_words(error)
+        print(words, file=sys.stderr)
+        raise SystemExit(code) from None
+    finally:
+        interrupt.exiting()
+
+
+def last_words(error: BaseException) -> tuple[str, int]:
+    """What a process prints that ends because of `error`, and its exit code."""
+    program = Path(sys.argv[0]).name
+    if isinstance(error, UserError):
+        return f"{program}: error: {sentence(error)}", EXIT_USER_ERROR
+    if isinstance(error, Interrupted):
+        return f"{program}: {error}", EXIT_INTERRUPTED
+    return "".join(traceback.format_exception(error)).rstrip(), 1
 
 
 def sentence(error: UserError) -> str:
