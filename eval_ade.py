@@ -9,11 +9,13 @@ from utils import interrupt
 
 if __name__ == "__main__":
     interrupt.end_at_once()  # on a signal, also while the rest is being imported
+    from trainer.steps import unfinished
     from utils.misc import one_sentence_errors
     from utils.parse_config import ConfigParser
 
     with one_sentence_errors():
         config = ConfigParser.from_args("eval", "configs/config_ade.json", __doc__)
-        from trainer.run import run  # torch is imported only for arguments that are good
+        if steps := unfinished(config):
+            from trainer.run import run  # torch is imported only where there is work for it
 
-        run(config)
+            run(*steps)

@@ -1,47 +1,158 @@
 """The contract between the training loop and a method.
 
 The loop never asks which method is running; a method never touches optimizer, scaler or ranks. A
-method lives in one file of `trainer/methods/`.
+method lives in one file of `trainer/methods/`. What is called when, in a step:
+
+    start → begin_step (a fresh start only) or load_state (a resumed one)
+          → losses, every iteration → end_step, after the last epoch → state, in every checkpoint
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
 
-from base.base_model import ModelOutput
+from base.base_model import BaseModel, ModelOutput
 from base.task import Task
+from utils.config_schema import NUMBER, Key
+from utils.misc import UserError, choose
+
+# What channel 0 of a family's networks is; a step continues from one of its own family.
+FAMILIES = {
+    "auxiliary": "an auxiliary head",
+    "background": "the background class",
+    "unknown": "the background class, beside an unknown head",
+}
+
+
+def setting(default: float | bool | str, doc: str, **limits: Any) -> Any:
+    """A field of a method's `Settings`.
+
+    Args:
+        default: its type is the field's; a number may be given for a float.
+        doc: what it means, for `--help` and the reference.
+        limits: `least`, `above`, `most`, `choices` of a `Key`; numbers are at least 0 by default.
+    """
+    number = isinstance(default, NUMBER) and not isinstance(default, bool)
+    types = NUMBER if isinstance(default, float) else (type(default),)
+    if number and "above" not in limits:
+        limits.setdefault("least", 0)
+    return field(default=default, metadata={"key": Key(doc, types, **limits)})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a method, the block `hyperparameter` of a config.
+
+    A subclass has a field, made by `setting`, for each; one with the name of a loss term is the
+    weight of that term.
+    """
+
+    @classmethod
+    def rules(cls) -> dict[str, Key]:
+        """What each setting may hold."""
+        return {each.name: each.metadata["key"] for each in fields(cls)}
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Settings:
+        """The values of a config over the defaults.
+
+        Raises:
+            UserError: an unknown setting, a wrong type or a value out of range.
+        """
+        rules = cls.rules()
+        values = {}
+        for name, value in given.items():
+            key = rules[choose("a key of hyperparameter", name, rules)]
+            if not key.accepts(value):
+                raise UserError(
+                    f"hyperparameter.{name} is {value!r}, but must be {key.expected()}."
+                )
+            values[name] = float(value) if key.types == NUMBER else value
+        return cls(**values)
+
+
+class Batch(NamedTuple):
+    """One batch of this rank, on the device.
+
+    Attributes:
+        images: [N, 3, H, W] float32, normalised.
+        labels: [N, H, W] channels, 0 = background, 255 = void.
+        iteration: of the step, from 0; the same on all ranks and after a resume.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    iteration: int = 0
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What `begin_step` and `end_step` may use: models in eval mode, no gradients, no autocast.
+
+    Attributes:
+        student: the model itself.
+        teacher: the previous step's, None unless the method needs it.
+        batches: this rank's training batches of an epoch; the epochs of the step are 1 … E, so 0
+            and E + 1 are nobody's. The same after a resume.
+        epochs: E.
+        total: sum of a tensor over all ranks; every rank must call it alike.
+    """
+
+    student: BaseModel
+    teacher: BaseModel | None
+    batches: Callable[[int], Iterator[Batch]]
+    epochs: int
+    total: Callable[[torch.Tensor], torch.Tensor]
 
 
 class BaseMethod(ABC):
     """One way to train a step.
 
     Attributes:
+        Settings: its settings.
+        family: what channel 0 of its networks is, a key of `FAMILIES`.
         learns_old: whether a loss term reads the labels of old classes.
-        settings: keys of `hyperparameter` that this method reads, each with its default. Keys that
-            are names of loss terms are the weights of the terms.
         task: the step.
-        hyperparameter: the config's values over the defaults.
+        settings: the config's values over the defaults.
     """
 
+    Settings: ClassVar[type[Settings]] = Settings
+    family: ClassVar[str]
     learns_old: ClassVar[bool]
-    settings: ClassVar[Mapping[str, float]] = {}
 
-    def __init__(self, task: Task, hyperparameter: Mapping[str, float]):
+    def __init__(self, task: Task, given: Mapping[str, Any]):
+        """
+        Args:
+            task: the step.
+            given: the block `hyperparameter`.
+
+        Raises:
+            UserError: as `Settings.read`.
+        """
         self.task = task
-        self.hyperparameter = {
-            name: float(hyperparameter.get(name, default))
-            for name, default in self.settings.items()
-        }
+        self.settings: Any = self.Settings.read(given)
 
+    @property
+    def weights(self) -> dict[str, Any]:
+        """Settings by name; those named as a loss term are its weight."""
+        return asdict(self.settings)
+
+    # --------------------------------------------------------------------- what the step is made of
     @property
     @abstractmethod
     def needs_teacher(self) -> bool:
         """Whether the loop shall run the previous step's model beside the student."""
+
+    @property
+    def dropout(self) -> bool:
+        """Whether dropout is on in training."""
+        return True
 
     @property
     def outputs(self) -> Mapping[str, Any]:
@@ -53,11 +164,16 @@ class BaseMethod(ABC):
         """Outputs of each head of the model, first to last."""
 
     @abstractmethod
-    def prepare(self, student: nn.Module) -> None:
-        """Change the student before the step: how a new head starts, what is not trained.
+    def start(self, student: nn.Module, earlier: Mapping[str, Any]) -> None:
+        """Prepare the student: how a new head starts, what is not trained.
 
-        Called with the previous step's weights loaded, before the optimizer is made and before a
-        resumed checkpoint is loaded.
+        Called with the previous step's weights loaded and nothing folded, before the optimizer is
+        made and before a resumed checkpoint is loaded.
+
+        Args:
+            student: the model.
+            earlier: what `state` returned at the end of the previous step; empty at step 0, and
+                after a step that had none.
         """
 
     @abstractmethod
@@ -69,29 +185,60 @@ class BaseMethod(ABC):
         Every trainable parameter is in exactly one; the caller asserts it.
         """
 
+    # ------------------------------------------------------------------------------------- the step
+    def begin_step(self, context: StepContext) -> None:
+        """Before the first epoch of a fresh start; a resumed one calls `load_state` instead."""
+
     @abstractmethod
     def losses(
-        self, student: ModelOutput, teacher: ModelOutput | None, labels: torch.Tensor
+        self,
+        batch: Batch,
+        student: ModelOutput,
+        teacher: ModelOutput | None,
+        total: Callable[[torch.Tensor], torch.Tensor],
     ) -> dict[str, torch.Tensor]:
         """The loss terms of a batch.
 
         Args:
+            batch: images and labels.
             student: outputs at feature resolution.
             teacher: the previous step's outputs without gradient; None unless `needs_teacher`.
-            labels: [N, H, W] uint8 channels, 255 = void.
+            total: sum of a tensor over all ranks, without gradient; every rank must call it alike.
 
         Returns:
-            Term name → per-class values; each name is a key of `settings`, its weight.
+            Term name → per-class values; each name is a setting, its weight.
         """
 
+    def end_step(self, context: StepContext) -> None:
+        """After the last epoch, also one ended early, and before the final checkpoint."""
+
+    # ----------------------------------------------------------------------------------- its answer
     @abstractmethod
-    def predict(self, logits: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+    def predict(self, output: ModelOutput, size: tuple[int, int] | None = None) -> torch.Tensor:
         """Class of every pixel.
 
         Args:
-            logits: [N, 1 + C, h, w].
+            output: logits [N, 1 + C, h, w].
             size: H and W of the image, to which they are upsampled; h and w when None.
 
         Returns:
             preds [N, H, W] int64 channels, 0 = background.
         """
+
+    @abstractmethod
+    def confident(
+        self, output: ModelOutput, size: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The likeliest class of every pixel, for pseudo-labels.
+
+        Returns:
+            channels [N, H, W] int64, never background, and their scores [N, H, W], 0 … 1.
+        """
+
+    # ------------------------------------------------------------------------------------ its state
+    def state(self) -> dict[str, Any]:
+        """What goes into every checkpoint and to the next step: tensors and plain values."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned, inside the same step."""

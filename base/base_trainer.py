@@ -38,7 +38,8 @@ def parse_monitor(text: str, valid: Sequence[str]) -> tuple[str, str] | None:
 class BaseTrainer(ABC):
     """Runs the epochs of a step.
 
-    A subclass implements `train_epoch`, `validate`, `state` and `load_state`.
+    A subclass implements `begin_step`, `train_epoch`, `validate`, `end_step`, `state` and
+    `load_state`.
     """
 
     def __init__(self, config: ConfigParser, ranks: Ranks, monitored: Sequence[str]):
@@ -61,6 +62,22 @@ class BaseTrainer(ABC):
         self.best: float | None = None
         self.since_best = 0  # validations since the best one
         self.folder = config.step_dir()
+
+    @abstractmethod
+    def begin_step(self) -> None:
+        """What precedes the first epoch of a fresh start.
+
+        Raises:
+            Interrupted: when a rank was asked to stop.
+        """
+
+    @abstractmethod
+    def end_step(self) -> None:
+        """What follows the last epoch, before the final checkpoint.
+
+        Raises:
+            Interrupted: when a rank was asked to stop.
+        """
 
     @abstractmethod
     def train_epoch(self, epoch: int) -> None:
@@ -112,6 +129,8 @@ class BaseTrainer(ABC):
             ) from None
 
     def _train(self) -> None:
+        if (self.epoch, self.iteration) == (0, 0):
+            self.begin_step()
         for epoch in range(self.epoch + 1, self.epochs + 1):
             if self.stalled:
                 break
@@ -119,8 +138,10 @@ class BaseTrainer(ABC):
             last = epoch == self.epochs
             validates = last or self._due(epoch, self.validation_period)
             values = self.validate(epoch) if validates else None
-            self.epoch, self.iteration = epoch, 0
             improved = values is not None and self._judge(values)
+            if last or self.stalled:
+                self.end_step()
+            self.epoch, self.iteration = epoch, 0
             self._save(finished=last or self.stalled, improved=improved)
             if not last and not self.stalled:
                 self.stop_if_asked()

@@ -61,12 +61,13 @@ from models import fused_loss
 from models.weights import load_previous_step
 from scripts.make_toy_voc import make_image
 from scripts.measure import Row, forget_peak, in_turn, largest, must_agree, resident, say, table
+from trainer.build import apply_fast, build_model
 from trainer.methods import METHODS
 from trainer.optim import build_optimizer, build_scheduler
-from trainer.run import build_model, quicken
 from trainer.trainer import Trainer
 from utils.distributed import Launch, Ranks, launch
 from utils.misc import (
+    PROJECT_ROOT,
     VOID,
     UserError,
     choose,
@@ -76,7 +77,7 @@ from utils.misc import (
     voc_palette,
     write_json,
 )
-from utils.parse_config import PROJECT_ROOT, ConfigParser
+from utils.parse_config import ConfigParser
 
 # glibc gives back at once what is freed, so that no call can live on the remains of another.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -368,7 +369,7 @@ def plain_losses(
         targets[:, position] = (labels == channel).float()
     known = len(method.task.old)
     return {
-        "mbce": plain_bce(logits[:, new], targets, method.hyperparameter["pos_weight"]),
+        "mbce": plain_bce(logits[:, new], targets, method.settings.pos_weight),
         "ac": plain_bce(logits[:, :1], torch.zeros_like(logits[:, :1])),
         "kd": plain_bce(logits[:, old], scores[:, old]),
         "dkd_pos": plain_bce(student.pos[:, :known].float(), parts[0]),
@@ -378,7 +379,7 @@ def plain_losses(
 
 def weighted(method: BaseMethod, terms: dict[str, torch.Tensor]) -> torch.Tensor:
     """The scalar whose gradient is taken."""
-    return sum(method.hyperparameter[name] * term.sum() for name, term in terms.items())
+    return sum(method.weights[name] * term.sum() for name, term in terms.items())
 
 
 def make_loss(
@@ -468,7 +469,7 @@ class Net:
                 torch.nn.init.constant_(parameter, 0.2)
         self.student = build_model(self.config, sizes, **arch, dropout=False)
         load_previous_step(self.student, self.teacher.state_dict(), len(sizes) - 1, "the teacher")
-        self.method.prepare(self.student)
+        self.method.start(self.student, {})
         self.teacher.requires_grad_(False).eval().to(device)
         self.student.train().to(device)
         torch.backends.cudnn.benchmark = True
@@ -482,7 +483,7 @@ class Net:
     def trainer(self, ranks: Ranks | None = None, *, trains: bool = True) -> Trainer:
         """The project's own, made as a run makes it for training or evaluation."""
         ranks = ranks or Ranks(0, 1, self.device)
-        quicken(self.config, self.student, self.teacher if trains else None, trains=trains)
+        apply_fast(self.config, self.student, self.teacher if trains else None, trains=trains)
         parts: dict[str, Any] = {"method": self.method, "student": self.student}
         if trains:
             optimizer = build_optimizer(self.config, self.method, self.student)

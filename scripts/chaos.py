@@ -36,8 +36,14 @@ import torch
 from scripts.make_toy_voc import CLASS_NAMES, make_toy_voc
 from utils import checkpoint as files
 from utils import interrupt
-from utils.misc import EXIT_INTERRUPTED, EXIT_USER_ERROR, PART, UserError, one_sentence_errors
-from utils.parse_config import PROJECT_ROOT
+from utils.misc import (
+    EXIT_INTERRUPTED,
+    EXIT_USER_ERROR,
+    PART,
+    PROJECT_ROOT,
+    UserError,
+    one_sentence_errors,
+)
 
 TIMEOUT = 300  # seconds that any process of the job may take
 EPOCHS = 4

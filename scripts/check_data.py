@@ -685,7 +685,7 @@ def check_steps(
 
 def refusal(config: ConfigParser) -> Found:
     """What training would say before it reads an image."""
-    from trainer.run import build_data  # not above, for they import torch
+    from trainer.build import build_data  # not above, for they import torch
     from utils.distributed import SINGLE
 
     try:

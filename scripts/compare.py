@@ -25,19 +25,21 @@ from base.task import Task
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.transforms import normalize
 from models.weights import load_strict
+from trainer.build import build_data, build_student
 from trainer.methods import METHODS
-from trainer.run import build_data, build_student
 from utils import checkpoint as files
+from utils.config_file import read_json
 from utils.distributed import SINGLE
 from utils.misc import (
     BACKGROUND,
+    PROJECT_ROOT,
     VOID,
     UserError,
     atomic_path,
     one_sentence_errors,
     voc_palette,
 )
-from utils.parse_config import PROJECT_ROOT, ConfigParser, read_json
+from utils.parse_config import ConfigParser
 
 METRIC = "Mean_Intersection_over_Union"
 COLUMNS = {"old": "old", "new": "new", "harmonic": "hIoU", "overall": "all"}
@@ -87,8 +89,8 @@ class Run:
         model.eval()
         preds = []
         for image in images:
-            logits = model(normalize(image[None])).logits
-            preds.append(method.predict(logits, image.shape[-2:])[0].numpy())
+            output = model(normalize(image[None]))
+            preds.append(method.predict(output, image.shape[-2:])[0].numpy())
         return [task.label_ids()[pred] for pred in preds]
 
 

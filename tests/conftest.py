@@ -17,6 +17,7 @@ if not torch.cuda.is_available():
 from models import fused_loss
 from scripts.make_toy_voc import CLASS_NAMES, make_toy_voc
 from trainer.run import run
+from trainer.steps import unfinished
 from utils.parse_config import ConfigParser
 
 DATA = Path(__file__).parent / "data"
@@ -95,7 +96,8 @@ def train(config: Path, *flags: str, script: str = "voc", mode: str = "train") -
         f"configs/config_{script}.json",
         argv=[*(["-c", str(config)] if config else []), *flags],
     )
-    run(parsed)
+    if steps := unfinished(parsed):
+        run(*steps)
     return parsed
 
 

@@ -26,6 +26,11 @@ from utils.parse_config import ConfigParser
 TWO = ("--multiprocessing_distributed",)
 
 
+def launch_as_planned(worker, config):
+    """As a run does, without what precedes it."""
+    launch(worker, config, plan_launch(config))
+
+
 def metrics(parsed):
     return json.loads((parsed.log_dir() / "metrics.json").read_text())
 
@@ -44,7 +49,7 @@ def frozen_step(toy_root, tmp_path_factory):
     """Step 1 with frozen BN on one process, and the config for two with the same global batch."""
     folder = tmp_path_factory.mktemp("distributed")
     config = write_config(folder / "toy.json", toy_root)
-    train(config, "--epochs", "1")
+    train(config, "--epochs", "1", "--pos_weight", "1")
     flags = ("--task_step", "1", "--freeze_bn", "--lr", "1e-3", "--epochs", "2")
     one = train(config, *flags)
     return with_processes(config, 2, 4), flags, one, folder
@@ -240,7 +245,7 @@ def test_slurm_ends_ranks_that_wait_for_a_failed_one(tmp_path):
 FAILING = """
 import atexit, sys, time
 import torch, torch.distributed as dist
-from utils.distributed import launch
+from utils.distributed import launch, plan_launch
 from utils.misc import UserError, one_sentence_errors
 from utils.parse_config import ConfigParser
 
@@ -256,7 +261,8 @@ def worker(config, ranks):
     ranks.sum(torch.ones(1))
 
 with one_sentence_errors():
-    launch(worker, ConfigParser.from_args("train", "configs/config_voc.json", argv=["-d", "cpu"]))
+    config = ConfigParser.from_args("train", "configs/config_voc.json", argv=["-d", "cpu"])
+    launch(worker, config, plan_launch(config))
 """
 
 
@@ -380,7 +386,7 @@ def test_a_rank_that_hears_no_signal_is_killed(toy_config, monkeypatch):
     monkeypatch.setattr(distributed, "PATIENCE", 1)
     start = time.monotonic()
     with pytest.raises(UserError, match=r"^a sentence for the user\.$"):
-        launch(deaf_on_rank_0, two_process_config(toy_config))
+        launch_as_planned(deaf_on_rank_0, two_process_config(toy_config))
     assert time.monotonic() - start < 25
 
 
@@ -431,7 +437,7 @@ def test_a_signal_while_ranks_start_and_exit():
 def test_a_failure_before_the_work_is_told(toy_config, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nope0")
     with pytest.raises(RuntimeError, match=r"rank [01] failed(?s:.)*nope0"):
-        launch(fail_on_rank_1, two_process_config(toy_config))
+        launch_as_planned(fail_on_rank_1, two_process_config(toy_config))
 
 
 def two_process_config(toy_config):
@@ -451,7 +457,7 @@ def two_process_config(toy_config):
 )
 def test_a_dying_rank_stops_all(toy_config, worker, error, message):
     with pytest.raises(error, match=f"(?s){message}"):
-        launch(worker, two_process_config(toy_config))
+        launch_as_planned(worker, two_process_config(toy_config))
 
 
 def test_busy_port_is_replaced(toy_config):
@@ -509,7 +515,7 @@ def test_where_two_processes_meet(toy_config, tmp_path, monkeypatch, caplog, sch
     url = "env://" if scheme == "env" else f"file://{meet}"
     config = with_processes(toy_config, 2, 4)
     start = time.monotonic()
-    launch(sum_of_ranks, parsed_with(config, *TWO, "--dist_url", url))
+    launch_as_planned(sum_of_ranks, parsed_with(config, *TWO, "--dist_url", url))
     assert time.monotonic() - start < 60
     taken = f"dist_url: {meet} exists, {meet}.{os.getpid()} is taken instead"
     assert (taken in caplog.text) == stale
@@ -519,7 +525,9 @@ def test_where_two_processes_meet(toy_config, tmp_path, monkeypatch, caplog, sch
 def test_a_run_that_fails_leaves_no_file_to_meet_at(toy_config, tmp_path):
     config, meet = with_processes(toy_config, 2, 4), tmp_path / "meet"
     with pytest.raises(UserError):
-        launch(user_error_on_rank_1, parsed_with(config, *TWO, "--dist_url", f"file://{meet}"))
+        launch_as_planned(
+            user_error_on_rank_1, parsed_with(config, *TWO, "--dist_url", f"file://{meet}")
+        )
     assert not meet.exists()
 
 
@@ -614,7 +622,7 @@ def test_several_gpus_for_one_process(toy_config, monkeypatch, caplog, flags, en
     started = SimpleNamespace(processes=[])
     monkeypatch.setattr(distributed.mp, "start_processes", lambda *_, **__: started)
     with caplog.at_level(logging.WARNING, logger="dkd"):
-        launch(lambda config, ranks: None, parsed_with(toy_config, *flags))
+        launch_as_planned(lambda config, ranks: None, parsed_with(toy_config, *flags))
     sentence = "-d 0,1: only cuda:0 is used; all of them need --multiprocessing_distributed"
     told = [message for message in caplog.messages if message.startswith("-d")]
     assert told == [sentence] * warns

@@ -17,7 +17,7 @@ from models.folding import FoldedConv2d, fold, fuse
 from models.model import DeepLabV3
 from tests.conftest import PROJECT, train
 from tests.test_golden_trajectory import SWITCHES, fill_by_name, make_config, make_trainer
-from trainer.run import quicken
+from trainer.build import apply_fast
 from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils.metric import ConfusionMatrix
@@ -117,7 +117,7 @@ def test_trained_batchnorm_is_not_folded():
     student = network(freeze_all_bn=False)
     teacher = network([1, 3], freeze_all_bn=False).eval().requires_grad_(False)
     expected = teacher(torch.ones(1, 3, 64, 64)).logits
-    quicken(switched(fold_bn=True), student, teacher, trains=True)
+    apply_fast(switched(fold_bn=True), student, teacher, trains=True)
     assert not any(isinstance(module, FoldedConv2d) for module in student.modules())
     assert not any(isinstance(module, nn.BatchNorm2d) for module in teacher.modules())
     assert not any(p.requires_grad for p in teacher.parameters())
@@ -169,7 +169,7 @@ def test_channels_last(trains):
     for model in (student, teacher):
         model.aspp.last_conv[0].register_forward_hook(lambda *a: layouts.append(a[2].stride(1)))
         model(torch.randn(1, 3, 64, 64))
-    quicken(switched(channels_last=True), student, teacher, trains=trains)
+    apply_fast(switched(channels_last=True), student, teacher, trains=trains)
     student(torch.randn(1, 3, 64, 64))
     teacher(torch.randn(1, 3, 64, 64))
     assert layouts == [16, 16, 1, 1]
@@ -180,7 +180,7 @@ def test_channels_last(trains):
 def test_gradients_lie_as_their_parameters(on, decompose):
     """Else every exchange between processes rearranges them, and PyTorch warns about it."""
     model = network()
-    quicken(switched(**dict.fromkeys(SWITCHES, on)), model, trains=True)
+    apply_fast(switched(**dict.fromkeys(SWITCHES, on)), model, trains=True)
     outputs = model(torch.randn(2, 3, 64, 64), decompose=decompose)
     sum(part.square().mean() for part in outputs if part is not None).backward()
     for name, parameter in model.named_parameters():

@@ -18,7 +18,7 @@ from models.upsampling import upsample
 from tests.conftest import PROJECT
 from tests.test_fast import network, switched
 from tests.test_loss import TERMS, both, chunked, errors, exact, make
-from trainer.run import quicken
+from trainer.build import apply_fast
 from utils.logger import log
 
 SIZES = [  # h×w, H×W: output stride 16, odd, no whole multiple, hardly larger, equal, smaller
@@ -186,13 +186,13 @@ def test_the_switch(monkeypatch, caplog, on):
     monkeypatch.setattr(log, "propagate", True)
     monkeypatch.setattr(fused_loss, "switched_on", None)
     with caplog.at_level(logging.WARNING, logger=log.name):
-        quicken(switched(fused_loss=on), network(), trains=True)
+        apply_fast(switched(fused_loss=on), network(), trains=True)
     assert fused_loss.switched_on is False
     assert ("computed in chunks" in caplog.text) is on
     monkeypatch.setattr(fused_loss, "fault", lambda device: "")
-    quicken(switched(fused_loss=not on), network(), trains=False)
+    apply_fast(switched(fused_loss=not on), network(), trains=False)
     assert fused_loss.switched_on is False, "an evaluation has no losses"
-    quicken(switched(fused_loss=on), network(), trains=True)
+    apply_fast(switched(fused_loss=on), network(), trains=True)
     assert fused_loss.switched_on is on
 
 

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from base.base_model import ModelOutput
 from base.task import Task
 from models.upsampling import upsample
 from models.weights import load_previous_step, load_strict
 from tests.conftest import DATA
+from trainer.build import apply_fast, build_model
 from trainer.methods import METHODS
 from trainer.optim import build_optimizer, build_scheduler
-from trainer.run import build_model, quicken
 from trainer.trainer import Trainer
 from utils.distributed import SINGLE
 from utils.parse_config import ConfigParser
@@ -43,8 +44,8 @@ def make_config(step, scheduler, fast=True, **flags):
 
 def make_trainer(config, task, student, teacher=None, ranks=SINGLE, method="dkd"):
     method = METHODS[method](task, config["hyperparameter"])
-    method.prepare(student)
-    quicken(config, student, teacher, trains=True)
+    method.start(student, {})
+    apply_fast(config, student, teacher, trains=True)
     optimizer = build_optimizer(config, method, student)
     scheduler = build_scheduler(config, optimizer, 10)
     return Trainer(
@@ -194,4 +195,5 @@ def test_trajectory(golden, dtype, fast):
         logits = student(torch.from_numpy(golden["step1_image0"]).to(dtype)).logits
     full = upsample(logits, (65, 65))
     assert relative(full[:, :, ::16, ::16], golden["step1_eval_logits"]) < 0.25
-    np.testing.assert_array_equal(trainer.method.predict(full), golden["step1_eval_pred"])
+    preds = trainer.method.predict(ModelOutput(full))
+    np.testing.assert_array_equal(preds, golden["step1_eval_pred"])

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from base.base_model import ModelOutput
 from base.task import Task
 from models import upsampling
 from models.loss import auxiliary, distillation, mbce
@@ -285,7 +286,7 @@ def test_prediction_equals_the_plain_one_in_every_pixel(scale, small, size, coun
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         logits = (scale * torch.randn(2, 9, *small) - scale / 2).to(dtype)
         before = logits.clone()
-        preds = method.predict(logits, size)
+        preds = method.predict(ModelOutput(logits), size)
         assert preds.dtype is torch.int64
         assert torch.equal(preds, plain_predict(logits, size))
         assert torch.equal(logits, before)
@@ -294,7 +295,7 @@ def test_prediction_equals_the_plain_one_in_every_pixel(scale, small, size, coun
 def test_prediction_without_a_size():
     method = METHODS["dkd"](Task("voc", "own", "overlap", 0, ((1,),), ("a", "b")), {})
     logits = torch.randn(2, 5, 6, 7)
-    assert torch.equal(method.predict(logits), plain_predict(logits, (6, 7)))
+    assert torch.equal(method.predict(ModelOutput(logits)), plain_predict(logits, (6, 7)))
 
 
 def test_prediction_holds_no_full_size_classes(planes):
@@ -304,6 +305,6 @@ def test_prediction_holds_no_full_size_classes(planes):
     for classes in (21, 1001):
         logits = torch.randn(1, 1 + classes, 4, 4)
         with Memory() as used:
-            method.predict(logits, (64, 64))
+            method.predict(ModelOutput(logits), (64, 64))
         peaks.append(used.peak)
     assert peaks[0] == peaks[1]

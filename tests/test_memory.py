@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from base.base_method import Batch
 from base.base_model import ModelOutput
 from base.task import Task
 from data_loader import memory
@@ -18,9 +19,9 @@ from data_loader.leakage import audit, ranges
 from data_loader.memory import Candidate
 from scripts.make_toy_voc import CLASS_NAMES
 from tests.conftest import train, write_config
+from trainer.build import build_data
 from trainer.memory import find_candidates, pseudo_label
 from trainer.methods import METHODS
-from trainer.run import build_data
 from utils.distributed import SINGLE, Ranks
 from utils.misc import UserError
 from utils.parse_config import ConfigParser
@@ -151,11 +152,19 @@ def test_faulty_files(tmp_path, text):
 # ---------------------------------------------------------------------------------- pseudo-labels
 def test_confident_background_takes_the_class_of_the_old_model():
     """σ ≥ 0.9 on background only; labels and void stay."""
-    logits = torch.full((2, 2, 2), -9.0)
-    logits[0, 0, 0], logits[1, 0, 1] = 2.1, 2.3  # σ = 0.891, 0.909
-    logits[0, 1, 0] = logits[1, 1, 1] = 9.0
-    label = torch.tensor([[0, 0], [7, 255]], dtype=torch.uint8)
-    assert pseudo_label(logits, label).tolist() == [[0, 2], [7, 255]]
+    method = METHODS["dkd"](Task("voc", "own", "overlap", 1, ((1, 2), (3,)), tuple("0123")), {})
+    logits = torch.full((1, 3, 2, 2), -9.0)
+    logits[0, 0] = 9  # the auxiliary head
+    logits[0, 1, 0, 0], logits[0, 2, 0, 1] = 2.1, 2.3  # σ = 0.891, 0.909
+    logits[0, 1, 1, 0] = logits[0, 2, 1, 1] = 9.0
+    labels = torch.tensor([[[0, 0], [7, 255]]], dtype=torch.uint8)
+    filled = pseudo_label(*method.confident(ModelOutput(logits), (2, 2)), labels)
+    assert filled.dtype == labels.dtype
+    assert filled.tolist() == [[[0, 2], [7, 255]]]
+
+
+def dkd(data):
+    return METHODS["dkd"](data.task, {})
 
 
 class _Sure(torch.nn.Module):
@@ -219,12 +228,12 @@ def whole_ids(data, dataset):
 def test_candidates_carry_the_labels_of_the_step_before(every_id, tmp_path):
     data = own_data(every_id, tmp_path, step=2, setting="overlap", candidates="whole")
     model = _Sure(4, 2)  # sure of class 2 wherever the masks of step 1, which name 3, are silent
-    found = find_candidates(data.candidate_loader(), data.task, model, SINGLE.device)
+    found = find_candidates(data.candidate_loader(), dkd(data), model, SINGLE.device)
     assert {c.name: c.ids for c in found} == dict.fromkeys(
         ("13", "23", "123", "34", "1234", "345", "12345"), (2, 3)
     )
     first = own_data(every_id, tmp_path, step=1, setting="overlap", candidates="whole")
-    found = find_candidates(first.candidate_loader(), first.task, model, SINGLE.device)
+    found = find_candidates(first.candidate_loader(), dkd(first), model, SINGLE.device)
     assert {c.name: c.ids for c in found} == {
         name: tuple(int(c) for c in name if c in "12")
         for name in ("1", "2", "12", "13", "23", "123", "14", "1234", "15", "12345")
@@ -245,7 +254,7 @@ def test_crops_may_miss_classes_and_whole_masks_may_not(toy_root, tmp_path):
         found[how] = {
             c.name: set(c.ids)
             for c in find_candidates(
-                data.candidate_loader(), data.task, torch.nn.Identity(), SINGLE.device
+                data.candidate_loader(), dkd(data), torch.nn.Identity(), SINGLE.device
             )
         }
     assert found["crop"].keys() == found["whole"].keys()
@@ -420,8 +429,8 @@ def test_which_methods_learn_old_classes(method, learns):
     blind = torch.where((labels == 1) | (labels == 2), 0, labels)
     student, teacher = (ModelOutput(x, x[:, 1:], x[:, 1:]) for x in (new, old))
     losses = [
-        sum(term.sum() for term in contract.losses(student, teacher, given).values())
-        for given in (labels, blind)
+        sum(t.sum() for t in contract.losses(Batch(None, x), student, teacher, None).values())
+        for x in (labels, blind)
     ]
     assert contract.learns_old is learns
     assert torch.equal(*losses) is not learns

@@ -6,12 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from base.base_method import Batch
+from base.base_model import ModelOutput
 from base.task import Task
 from models.model import DeepLabV3
 from tests.test_golden_trajectory import WAYS, make_config, make_trainer
+from trainer.build import build_model
 from trainer.methods import METHODS
 from trainer.optim import build_optimizer
-from trainer.run import build_model
 
 NAMES = tuple(f"class{i}" for i in range(7))
 STEPS = ((1, 2, 3), (4, 5), (6,))
@@ -125,7 +127,7 @@ def test_groups_hold_every_trainable_parameter(method, step):
     config = make_config(step, "PolyLR", lr=1e-3, method=method)
     contract = METHODS[method](task, config["hyperparameter"])
     model = build_model(config, contract.head_sizes(), backbone="tiny", backbone_pretrained=False)
-    contract.prepare(model)
+    contract.start(model, {})
     optimizer = build_optimizer(config, contract, model)
     lrs = [group["lr"] for group in optimizer.param_groups]
     decays = [group["weight_decay"] for group in optimizer.param_groups]
@@ -144,8 +146,9 @@ def test_every_term_has_a_weight():
             teacher = DeepLabV3(contract.head_sizes()[:-1], backbone="tiny")(
                 torch.randn(2, 3, 64, 64), **contract.outputs
             )
-        terms = contract.losses(out, teacher, torch.zeros(2, 64, 64, dtype=torch.uint8))
-        assert terms.keys() <= contract.settings.keys(), name
+        batch = Batch(None, torch.zeros(2, 64, 64, dtype=torch.uint8))
+        terms = contract.losses(batch, out, teacher, None)
+        assert terms.keys() <= contract.weights.keys(), name
         assert all(term.ndim == 1 for term in terms.values())
 
 
@@ -153,9 +156,10 @@ def test_finetune_teaches_old_classes_to_be_background():
     task = at_step(1)
     contract = METHODS["finetune"](task, {})
     model = DeepLabV3([1, 3, 2], backbone="tiny")
-    contract.prepare(model)
+    contract.start(model, {})
     out = model(torch.randn(2, 3, 64, 64))
-    terms = contract.losses(out, None, torch.zeros(2, 64, 64, dtype=torch.uint8))
+    batch = Batch(None, torch.zeros(2, 64, 64, dtype=torch.uint8))
+    terms = contract.losses(batch, out, None, None)
     assert terms["mbce"].shape == (5,)
     terms["mbce"].sum().backward()
     assert model.cls[1].weight.grad.abs().sum() > 0
@@ -166,22 +170,22 @@ def test_new_head_of_dkd_without_auxiliary_stays_random():
     task = at_step(1)
     model = DeepLabV3([1, 3, 2], backbone="tiny")
     before = model.cls[2].weight.clone()
-    METHODS["dkd"](task, {"ac": 0}).prepare(model)
+    METHODS["dkd"](task, {"ac": 0}).start(model, {})
     assert torch.equal(model.cls[2].weight, before)
-    METHODS["dkd"](task, {}).prepare(model)
+    METHODS["dkd"](task, {}).start(model, {})
     assert torch.equal(model.cls[2].weight[1], model.cls[0].weight[0])
 
 
 def test_prediction_rule():
     method = METHODS["dkd"](at_step(0), {})
     logits = torch.tensor([9.0, -1, 0, -2]).view(1, 4, 1, 1)  # 0 is a score of 0.5: not over it
-    assert method.predict(logits).item() == 0
+    assert method.predict(ModelOutput(logits)).item() == 0
     logits[0, 3] = 0.1
-    assert method.predict(logits).item() == 3
+    assert method.predict(ModelOutput(logits)).item() == 3
 
 
 def test_saturated_scores_tie():
     """Reference quirk: scores that round to 1 tie, the class that arrived first wins."""
     method = METHODS["dkd"](at_step(0), {})
     logits = torch.tensor([0.0, 40, -5, 50]).view(1, 4, 1, 1)
-    assert method.predict(logits).item() == 1
+    assert method.predict(ModelOutput(logits)).item() == 1

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from base.base_method import Batch
 from base.task import Task
 from data_loader import transforms
 from models.loss import BinaryCrossEntropy
@@ -22,9 +23,9 @@ from models.upsampling import exact_products
 from tests.conftest import train
 from tests.test_golden_trajectory import make_config, make_trainer
 from trainer import trainer as loop
+from trainer.build import build_model
 from trainer.methods import METHODS
 from trainer.precision import Precision
-from trainer.run import build_model
 from trainer.trainer import LossLog, Trainer
 from utils.logger import log
 from utils.metric import ConfusionMatrix
@@ -112,7 +113,9 @@ def test_evaluation_is_float32_unless_asked(monkeypatch):
     seen = []
     predict = trainer.method.predict
     monkeypatch.setattr(
-        trainer.method, "predict", lambda out, size: seen.append(out.dtype) or predict(out, size)
+        trainer.method,
+        "predict",
+        lambda out, size: seen.append(out.logits.dtype) or predict(out, size),
     )
     trainer.evaluate(batches(1), "test")
     trainer.config._tree["eval_amp"] = True
@@ -309,7 +312,8 @@ def test_losses_keep_float32(short_products, monkeypatch):
     for method in METHODS.values():
         contract = method(Task("voc", "own", "overlap", 0, ((1, 2),), tuple("012")), {})
         out = type("Output", (), {"logits": logits, "pos": None, "neg": None})
-        sum(term.sum() for term in contract.losses(out, None, labels).values()).backward()
+        terms = contract.losses(Batch(None, labels), out, None, None)
+        sum(term.sum() for term in terms.values()).backward()
     assert len(seen) > 4
     assert all(flags == ["ieee", "ieee"] for flags in seen)
     assert [backend.fp32_precision for backend in PRODUCTS] == short_products
@@ -343,16 +347,16 @@ def test_everything_is_made_on_the_device_of_the_images(method, step, monkeypatc
         with device:  # the networks only: what follows must choose for itself
             heads = contract.head_sizes()
             student = DeepLabV3(heads, backbone="tiny")
-            contract.prepare(student)
+            contract.start(student, {})
             models = [student, *([DeepLabV3(heads[:-1], backbone="tiny")] * contract.needs_teacher)]
         images = transforms.normalize(torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=device))
         labels = torch.zeros(2, 64, 64, dtype=torch.uint8, device=device)
         outputs = [model(images, **contract.outputs) for model in models]
-        terms = contract.losses(outputs[0], (*outputs, None)[1], labels)
+        terms = contract.losses(Batch(images, labels), outputs[0], (*outputs, None)[1], None)
         for name, term in terms.items():
             assert (term.device.type, term.dtype) == ("cuda", torch.float32), name
         confusion = ConfusionMatrix(6, device)
-        preds = contract.predict(outputs[0].logits, (64, 64))
+        preds = contract.predict(outputs[0], (64, 64))
         assert (preds.device.type, preds.dtype) == ("cuda", torch.int64)
         confusion.update(labels, preds)
         assert confusion.cells.device.type == "cuda"

@@ -1,5 +1,6 @@
 """The README stays true: config reference, scripts, flags."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -7,8 +8,9 @@ import subprocess
 import pytest
 
 from tests.conftest import PROJECT
-from utils.config_schema import FLAGS, HYPERPARAMETER, SCHEMA
-from utils.parse_config import flatten, read_json
+from trainer.methods import METHODS
+from utils.config_file import flatten, read_json
+from utils.config_schema import FLAGS, SCHEMA
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = sorted(str(path.relative_to(PROJECT)) for path in (PROJECT / "scripts").rglob("*.sh"))
@@ -21,20 +23,25 @@ def reference_rows():
         for name in ("voc", "ade")
     )
     flags = {flag.key: ", ".join(f"`{name}`" for name in flag.names) for flag in FLAGS}
-    keys = list(SCHEMA)
-    after = keys.index("lr_scheduler.type")
-    keys[after:after] = [key for key in voc if key.startswith("hyperparameter.")]
-    for key in keys:
-        rule = SCHEMA.get(key, HYPERPARAMETER)
+    for key, rule in SCHEMA.items():
         default = json.dumps(voc[key]) if key in voc else "-"
         if key in ade and json.dumps(ade[key]) != default:
             default += f" (ADE {json.dumps(ade[key])})"
         yield f"| `{key}` | {default} | {flags.get(key, '')} | {rule.doc} |"
 
 
-def test_config_reference_is_complete():
-    missing = [row for row in reference_rows() if row not in README]
-    assert not missing, "rows for the README:\n" + "\n".join(reference_rows())
+def method_rows():
+    """The settings of each method."""
+    for name, method in METHODS.items():
+        for field in dataclasses.fields(method.Settings):
+            doc = field.metadata["key"].doc
+            yield f"| `{name}` | `hyperparameter.{field.name}` | {field.default:g} | {doc} |"
+
+
+@pytest.mark.parametrize("rows", [reference_rows, method_rows])
+def test_reference_is_complete(rows):
+    missing = [row for row in rows() if row not in README]
+    assert not missing, "rows for the README:\n" + "\n".join(rows())
 
 
 def test_named_files_exist():

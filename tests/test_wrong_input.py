@@ -21,7 +21,7 @@ import torch
 
 from models.model import DeepLabV3
 from scripts.make_toy_voc import CLASS_NAMES
-from trainer.run import check, run
+from trainer.run import prepare, run
 from utils.misc import EXIT_USER_ERROR, one_sentence_errors
 from utils.parse_config import ConfigParser
 
@@ -89,7 +89,7 @@ def start(flags: str = "", mode: str = "train", config: str = "-c config.json") 
 
 def check_it(flags: str = "", mode: str = "train") -> None:
     argv = ["-c", "config.json", *shlex.split(flags)]
-    check(ConfigParser.from_args(mode, "configs/config_voc.json", argv=argv))
+    prepare([ConfigParser.from_args(mode, "configs/config_voc.json", argv=argv)])
 
 
 def save_weights(name: str, head_sizes: list[int], **more: Any) -> None:
@@ -101,7 +101,7 @@ def save_weights(name: str, head_sizes: list[int], **more: Any) -> None:
 
 def test_the_config_of_these_tests_is_good(workplace):
     check_it()
-    check_it("--task_name 19-1 --task_setting disjoint --lr 0.5 -d cpu --method finetune --ac 0")
+    check_it("--task_name 19-1 --task_setting disjoint --lr 0.5 -d cpu --method finetune --mbce 2")
     save_weights("w.pth", [1, 15])
     check_it("-r w.pth", mode="eval")
     assert sorted(path.name for path in workplace.rglob("*")) == ["config.json", "w.pth"]
@@ -125,7 +125,11 @@ WRONG_FLAGS = [
     ("--mem_size -1", ["--mem_size", "mem_size is -1", "whole number >= 0"]),
     ("--mem_size all", ["--mem_size", "invalid int value: 'all'"]),
     ("--accumulate 0", ["--accumulate", "trainer.accumulate is 0", "whole number >= 1"]),
-    ("--accumulate 9", ["48 training images", "32", "× 9 accumulated", "= 288", "smaller"]),
+    ("--bs 6 --accumulate 9", ["48 training images", "6 ×", "× 9 accumulated", "= 54", "smaller"]),
+    ("--method finetune --ac 0", ["hyperparameter.ac", "no setting of 'finetune', but of dkd"]),
+    ("--task_step 5-2", ["--task_step", "'5-2' is no step", "all, or a range such as 2-5"]),
+    ("--task_step 0-9", ["--task_step is 0-9", "the steps 0, 1"]),
+    ("--task_step all -r w.pth", ["no file w.pth"]),
     ("--bs 1000", ["48 training images", "1000 × 1 process(es)", "choose a smaller one"]),
     ("-d 7", ["-d/--device is '7'", "GPU 7 does not exist", "visible: "]),
     ("-d 0,0", ["-d/--device is '0,0'", "a GPU is named twice"]),
@@ -148,7 +152,7 @@ WRONG_FLAGS = [
     ("--task_name 100-50", ["task.name is '100-50'", "valid: joint, 19-1"]),
     ("--task_setting overlapp", ["task.setting", "'overlap'?", "overlap, disjoint, sequential"]),
     ("--task_step -1", ["--task_step", "task.step is -1", "whole number >= 0"]),
-    ("--task_step first", ["--task_step", "invalid int value: 'first'"]),
+    ("--task_step first", ["--task_step", "'first' is no step; give a number, all, or a range"]),
     ("--task_step 2", ["task.step is 2", "task '15-5' has the steps 0, 1"]),
     ("--task_step 1", ["step 1 continues from step 0", "overlap_15-5_DKD/step_0", "--save_dir"]),
     ("--method plop", ["method is 'plop'", "valid: dkd, finetune"]),
@@ -198,7 +202,11 @@ WRONG_VALUES = [
     ("lr_scheduler.args.warmup_iters", 0.1, ["warmup_iters is no argument of PolyLR", "power"]),
     ("evaluator.type", "Judge", ["evaluator.type is 'Judge'", "valid: Evaluator"]),
     ("data_loader.type", "ADEIncrementalDataLoader", ["data_loader.type", "VOCIncremental"]),
-    ("hyperparameter.dkd_po", 1, ["hyperparameter", "'dkd_po'", "'dkd_pos'?", "ac, dkd_neg"]),
+    (
+        "hyperparameter.dkd_po",
+        1,
+        ["hyperparameter.dkd_po is no setting of 'dkd'", "'dkd_pos'?", "dkd_neg, ac"],
+    ),
     ("metrics", [], ["metrics is empty", "Pixel_Accuracy, Pixel_Accuracy_Class, Mean_"]),
     ("metrics", ["Pixel_Acuracy"], ["entry of metrics", "did you mean 'Pixel_Accuracy'?"]),
     ("metrics", [1], ["entry of metrics is '1'", "valid: Pixel_Accuracy"]),
@@ -488,7 +496,7 @@ def test_weight_file_for_the_tiny_backbone(workplace):
 def test_unknown_hyperparameter_beside_a_weight(workplace):
     change_config(**{"hyperparameter.unkd": 3})
     save_weights("w.pth", [1, 15])
-    check(ConfigParser.from_args("eval", "configs/config_voc.json", argv=["-r", "w.pth"]))
+    prepare([ConfigParser.from_args("eval", "configs/config_voc.json", argv=["-r", "w.pth"])])
 
 
 # ------------------------------------------------------------------------------ real processes

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from base.base_model import BaseModel
+from base.base_method import BaseMethod
+from base.base_model import BaseModel, ModelOutput
 from base.task import Task
 from data_loader import memory
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.memory import Candidate
 from data_loader.transforms import normalize
-from models.upsampling import strongest
 from utils.distributed import Ranks
 from utils.logger import log, progress
 from utils.misc import BACKGROUND, VOID, UserError, listing, seed_from
@@ -28,7 +28,11 @@ CONFIDENT = 0.9  # score from which a background pixel counts as the class it lo
 
 
 def replay(
-    config: ConfigParser, ranks: Ranks, data: IncrementalDataLoader, student: BaseModel
+    config: ConfigParser,
+    ranks: Ranks,
+    data: IncrementalDataLoader,
+    method: BaseMethod,
+    student: BaseModel,
 ) -> None:
     """Give the step its exemplars: choose them and write `memory.json`, or read it on resuming.
 
@@ -38,6 +42,7 @@ def replay(
         config: says how many, and where the previous memory lies.
         ranks: this process.
         data: takes the exemplars.
+        method: says what the old model sees in the background.
         student: with the previous step's weights, on the device; its new head is not used.
 
     Raises:
@@ -50,7 +55,7 @@ def replay(
         earlier = _earlier(config, task)
         kept = memory.exemplars(earlier, task.step - 1)
         size = config["data_loader"]["args"]["memory"]["mem_size"]
-        pool = memory.merge(kept, find_candidates(candidates, task, student, ranks.device))
+        pool = memory.merge(kept, find_candidates(candidates, method, student, ranks.device))
         seed = seed_from(config["seed"], task.step, "memory")
         chosen = memory.choose(pool, task.old, size, seed)
         _report(file, task, chosen, len(pool), len(kept), size)
@@ -79,7 +84,7 @@ def previous_file(config: ConfigParser) -> Path:
 
 @torch.inference_mode()
 def find_candidates(
-    loader: DataLoader, task: Task, student: BaseModel, device: torch.device
+    loader: DataLoader, method: BaseMethod, student: BaseModel, device: torch.device
 ) -> list[Candidate]:
     """Which old classes each image of the previous step's training set shows.
 
@@ -88,38 +93,40 @@ def find_candidates(
 
     Args:
         loader: `IncrementalDataLoader.candidate_loader()`.
-        task: the step that is about to be trained.
+        method: of the step that is about to be trained.
         student: as in `replay`.
         device: where the student is.
     """
+    task = method.task
     student.eval()
     found = []
     for batch in progress(loader, desc=f"replay candidates of step {task.step - 1}", unit="it"):
         labels = batch.label
         if task.step > 1:
-            logits = student(normalize(batch.image.to(device))).logits[:, task.old_channels]
-            labels = torch.stack(
-                [pseudo_label(one, label) for one, label in zip(logits, labels, strict=True)]
-            )
+            output = student(normalize(batch.image.to(device)))
+            old = ModelOutput(output.logits[:, : task.old_channels.stop])
+            channels, scores = method.confident(old, labels.shape[-2:])
+            labels = pseudo_label(channels.cpu(), scores.cpu(), labels)
         for name, label in zip(batch.name, labels.numpy(), strict=True):
             channels = np.setdiff1d(label, (BACKGROUND, VOID))
             found.append(Candidate(name, tuple(task.label_ids()[channels].tolist())))
     return found
 
 
-def pseudo_label(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """Fill the background of one label map with the previous model's confident classes.
+def pseudo_label(
+    channels: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """Fill the background with the previous model's confident classes.
 
     Args:
-        logits: [C_old, h, w] of the old classes, on the device.
-        label: [H, W] uint8 channels, on the CPU.
+        channels, scores: [N, H, W], of `BaseMethod.confident`.
+        labels: [N, H, W] channels.
 
     Returns:
-        [H, W] uint8 channels.
+        [N, H, W] channels.
     """
-    score, channel = (best[0] for best in strongest(logits[None], label.shape[-2:]))
-    guess = torch.where(score >= CONFIDENT, 1 + channel, BACKGROUND).to(torch.uint8).cpu()
-    return torch.where(label == BACKGROUND, guess, label)
+    sure = (labels == BACKGROUND) & (scores >= CONFIDENT)
+    return torch.where(sure, channels.to(labels.dtype), labels)
 
 
 def _report(

@@ -19,8 +19,8 @@ import torch
 from data_loader.data_loaders import IncrementalDataLoader
 from utils import VERSION
 from utils.config_schema import SCHEMA
-from utils.misc import sha256
-from utils.parse_config import PROJECT_ROOT, ConfigParser
+from utils.misc import PROJECT_ROOT, sha256
+from utils.parse_config import ConfigParser
 
 PACKAGES = ("base", "data_loader", "models", "trainer", "utils")
 FROM_STEP_1 = "data_loader.args.memory."  # keys that mean nothing at step 0

@@ -1,375 +1,109 @@
 """The only wiring: config → task and data → model, teacher → method → optimizer → trainer.
 
 Called by the four entry scripts; training and evaluation are the same path, which evaluation leaves
-after the weights are loaded.
+after the weights are loaded. What is checked stands in `trainer/checks.py`, how a step starts in
+`trainer/start.py`, how its parts are built in `trainer/build.py`.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
+import gc
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from base.base_method import BaseMethod
-from base.base_model import BaseModel
-from base.base_trainer import parse_monitor
-from base.task import Task
-from data_loader.data_loaders import LOADERS, IncrementalDataLoader
-from data_loader.memory import read as read_memory
-from models import fused_loss
-from models.folding import fold, fuse
-from models.model import MODELS, check_arch
-from models.weights import check_fit, check_previous_step, load_previous_step, load_strict
-from trainer.base_step import adopt, check_base
-from trainer.memory import previous_file, replay
-from trainer.methods import METHODS
-from trainer.optim import OPTIMIZERS, build_optimizer, build_scheduler
-from trainer.record import differences, record
-from trainer.trainer import Trainer, build_evaluators, describe, task_record
+from data_loader.data_loaders import IncrementalDataLoader
+from models.weights import load_strict
+from trainer.base_step import adopt
+from trainer.build import apply_fast, build_data, build_method, build_student, load_previous
+from trainer.checks import check_names, with_settings
+from trainer.memory import replay
+from trainer.optim import build_optimizer, build_scheduler
+from trainer.record import record
+from trainer.start import Start, decide
+from trainer.steps import METRICS
+from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils import interrupt
-from utils.distributed import SINGLE, Launch, Ranks, launch, plan_launch
+from utils.distributed import Launch, Ranks, launch, plan_launch
 from utils.logger import close_logger, log, setup_logger
-from utils.lr_scheduler import SCHEDULERS
-from utils.metric import EVALUATORS, METRICS
-from utils.misc import UserError, choose, listing, seed_from, sha256, write_json
+from utils.misc import Interrupted, listing, seed_from, sha256, write_json
 from utils.parse_config import ConfigParser
 
-METRICS_FILE = "metrics.json"  # of a step's test, by which one knows that the step is done
 
-
-def run(config: ConfigParser) -> None:
+def run(*steps: ConfigParser) -> None:
     """Check the configuration, then train or evaluate in as many processes as it asks for.
 
+    Args:
+        steps: of one task, one after the other; each as if it were called alone.
+
     Raises:
-        UserError: whatever is wrong, before anything is allocated or written.
+        UserError: whatever is wrong with the first step, before anything is allocated or written;
+            with a later one, before that is.
         Interrupted: a signal stopped the run.
     """
-    if config.auto and not config.test:
-        config = where_it_stands(config)
-    if config is not None:
-        launch(work, config, check(config))
+    with files.remembered():
+        job = prepare(steps)
+        if job.plan.distributed:
+            files.forget()  # the ranks read for themselves
+        if job.first is not None or len(steps) > 1:
+            launch(work, job, job.plan)
 
 
-def where_it_stands(config: ConfigParser) -> ConfigParser | None:
-    """What `-r auto` means for this step: continue, test, start anew, or (None) nothing is left.
+class Job(NamedTuple):
+    """What is to be done: by which processes, which steps, and how the first of them starts."""
 
-    Raises:
-        UserError: the step is finished, but with other settings than these.
-    """
-    path, checkpoint, skipped = files.newest_good(config.step_dir())
-    if path is None:
-        return config.changed(notes=(*skipped, "-r auto: no checkpoint yet, a fresh start"))
-    if not checkpoint.get("finished", True):
-        return config.changed(resume=path, notes=(*skipped, f"-r auto: {path}"))
-    if "record" in checkpoint:
-        plan = plan_launch(config)
-        data = build_data(config, Ranks(0, plan.world, plan.devices[0]))
-        differs = differences(record(config, data, None), checkpoint["record"])
-        if differs:
-            raise UserError(
-                f"{config.step_dir()} holds a finished step of another run: {'; '.join(differs)}; "
-                "give the same, or another --name for a new run."
-            )
-    metrics = config.log_dir() / METRICS_FILE
-    if not metrics.is_file():
-        notes = (*skipped, "-r auto: the step is trained, its test is left")
-        return config.changed(test=True, notes=notes)
-    print(f"{config.step_dir()} is finished, see {metrics}: nothing to do")
-    return None
+    plan: Launch
+    steps: tuple[ConfigParser, ...]
+    first: Start | None
 
 
-# ---------------------------------------------------------------------------------------- checks
-def check(config: ConfigParser) -> Launch:
-    """Resolve the names of the configuration and look for what the run needs.
-
-    Returns:
-        Which processes are to be started.
+def prepare(steps: Sequence[ConfigParser]) -> Job:
+    """Whatever can be wrong before anything is allocated or written.
 
     Raises:
-        UserError: an unknown name, an impossible combination, weights that are missing or do not
-            fit, a step folder that is already taken, too little room on the disk.
+        UserError: it is.
     """
-    config.resolve("arch", MODELS)
-    config.resolve("evaluator", EVALUATORS)
-    arch = config["arch"]["args"]
-    pretrained = arch["backbone_pretrained"] if _starts_from_imagenet(config) else False
-    check_arch(arch["backbone"], arch["norm_act"], pretrained)
-    choose("method", config["method"], METHODS)
-    settings = {name for method in METHODS.values() for name in method.settings}
-    for name in config["hyperparameter"]:
-        if f"hyperparameter.{name}" not in config.beside:
-            choose("a key of hyperparameter", name, sorted(settings))
-    for name in config["metrics"]:
-        choose("an entry of metrics", name, METRICS)
-    if not config["metrics"]:
-        raise UserError(f"metrics is empty; name some of {listing(METRICS)}.")
-    compiler = os.environ.get("CXX", "g++"), "clang++"
-    if config["fast"]["compile"] and not any(map(shutil.which, compiler)):
-        raise UserError(
-            f"fast.compile needs a C++ compiler, but there is no {listing(compiler)} here; install "
-            "one, or set it to false."
-        )
-    plan = plan_launch(config)
-    data = build_data(config, Ranks(0, plan.world, plan.devices[0]))
-    _check_writable(config.step_dir())
-    if not config.test:
-        _check_training(config, plan, data)
-        return plan
-    weights = config.resume or files.final_checkpoint(config.step_dir())
-    if weights is None or (config.resume is None and not _finished(weights)):
-        raise UserError(
-            f"--test: {config.step_dir()} holds no finished run; name the weights with -r."
-        )
-    method = METHODS[config["method"]](data.task, config["hyperparameter"])
-    state = files.load(weights)["state_dict"]
-    check_fit(_skeleton(config, method.head_sizes()), state, f"weight file {weights}")
-    return plan
+    steps = tuple(map(with_settings, steps))
+    for config in steps:
+        check_names(config)
+    plan = plan_launch(steps[0])
+    return Job(plan, steps, decide(steps[0], plan))
 
 
-def _check_training(config: ConfigParser, plan: Launch, data: IncrementalDataLoader) -> None:
-    """What only training needs; weights of another version may be evaluated without it."""
-    config.resolve("optimizer", OPTIMIZERS)
-    config.resolve("lr_scheduler", SCHEDULERS)
-    trainer, sgd = config["trainer"], config["optimizer"]["args"]
-    if sgd["nesterov"] and not sgd["momentum"]:
-        raise UserError("optimizer.args.nesterov needs a momentum above 0; give one, or set false.")
-    if trainer["early_stop"] > 0 and trainer["monitor"] == "off":
-        raise UserError("trainer.early_stop needs trainer.monitor, which is off; name a metric.")
-    synchronised = plan.world > 1 and plan.devices[0].type == "cuda"
-    lone = config["data_loader"]["args"]["train"]["batch_size"] == 1 and not synchronised
-    if lone and not config["arch"]["args"]["freeze_all_bn"]:
-        raise UserError(
-            "data_loader.args.train.batch_size (--batch_size) is 1, but BatchNorm cannot learn "
-            "from one image, which leaves the pooled branch of the ASPP one value per channel; use "
-            "at least 2, or --freeze_bn."
-        )
-    images = len(data.raw["train"])
-    if images < data.global_batch:
-        raise UserError(
-            f"the data set has {images} training images, fewer than one batch: "
-            f"{data.batch_words()}; choose a smaller one."
-        )
-    _, validation = build_evaluators(config, data.task)
-    parse_monitor(trainer["monitor"], [f"val_{name}" for name in validation.names()])
-    if config.base is not None:
-        check_base(config, data)
-    _check_start(config, data.task)
-    if not config.auto:
-        _check_free(config)
+def work(job: Job, ranks: Ranks) -> None:
+    """One process of a run: the steps in turn."""
+    plan, steps, start = job
+    for number, config in enumerate(steps):
+        if number:
+            gc.collect()  # the networks of the step before are in cycles
+            if ranks.any(interrupt.asked() is not None):
+                raise Interrupted(f"stopped between steps: {interrupt.asked() or 'by a signal'}.")
+            with files.remembered():
+                start = decide(config, plan) if ranks.is_main else None
+                start = ranks.gather(start)[0]
+                run_step(start, ranks)
+        else:
+            run_step(start, ranks)
 
 
-def _check_start(config: ConfigParser, task: Task) -> None:
-    """Whether the weights to start from fit, and the disk has room for those to come."""
-    method = METHODS[config["method"]](task, config["hyperparameter"])
-    head_sizes = method.head_sizes()
-    model = _skeleton(config, head_sizes)
-    if task.step > 0:
-        state, source = read_previous(config, task)
-        check_previous_step(model, state, len(head_sizes) - 1, source)
-        if task.step > 1 and config["data_loader"]["args"]["memory"]["mem_size"] > 0:
-            read_memory(previous_file(config))
-    if config.resume is not None:
-        state = files.load(config.resume)["state_dict"]
-        check_fit(model, state, f"the checkpoint to resume from, {config.resume},")
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    size = 4 * (sum(t.numel() for t in model.state_dict().values()) + trainable)  # and momentum
-    folder = config.step_dir()
-    # The one that is being written, last.pth and previous.pth; kept ones share their room.
-    missing = 3 - sum((folder / name).is_file() for name in (files.LAST, files.PREVIOUS))
-    free = shutil.disk_usage(_existing(folder)).free
-    if free < missing * size:
-        raise UserError(
-            f"trainer.save_dir (--save_dir): the file system of {folder} has {free >> 20} MiB "
-            f"left, but the checkpoints of this step need {missing * size >> 20} MiB; make room or "
-            "choose another."
-        )
-
-
-def _skeleton(config: ConfigParser, head_sizes: list[int]) -> BaseModel:
-    """The model without any values: names and shapes only."""
-    with torch.device("meta"):
-        return build_model(config, head_sizes, backbone_pretrained=False)
-
-
-def _starts_from_imagenet(config: ConfigParser) -> bool:
-    first = config["data_loader"]["args"]["task"]["step"] == 0
-    trains = config.mode == "train" and not config.test and config.base is None
-    return first and trains and config.resume is None
-
-
-def _existing(folder: Path) -> Path:
-    """The nearest folder above (or this one) that exists."""
-    while not folder.exists():
-        folder = folder.parent
-    return folder
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder = _existing(folder)
-        with tempfile.TemporaryFile(dir=folder):  # asks the file system itself; leaves no trace
-            pass
-    except OSError as error:  # also a name that is too long, or a file in the way
-        raise UserError(
-            f"trainer.save_dir (--save_dir): nothing can be written to {folder}: "
-            f"{error.strerror}; choose another."
-        ) from None
-
-
-def _finished(weights: Path) -> bool:
-    """Whether a kept checkpoint is of a finished run; released ones do not say, and are."""
-    return files.load(weights).get("finished", True)
-
-
-def _check_free(config: ConfigParser) -> None:
-    folder, resume = config.step_dir(), config.resume
-    last = folder / files.LAST
-    if not last.is_file() and files.final_checkpoint(folder) is None:
+def run_step(start: Start | None, ranks: Ranks) -> None:
+    """Train or evaluate one step, or, where nothing is left, do nothing."""
+    if start is None:
         return
-    if resume is None or resume.resolve().parent != folder.resolve():
-        raise UserError(
-            f"{folder} already holds a run; continue it with -r auto, evaluate it with --test if "
-            "it is finished, choose another --name or --save_dir, or delete the folder."
-        )
-    newest, _, _ = files.newest_good(folder)
-    if newest is not None and resume.resolve() != newest.resolve():
-        raise UserError(
-            f"-r {resume} is not where the run in {folder} stands; continue it with -r auto, or "
-            "branch off from the older file with another --name."
-        )
-
-
-# ------------------------------------------------------------------------------------------ parts
-def build_data(config: ConfigParser, ranks: Ranks) -> IncrementalDataLoader:
-    """Task, data sets and loaders of the step."""
-    return config.build(
-        "data_loader",
-        LOADERS,
-        cache_dir=config.cache_dir,
-        accumulate=config["trainer"]["accumulate"],
-        seed=config["seed"],
-        ranks=ranks,
-    )
-
-
-def build_model(config: ConfigParser, head_sizes: list[int], **changes: Any) -> BaseModel:
-    """A model of `arch`, on the CPU.
-
-    Args:
-        config: the configuration.
-        head_sizes: outputs per head.
-        changes: keyword arguments that replace those of `arch.args`.
-    """
-    return config.resolve("arch", MODELS)(head_sizes, **{**config["arch"]["args"], **changes})
-
-
-def build_student(config: ConfigParser, method: BaseMethod, ranks: Ranks = SINGLE) -> BaseModel:
-    """The model of this step with its starting weights: ImageNet's, or the previous step's."""
-    task = method.task
-    changes: dict[str, Any] = {"dropout": task.step == 0}
-    if not _starts_from_imagenet(config):
-        changes["backbone_pretrained"] = False
-    with ranks.main_first():  # one process downloads, the others read its file
-        return build_model(config, method.head_sizes(), **changes)
-
-
-def read_previous(config: ConfigParser, task: Task) -> tuple[dict[str, torch.Tensor], str]:
-    """The previous step's weights, and what they are in words.
-
-    Raises:
-        UserError: the previous step is missing, damaged, unfinished or of another schedule.
-    """
-    folder = config.step_dir(task.step - 1)
-    path = files.final_checkpoint(folder)
-    if path is None:
-        raise UserError(
-            f"step {task.step} continues from step {task.step - 1}, but {folder} holds no "
-            "checkpoint-epoch*.pth; train that step first, with the same --name, --task_name, "
-            "--task_setting and --save_dir."
-        )
-    source, previous = f"step {task.step - 1}'s checkpoint {path}", files.load(path)
-    if not previous.get("finished", True):
-        raise UserError(
-            f"{source} is not of a finished run; finish that step with --task_step "
-            f"{task.step - 1} -r auto."
-        )
-    mine = task_record(task)
-    known = previous.get("task", mine)
-    if known["steps"][: task.step] != mine["steps"][: task.step]:
-        raise UserError(
-            f"{source} is of {describe(known)}, which learnt other classes before step "
-            f"{task.step}: {known['steps'][: task.step]} instead of {mine['steps'][: task.step]}."
-        )
-    return previous["state_dict"], source
-
-
-def load_previous(config: ConfigParser, method: BaseMethod, student: BaseModel) -> BaseModel | None:
-    """Give the student the previous step's weights; return them as the frozen teacher.
-
-    Raises:
-        UserError: as `read_previous`; or the weights do not fit.
-    """
-    state, source = read_previous(config, method.task)
-    head_sizes = method.head_sizes()
-    load_previous_step(student, state, len(head_sizes) - 1, source)
-    if not method.needs_teacher:
-        return None
-    teacher = build_model(config, head_sizes[:-1], backbone_pretrained=False)
-    load_strict(teacher, state, source)
-    return teacher.requires_grad_(False).eval()
-
-
-def quicken(
-    config: ConfigParser, student: BaseModel, teacher: BaseModel | None = None, *, trains: bool
-) -> None:
-    """Apply the switches of the block `fast` to the models, in place, and to the losses.
-
-    Args:
-        config: the configuration.
-        student: with its weights, on the device.
-        teacher: likewise.
-        trains: whether the student will be trained.
-    """
-    fast = config["fast"]
-    if trains:
-        device = next(student.parameters()).device
-        fault = fused_loss.fault(device) if fast["fused_loss"] else ""
-        fused_loss.switched_on = fast["fused_loss"] and not fault
-        if fault:
-            log.warning(
-                "fast.fused_loss cannot run here (%s): the losses are computed in chunks, which "
-                "gives the same numbers",
-                fault,
-            )
-    if fast["fold_bn"]:
-        if student.frozen_bn:
-            (fold if trains else fuse)(student)
-        if teacher is not None:
-            fuse(teacher)
-    for model in (student, teacher):
-        if model is not None and fast["channels_last"]:
-            model.channels_last()
-        if model is not None and fast["compile"]:
-            model.compile()
-
-
-# ------------------------------------------------------------------------------------------- work
-def work(config: ConfigParser, ranks: Ranks) -> None:
-    """One process of a run."""
+    config = start.config
     log_dir = config.log_dir()
     if config.test and config.resume is not None:
         # Only a finished run's own test is the step's result, by which scripts know that it is
         # done. Those of other weights lie apart, by what the files hold, however they are named.
         log_dir = log_dir / "eval" / f"{config.resume.stem}-{sha256(config.resume)[:12]}"
     setup_logger(log_dir / "info.log", config["trainer"]["verbosity"], ranks.is_main)
-    metrics = log_dir / METRICS_FILE
+    metrics = log_dir / METRICS
     writes = ranks.is_main and not config.test
     try:
         with files.claim(config.step_dir()) if writes else nullcontext():
@@ -391,25 +125,25 @@ def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
     """Train a step, test it and write `metrics`, a `metrics.json`."""
     data = build_data(config, ranks)
     task = data.task
-    method = METHODS[config["method"]](task, config["hyperparameter"])
+    method = build_method(config, task)
     _introduce(config, ranks, method, data)
     # Whatever is wrong with a list or an image set is told now, not after the last epoch.
     _ = data.train_set, data.val_set, data.test_set
 
     torch.manual_seed(seed_from(config["seed"], task.step, "weights"))
     student = build_student(config, method, ranks)
-    teacher = load_previous(config, method, student) if task.step > 0 else None
+    teacher, earlier = load_previous(config, method, student) if task.step > 0 else (None, {})
     student.to(ranks.device)
     if task.step > 0 and config["data_loader"]["args"]["memory"]["mem_size"] > 0:
-        replay(config, ranks, data, student)
+        replay(config, ranks, data, method, student)
     iterations = data.train_loader.batch_sampler.iterations
     log.info("%s", data.leakage())
-    method.prepare(student)
+    method.start(student, earlier)
     if ranks.world > 1 and ranks.device.type == "cuda" and not student.frozen_bn:
         student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
     if teacher is not None:
         teacher.to(ranks.device)
-    quicken(config, student, teacher, trains=True)
+    apply_fast(config, student, teacher, trains=True)
     optimizer = build_optimizer(config, method, student)
     scheduler = build_scheduler(config, optimizer, config["trainer"]["epochs"] * iterations)
     torch.manual_seed(seed_from(config["seed"], task.step, "dropout", ranks.rank))
@@ -427,6 +161,7 @@ def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
     )
     if config.resume is not None:
         trainer.resume(config.resume)
+    files.forget()
     if ranks.is_main:
         write_json(config.step_dir() / "config.json", config.as_dict())
     try:
@@ -441,13 +176,14 @@ def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
 def evaluate(config: ConfigParser, ranks: Ranks, weights: Path, metrics: Path) -> None:
     """Test a weight file and write `metrics`: the path of training, left after the load."""
     data = build_data(config, ranks)
-    method = METHODS[config["method"]](data.task, config["hyperparameter"])
+    method = build_method(config, data.task)
     _introduce(config, ranks, method, data)
     checkpoint = files.load(weights)
     student = build_student(config, method, ranks)
     load_strict(student, checkpoint["state_dict"], f"weight file {weights}")
+    files.forget()
     student.to(ranks.device)
-    quicken(config, student, trains=False)
+    apply_fast(config, student, trains=False)
     trainer = Trainer(config, ranks, data=data, method=method, student=student)
     interrupt.defer()
     trainer.test(metrics, str(weights), int(checkpoint.get("epoch", 0)))
@@ -467,9 +203,11 @@ def _introduce(
     log.info("%d process(es) on %s", ranks.world, device)
     if config.test:
         return
-    _tell_batch(ranks, data, frozen=config["arch"]["args"]["freeze_all_bn"])
+    _tell_batches(ranks, data, frozen=config["arch"]["args"]["freeze_all_bn"])
+    if task.published and config.recipe is not None:
+        _compare_with_recipe(config, data)
     memory = config["data_loader"]["args"]["memory"]
-    replays = method.task.step > 0 and memory["mem_size"] > 0
+    replays = task.step > 0 and memory["mem_size"] > 0
     if replays and memory["labels"] == "stored" and not method.learns_old:
         log.warning(
             "memory.labels is 'stored', but %s reads labels of new classes only: it learns what it "
@@ -481,40 +219,41 @@ def _introduce(
             "trainer.monitor chooses on validation images, and those are test images as well: set "
             "data_loader.args.val.cross_val to choose on training images that are held out"
         )
-    unused = [name for name in config["hyperparameter"] if name not in method.settings]
-    if unused:
-        log.info("hyperparameters that %s does not use: %s", config["method"], listing(unused))
 
 
-def _tell_batch(ranks: Ranks, data: IncrementalDataLoader, *, frozen: bool) -> None:
-    """How large the global batch is and what BatchNorm sees of it, with warnings."""
-    task, published = data.task, data.published_batch
+def _tell_batches(ranks: Ranks, data: IncrementalDataLoader, *, frozen: bool) -> None:
+    """How large the global batch is and what BatchNorm sees of it."""
     log.info("global batch: %d, %s", data.global_batch, data.batch_words())
-    if task.published and data.global_batch != published:
-        log.warning(
-            "the published runs have a global batch of %d images, this one has %d: its figures "
-            "will differ; change --batch_size, the processes or --accumulate",
-            *(published, data.global_batch),
-        )
-    if frozen:
-        log.info("BatchNorm: frozen, with the statistics of the weights it starts from")
-        if task.step == 0:
-            log.warning(
-                "step 0 with frozen BatchNorm: the ASPP keeps its initial statistics for ever"
-            )
+    if not frozen:
+        synchronised = ranks.world > 1 and ranks.device.type == "cuda"
+        scope = "synchronised over the GPUs" if synchronised else "of each process and batch alone"
+        log.info("BatchNorm: statistics over %d images, %s", data.norm_batch, scope)
         return
-    synchronised = ranks.world > 1 and ranks.device.type == "cuda"
-    seen = data.norm_batch
-    scope = "synchronised over the GPUs" if synchronised else "of each process and batch alone"
-    log.info("BatchNorm: statistics over %d images, %s", seen, scope)
-    if task.step > 0:
-        log.warning(
-            "step %d trains BatchNorm on new images only; the published runs pass --freeze_bn",
-            task.step,
+    log.info("BatchNorm: frozen, with the statistics of the weights it starts from")
+    if data.task.step == 0:
+        log.warning("step 0 with frozen BatchNorm: the ASPP keeps its initial statistics for ever")
+
+
+def _compare_with_recipe(config: ConfigParser, data: IncrementalDataLoader) -> None:
+    """One warning about all that the published runs of this method have otherwise."""
+    recipe, flat = config.recipe, config.flat()
+    told = [
+        f"{key} is {flat.get(key)} instead of {value}"
+        for key, value in recipe.values.items()
+        if flat.get(key) != value
+    ]
+    if data.global_batch != recipe.global_batch:
+        told.append(
+            f"the global batch is {data.global_batch} instead of {recipe.global_batch} (change "
+            "--batch_size, the processes or --accumulate)"
         )
-    elif task.published and seen < published:
+    elif data.norm_batch < recipe.global_batch and not config["arch"]["args"]["freeze_all_bn"]:
+        told.append(
+            f"BatchNorm sees {data.norm_batch} images at a time instead of {recipe.global_batch} "
+            "(accumulation does not change that, more images per GPU or more GPUs do)"
+        )
+    if told:
         log.warning(
-            "BatchNorm at step 0 sees %d images at a time, the published runs %d; accumulation "
-            "does not change that, more images per GPU or more GPUs do",
-            *(seen, published),
+            "figures will differ from the published ones, whose recipe is %s: %s",
+            *(recipe.file, "; ".join(told)),
         )

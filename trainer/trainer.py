@@ -5,6 +5,7 @@ Made by `trainer/run.py` with everything it works on.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import time
@@ -19,7 +20,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from base.base_method import BaseMethod
+from base.base_method import BaseMethod, Batch, StepContext
 from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer
 from base.task import Task
@@ -27,6 +28,7 @@ from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.dataset import Sample
 from data_loader.transforms import normalize
 from models.weights import load_strict
+from trainer.build import describe, task_record
 from trainer.precision import Precision
 from trainer.record import differences, remarks
 from utils import checkpoint as files
@@ -206,6 +208,31 @@ class Trainer(BaseTrainer):
             self.writer.close()
 
     # ---------------------------------------------------------------------------------- training
+    def begin_step(self) -> None:
+        """Let the method see the step before its first epoch."""
+        with self._aside() as context:
+            self.method.begin_step(context)
+
+    def end_step(self) -> None:
+        """Let the method see the step after its last epoch."""
+        with self._aside() as context:
+            self.method.end_step(context)
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[StepContext]:
+        """What a method works with outside the iterations: no gradients, models in eval mode."""
+        self.student.eval()
+        with torch.no_grad():
+            yield StepContext(self.student, self.teacher, self._batches, self.epochs, self._total)
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        """This rank's training batches of an epoch, on the device; the run may be stopped here."""
+        loader = self.data.train_loader
+        loader.batch_sampler.set_epoch(epoch)
+        for number, sample in enumerate(loader):
+            self.stop_if_asked()
+            yield Batch(*self._on_device(sample), number // self.data.accumulate)
+
     def train_epoch(self, epoch: int) -> None:
         """One pass over the training set, or what is left of it after `self.iteration`."""
         loader = self.data.train_loader
@@ -296,12 +323,17 @@ class Trainer(BaseTrainer):
             if self.teacher is not None:
                 with torch.no_grad():
                     targets = self.teacher(images, **self.method.outputs)
-        terms = self.method.losses(outputs, targets, labels)
-        weights = self.method.hyperparameter
+        batch = Batch(images, labels, self.scheduler.last_epoch)
+        terms = self.method.losses(batch, outputs, targets, self._total)
+        weights = self.method.weights
         loss = share * sum(weights[name] * term.sum() for name, term in terms.items())
         self.precision.backward(loss)
         means = {name: share * term.detach().mean() for name, term in terms.items()}
         return {"loss": loss.detach()} | means
+
+    def _total(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over all ranks, without gradient."""
+        return self.ranks.sum(values.detach().clone())
 
     def _synchronised(self, last: bool) -> AbstractContextManager:
         """Ranks exchange gradients in the last of the accumulated batches only."""
@@ -363,8 +395,8 @@ class Trainer(BaseTrainer):
                 self.stop_if_asked()
             images, labels = self._on_device(batch)
             with self.precision.autocast(half):
-                logits = self.student(images).logits
-            confusion.update(labels, self.method.predict(logits, labels.shape[-2:]))
+                output = self.student(images)
+            confusion.update(labels, self.method.predict(output, labels.shape[-2:]))
         self.ranks.sum(confusion.cells)
         return confusion.matrix()
 
@@ -433,6 +465,8 @@ class Trainer(BaseTrainer):
             "rng": self.ranks.gather(files.rng_state(self.ranks.device)),
             "task": task_record(task),
             "method": self.config["method"],
+            "family": self.method.family,
+            "method_state": self.method.state(),
             "record": self.record,
         }
 
@@ -457,6 +491,7 @@ class Trainer(BaseTrainer):
         for remark in remarks(self.record, checkpoint["record"]):
             log.info("resuming with another %s", remark)
         load_strict(self.student, checkpoint["state_dict"], "the checkpoint to resume from")
+        self.method.load_state(checkpoint.get("method_state", {}))
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.scheduler.load_state_dict(checkpoint["lr_scheduler"])
         if self.precision.scaled and checkpoint["scaler"]:
@@ -482,19 +517,3 @@ def build_evaluators(config: ConfigParser, task: Task) -> tuple[Evaluator, Evalu
     base, new = task.base_channels, task.new_channels
     test = make(config["metrics"], base, range(base.stop, new.stop))
     return test, make(config["metrics"], (0,), range(new.start, new.stop))
-
-
-def task_record(task: Task) -> dict[str, Any]:
-    """What a checkpoint remembers of its task."""
-    return {
-        "dataset": task.dataset,
-        "name": task.name,
-        "setting": task.setting,
-        "step": task.step,
-        "steps": [list(ids) for ids in task.steps],
-    }
-
-
-def describe(record: dict[str, Any]) -> str:
-    """A task record in words."""
-    return f"step {record['step']} of {record['dataset']} {record['setting']} {record['name']}"

@@ -28,6 +28,9 @@ PREVIOUS = "previous.pth"  # what last.pth was before
 BEST = "model_best.pth"
 
 
+_memory: dict[tuple[Path, int, int], dict[str, Any]] | None = None  # what `remembered` has read
+
+
 def epoch_file(epoch: int) -> str:
     """Name of the checkpoint that is kept of an epoch."""
     return f"checkpoint-epoch{epoch}.pth"
@@ -83,6 +86,23 @@ def keep(path: Path, name: str, folder: Path | None = None) -> None:
     temporary.replace(target)
 
 
+@contextlib.contextmanager
+def remembered() -> Iterator[None]:
+    """Read each checkpoint once inside this block, however often it is asked for."""
+    global _memory
+    before, _memory = _memory, {}
+    try:
+        yield
+    finally:
+        _memory = before
+
+
+def forget() -> None:
+    """Give back what `remembered` holds, and hold no more."""
+    global _memory
+    _memory = None
+
+
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU. Only tensors and plain values are accepted.
 
@@ -90,6 +110,16 @@ def load(path: Path) -> dict[str, Any]:
         UserError: the file is missing, unsafe, or holds no `state_dict`.
         Damaged: its bytes are not those that were written.
     """
+    if _memory is None or not path.is_file():
+        return _load(path)
+    status = path.stat()
+    key = (path.resolve(), status.st_mtime_ns, status.st_size)
+    if key not in _memory:
+        _memory[key] = _load(path)
+    return _memory[key]
+
+
+def _load(path: Path) -> dict[str, Any]:
     try:
         _verify(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)

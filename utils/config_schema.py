@@ -6,8 +6,10 @@ are resolved against registries elsewhere, and keys below `hyperparameter` belon
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -270,7 +272,9 @@ SCHEMA: dict[str, Key] = {
     "trainer.reset_best_mnt": Key("forget the best value on resuming", (bool,), decides=False),
     "trainer.tensorboard": Key("write TensorBoard events", (bool,), decides=False),
 }
-HYPERPARAMETER = Key("weight or setting of the method", NUMBER, 0)
+# The method judges these itself: it knows their names, types and ranges. Words and truth values
+# wait for it.
+HYPERPARAMETER = Key("setting of the method", NUMBER, 0)
 # What released config.json files hold besides: accepted in every file and without effect.
 RELEASED = {"test": Key("whether that run was a test", (bool,))}
 # Optional keyword arguments of the class in `type`: without them the class uses its own default.
@@ -281,6 +285,33 @@ SECTIONS = {key.rsplit(".", n)[0] for key in SCHEMA for n in range(1, key.count(
     "evaluator.args",
     "lr_scheduler.args",
 }
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What `--task_step` names when it is not one step.
+
+    Attributes:
+        first: the first of them.
+        last: the last of them; None: the task's last.
+    """
+
+    first: int = 0
+    last: int | None = None
+
+
+def task_steps(text: str) -> int | Steps:
+    """`3`, `all` or `2-5`."""
+    if text == "all":
+        return Steps()
+    if (span := re.fullmatch(r"(\d+)-(\d+)", text)) and int(span[1]) <= int(span[2]):
+        return Steps(int(span[1]), int(span[2]))
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no step; give a number, all, or a range such as 2-5"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -308,7 +339,7 @@ FLAGS = (
     Flag(("--lr", "--learning_rate"), "optimizer.args.lr", float),
     Flag(("--bs", "--batch_size"), "data_loader.args.train.batch_size", int),
     Flag(("--task_name",), "data_loader.args.task.name", str),
-    Flag(("--task_step",), "data_loader.args.task.step", int),
+    Flag(("--task_step",), "data_loader.args.task.step", task_steps),
     Flag(("--task_setting",), "data_loader.args.task.setting", str),
     Flag(("--pos_weight",), "hyperparameter.pos_weight", float),
     Flag(("--mbce",), "hyperparameter.mbce", float),

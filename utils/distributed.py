@@ -146,6 +146,11 @@ def plan_launch(config: Any, environment: dict[str, str] | None = None) -> Launc
             )
         devices = [devices[local] if cuda else devices[0]]
     elif not distributed:
+        if len(devices) > 1 and config.device is not None:
+            log.warning(
+                "-d %s: only %s is used; all of them need --multiprocessing_distributed",
+                *(config.device, devices[0]),
+            )
         devices = devices[:1]
     elif not cuda:
         devices = devices * config["n_gpu"]
@@ -322,8 +327,8 @@ def _towards(host: str | None, addresses: dict[str, str]) -> str | None:
     return next(iter(outside.values())) if len(outside) == 1 else None
 
 
-def launch(worker: Callable[[Any, Ranks], None], config: Any, plan: Launch | None = None) -> None:
-    """Run `worker(config, ranks)` in every process of the run and wait for the end.
+def launch(worker: Callable[[Any, Ranks], None], job: Any, plan: Launch) -> None:
+    """Run `worker(job, ranks)` in every process of the run and wait for the end.
 
     When one process fails, the others are stopped and its error is the one that is raised. Signals
     that ask to stop are passed on to all of them.
@@ -333,16 +338,10 @@ def launch(worker: Callable[[Any, Ranks], None], config: Any, plan: Launch | Non
         Interrupted: a signal stopped the processes.
         RuntimeError: any other failure of a process, with its traceback.
     """
-    plan = plan or plan_launch(config)
     if not plan.distributed:
-        if "," in (config.device or ""):
-            log.warning(
-                "-d %s: only %s is used; all of them need --multiprocessing_distributed",
-                *(config.device, plan.devices[0]),
-            )
         _select(plan.devices[0])
         with interrupt.watch():
-            worker(config, Ranks(0, 1, plan.devices[0]))
+            worker(job, Ranks(0, 1, plan.devices[0]))
         return
     _name_interface(plan)
     if plan.by_torchrun:
@@ -351,11 +350,11 @@ def launch(worker: Callable[[Any, Ranks], None], config: Any, plan: Launch | Non
             sys.stderr.write(last_words(error)[0] + "\n")
 
         with interrupt.watch():
-            _as_rank(worker, config, plan, int(os.environ["RANK"]), 0, say)
+            _as_rank(worker, job, plan, int(os.environ["RANK"]), 0, say)
         return
     interrupt.start_resource_tracker()
     reports = mp.get_context("spawn").SimpleQueue()
-    arguments = (worker, config, plan, reports)
+    arguments = (worker, job, plan, reports)
     processes: list[Any] = []
 
     def pass_on(number: int, frame: Any) -> None:
@@ -419,7 +418,7 @@ def _raise_cause(plan: Launch, exit_codes: list[int | None], reports: Any) -> No
     raise RuntimeError(f"rank {rank} failed; all ranks are stopped.\n{text}")
 
 
-def _spawned(local: int, worker: Callable, config: Any, plan: Launch, reports: Any) -> None:
+def _spawned(local: int, worker: Callable, job: Any, plan: Launch, reports: Any) -> None:
     rank = plan.node * len(plan.devices) + local
     if sys.platform == "linux":
         # What is spawned spawns by default, and every loading process would import torch.
@@ -434,13 +433,13 @@ def _spawned(local: int, worker: Callable, config: Any, plan: Launch, reports: A
         reports.put((time.time(), rank, kind, text))
 
     interrupt.install()
-    _as_rank(worker, config, plan, rank, local, tell)
+    _as_rank(worker, job, plan, rank, local, tell)
     interrupt.ignore()
 
 
 def _as_rank(
     worker: Callable,
-    config: Any,
+    job: Any,
     plan: Launch,
     rank: int,
     local: int,
@@ -453,7 +452,7 @@ def _as_rank(
     """
     try:
         interrupt.unshield()
-        _in_group(worker, config, plan, rank, local)
+        _in_group(worker, job, plan, rank, local)
     except BaseException as raised:
         interrupt.defer()
         error = interrupt.cause_of(raised)
@@ -465,7 +464,7 @@ def _as_rank(
         os._exit(last_words(error)[1])
 
 
-def _in_group(worker: Callable, config: Any, plan: Launch, rank: int, local: int) -> None:
+def _in_group(worker: Callable, job: Any, plan: Launch, rank: int, local: int) -> None:
     device = plan.devices[local]
     _select(device)
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
@@ -481,7 +480,7 @@ def _in_group(worker: Callable, config: Any, plan: Launch, rank: int, local: int
         **options,
     )
     hosts = dist.new_group(backend="gloo", timeout=TIMEOUT) if plan.backend != "gloo" else None
-    worker(config, Ranks(rank, plan.world, device, hosts))
+    worker(job, Ranks(rank, plan.world, device, hosts))
     dist.destroy_process_group()  # not after an exception, see `_as_rank`
 
 

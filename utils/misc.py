@@ -19,6 +19,7 @@ from pathlib import Path
 from utils import interrupt
 from utils.interrupt import EXIT_INTERRUPTED, Interrupted
 
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
 EXIT_USER_ERROR = 2
 
 BACKGROUND = 0  # label of every pixel without a (visible) class

@@ -4,8 +4,9 @@ Called by the four entry scripts before anything else; imports no torch, so a wr
 file is answered at once. It knows every key and every flag, but no class behind a `type` field:
 those names are resolved against the registries that `trainer/run.py` hands to `ConfigParser`.
 
-A typed flag beats the file of `-c`, that file beats the one beside the weights of `-r`, which beats
-the defaults; the defaults are the shipped config of the entry script.
+A typed flag beats the file of `-c`, which beats the recipe of the method for this task and step
+(`utils/recipe.py`), which beats the defaults, the shipped config of the entry script. Where weights
+are named with `-r`, the config beside them stands in the place of the recipe.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ import copy
 import inspect
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from utils.config_schema import FLAGS, OPTIONAL, RELEASED, SCHEMA, SECTIONS, key_of
-from utils.misc import UserError, choose, did_you_mean, listing
+from utils import recipe as recipes
+from utils.config_file import check_value, flatten, read_json
+from utils.config_schema import FLAGS, OPTIONAL, SCHEMA, Steps, key_of
+from utils.misc import PROJECT_ROOT, UserError, choose, did_you_mean, listing
+from utils.recipe import Recipe
 
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
 _ABSENT = object()
 
 
@@ -75,110 +79,9 @@ def _argument_parser(mode: str, description: str | None) -> argparse.ArgumentPar
         if flag.convert is None:
             add(*flag.names, dest=flag.key, help=doc, action=argparse.BooleanOptionalAction)
         else:
-            metavar = {int: "N", float: "X", str: "TEXT"}[flag.convert]
+            metavar = {int: "N", float: "X", str: "TEXT"}.get(flag.convert, "N|all|N-N")
             add(*flag.names, dest=flag.key, help=doc, type=flag.convert, metavar=metavar)
     return parser
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise UserError(f"key '{key}' stands twice in one block; keep one of them.")
-    return dict(pairs)
-
-
-def read_json(path: Path) -> Any:
-    """Parse the JSON file `path`.
-
-    Raises:
-        UserError: the file is missing, unreadable or broken (with line and column).
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"config file {path} does not exist.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"config file {path} cannot be read: {error}.") from None
-    try:
-        return json.loads(text, object_pairs_hook=_no_duplicates)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}."
-        ) from None
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-    except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
-        raise UserError(f"{path}: the file cannot be read: {error}.") from None
-
-
-def flatten(tree: Any, source: str, *, strict: bool) -> tuple[dict[str, Any], list[str]]:
-    """A parsed JSON file as `{dotted key: value}`, each checked against `SCHEMA`.
-
-    Args:
-        tree: the parsed file.
-        source: its name for messages.
-        strict: an unknown key is an error; otherwise it is left out and told in the second result.
-
-    Returns:
-        The values and the unknown keys.
-
-    Raises:
-        UserError: an unknown key (when strict), a wrong type or a value out of range.
-    """
-    if not isinstance(tree, dict):
-        raise UserError(f"{source}: the file must hold one JSON object, {{…}}.")
-    values: dict[str, Any] = {}
-    unknown: list[str] = []
-
-    def visit(block: dict[str, Any], prefix: str) -> None:
-        for name, value in block.items():
-            dotted = prefix + name
-            if dotted in SECTIONS and "." not in name:
-                if not isinstance(value, dict):
-                    raise UserError(f"{source}: {dotted} must be a block {{…}}.")
-                visit(value, dotted + ".")
-            elif "." not in name and (dotted in SCHEMA or prefix == "hyperparameter."):
-                values[dotted] = check_value(dotted, value, source)
-            elif dotted in RELEASED:
-                check_value(dotted, value, source)
-            elif strict:
-                here = sorted(
-                    {
-                        key[len(prefix) :].split(".")[0]
-                        for key in (*SCHEMA, *SECTIONS)
-                        if key.startswith(prefix)
-                    }
-                )
-                elsewhere = [key for key in (*SCHEMA, *SECTIONS) if key.endswith(f".{name}")]
-                hint = f" (did you mean '{elsewhere[0]}'?)" if len(elsewhere) == 1 else ""
-                raise UserError(
-                    f"{source}: unknown key '{dotted}'{hint or did_you_mean(name, here)}; "
-                    f"valid here: {listing(here) or 'nothing'}."
-                )
-            else:
-                unknown.append(dotted)
-
-    visit(tree, "")
-    return values, unknown
-
-
-def check_value(dotted: str, value: Any, source: str) -> Any:
-    """Return `value` when the key `dotted` may hold it.
-
-    Raises:
-        UserError: naming the source, the key, the value and what is valid.
-    """
-    key = key_of(dotted)
-    if not key.accepts(value) or (isinstance(value, str) and (not value or "\0" in value)):
-        shown = repr(value) if isinstance(value, float) else json.dumps(value)
-        raise UserError(f"{source}: {dotted} is {shown}, but must be {key.expected()}.")
-    if key.plain_name and not re.fullmatch(r"[\w.+-]{1,100}", value):
-        raise UserError(
-            f"{source}: {dotted} is '{value}', but it becomes a part of a folder name: "
-            "use at most 100 letters, digits, '_', '-', '+' and '.'."
-        )
-    return value
 
 
 def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,6 +119,10 @@ class ConfigParser:
         device: the text of `-d`, or None.
         test: whether `--test` was given.
         beside: keys that only the file beside the weights sets, which may be another version's.
+        steps: what `--task_step` named when it was not one step; `at_step` gives the single ones.
+        recipe: of the method for this task and step, or None.
+        global_batch: images of one iteration over all processes that the recipe asks for; None
+            when the user chose the batch size of a process.
         notes: what the log should say about how the configuration came about.
     """
 
@@ -230,6 +137,10 @@ class ConfigParser:
         device: str | None = None,
         test: bool = False,
         beside: Collection[str] = (),
+        steps: Steps | None = None,
+        recipe: Recipe | None = None,
+        global_batch: int | None = None,
+        again: Callable[[Sequence[str]], ConfigParser] | None = None,
         cache_dir: str | None = None,
         notes: Sequence[str] = (),
     ):
@@ -239,17 +150,33 @@ class ConfigParser:
         self.auto, self.base = auto, base
         self.cache_dir = cache_dir or self._tree["data_loader"]["args"]["task"]["idxs_path"]
         self.beside, self.notes = frozenset(beside), tuple(notes)
+        self.steps, self.recipe, self.global_batch = steps, recipe, global_batch
+        self._again = again
 
     def __getitem__(self, name: str) -> Any:
         return self._view[name]
 
     def __getstate__(self) -> dict[str, Any]:
         # A mapping proxy cannot be pickled, and the processes of a distributed run get a copy.
-        return {key: value for key, value in vars(self).items() if key != "_view"}
+        return {key: value for key, value in vars(self).items() if key not in ("_view", "_again")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._view = _frozen(self._tree)
+        self._view, self._again = _frozen(self._tree), None
+
+    def at_step(self, step: int) -> ConfigParser:
+        """The same command line for one step, which starts or goes on by itself (`-r auto`)."""
+        assert self._again is not None, "only a command line has further steps"
+        return self._again(["--task_step", str(step)]).changed(
+            auto=self.resume is None, base=self.base if step == 0 else None
+        )
+
+    def with_values(self, values: Mapping[str, Any]) -> ConfigParser:
+        """A copy with other values of some keys; `hyperparameter` is replaced as a whole."""
+        other = copy.copy(self)
+        other._tree = _nest({**self.flat(), **values})
+        other._view = _frozen(other._tree)
+        return other
 
     def changed(self, *, notes: Sequence[str] = (), **attributes: Any) -> ConfigParser:
         """A copy with other attributes (`resume`, `test`) and further notes."""
@@ -344,34 +271,54 @@ class ConfigParser:
         resume = None if auto or args["resume"] is None else Path(args["resume"])
         if resume is not None and not resume.is_file():
             raise UserError(f"-r/--resume: there is no file {resume}.")
-        mine: dict[str, Any] = {}
+        file: dict[str, Any] = {}
         if args["config"] is not None:
-            mine, _ = flatten(read_json(Path(args["config"])), args["config"], strict=True)
+            file, _ = flatten(read_json(Path(args["config"])), args["config"], strict=True)
             notes.append(f"config: {args['config']}")
-        for flag in FLAGS:
-            if args.get(flag.key) is not None:
-                mine[flag.key] = check_value(flag.key, args[flag.key], f"flag {flag.names[-1]}")
+        typed, steps = _typed(args)
+        mine = _over(_over(defaults, file), typed)
         theirs: dict[str, Any] = {}
+        recipe = None
         if resume is not None and (beside := resume.parent / "config.json").is_file():
             theirs, unknown = flatten(read_json(beside), str(beside), strict=False)
             notes.append(f"config: {beside}, which lies beside the weights")
             if unknown:
                 notes.append(f"ignored, for this version has no such keys: {listing(unknown)}")
-            theirs.update(_not_beside_weights(mode, resume, theirs, _over(defaults, mine)))
-        elif mode == "eval" and not notes:
-            raise UserError(
-                f"there is no config.json beside {resume}; name these weights' config with -c."
-            )
+            theirs.update(_not_beside_weights(mode, resume, theirs, mine))
+            theirs.setdefault("method", defaults["method"])  # of files older than the key
+        elif mode == "eval":
+            if not notes:
+                raise UserError(
+                    f"there is no config.json beside {resume}; name these weights' config with -c."
+                )
+        else:
+            where = "data_loader.args.task"
+            dataset = shipped.stem.removeprefix("config_")
+            task = (mine["method"], dataset, mine[f"{where}.name"], mine[f"{where}.step"])
+            recipe = recipes.read(*task)
         notes = notes or [f"config: {default_config}"]
 
-        flat = _over(_over(defaults, theirs), mine)
+        chosen = ({**theirs, **file} | typed).get("method", defaults["method"])
+        layers = [defaults, theirs, recipe.values if recipe else {}, file, typed]
+        flat: dict[str, Any] = {}
+        for layer in layers:
+            flat = _over(flat, _of_method(layer, chosen))
+        flat["method"] = chosen
+        if recipe is not None:
+            own = {**recipe.values, **file, **typed}
+            used = [
+                f"{key} {own[key]}" for key in recipe.values if flat.get(key) == recipe.values[key]
+            ]
+            notes.append(f"recipe: {recipe.file}: {listing(used)}")
         bundle = "data_loader.type"
         if flat[bundle] != defaults[bundle]:
             raise UserError(
                 f"{bundle} is '{flat[bundle]}', but this script is for '{defaults[bundle]}'; "
                 "correct it, or call that data set's script."
             )
-        lists = "data_loader.args.task.idxs_path"
+        own = {*file, *typed}
+        lists, batch = "data_loader.args.task.idxs_path", "data_loader.args.train.batch_size"
+        words = sys.argv[1:] if argv is None else list(argv)
         return cls(
             flat,
             mode=mode,
@@ -380,21 +327,49 @@ class ConfigParser:
             base=Path(args["base"]) if args.get("base") is not None else None,
             device=args["device"],
             test=args["test"] or mode == "eval",
-            beside=theirs.keys() - mine.keys(),
-            cache_dir=defaults[lists] if lists in theirs.keys() - mine.keys() else None,
+            beside=theirs.keys() - own,
+            steps=steps,
+            recipe=recipe,
+            global_batch=recipe.global_batch if recipe and batch not in own else None,
+            again=lambda more: cls.from_args(mode, default_config, description, [*words, *more]),
+            cache_dir=defaults[lists] if lists in theirs.keys() - own else None,
             notes=notes,
         )
 
 
+def _typed(args: Mapping[str, Any]) -> tuple[dict[str, Any], Steps | None]:
+    """The values of the typed flags, and the steps where `--task_step` names several."""
+    values, steps = {}, None
+    for flag in FLAGS:
+        value = args.get(flag.key)
+        if isinstance(value, Steps):
+            steps, value = value, value.first
+        if value is not None:
+            values[flag.key] = check_value(flag.key, value, f"flag {flag.names[-1]}")
+    if steps is not None and args.get("resume") not in (None, "auto"):
+        raise UserError(
+            "-r FILE continues one step, but --task_step names several; every one of them goes on "
+            "by itself where it stands, so leave -r out."
+        )
+    return values, steps
+
+
+def _of_method(layer: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """A layer of the configuration without the settings of another method."""
+    if layer.get("method", method) == method:
+        return dict(layer)
+    return {key: value for key, value in layer.items() if not key.startswith("hyperparameter.")}
+
+
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of `above` over those of `below`, which has every key.
+    """The values of `above` over those of `below`.
 
     Arguments of a class mean nothing to another one that takes its place.
     """
     kept = dict(below)
     for dotted in OPTIONAL & below.keys():
         chosen = f"{dotted.split('.')[0]}.type"
-        if above.get(chosen, below[chosen]) != below[chosen]:
+        if above.get(chosen, below.get(chosen)) != below.get(chosen):
             del kept[dotted]
     return kept | dict(above)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from base import base_method
+from base.base_method import Batch, setting
 from base.base_model import ModelOutput
 from models.loss import auxiliary, distillation, mbce
 from trainer.methods.sigmoid import SigmoidMethod
@@ -20,7 +24,17 @@ class DKD(SigmoidMethod):
     """
 
     learns_old = False
-    settings = {"pos_weight": 1, "mbce": 1, "kd": 5, "dkd_pos": 5, "dkd_neg": 5, "ac": 1}  # noqa: RUF012
+
+    @dataclass(frozen=True)
+    class Settings(base_method.Settings):
+        """Weights of the terms, and of the positives in L_mbce."""
+
+        pos_weight: float = setting(1.0, "weight of a class's own pixels in L_mbce")
+        mbce: float = setting(1.0, "weight of L_mbce, every new class against the rest")
+        kd: float = setting(5.0, "weight of L_kd, the old classes' logits")
+        dkd_pos: float = setting(5.0, "weight of L_dkd on the positive parts of the logits")
+        dkd_neg: float = setting(5.0, "weight of L_dkd on the negative parts of the logits")
+        ac: float = setting(1.0, "weight of L_ac; 0: new classifiers start at random")
 
     @property
     def needs_teacher(self) -> bool:
@@ -31,18 +45,22 @@ class DKD(SigmoidMethod):
         """Decomposed logits, where there is a teacher to compare them with."""
         return {"decompose": self.needs_teacher}
 
-    def prepare(self, student: nn.Module) -> None:
+    def start(self, student: nn.Module, earlier: Mapping[str, Any]) -> None:
         """Start the new classifier from the auxiliary one, unless that is switched off."""
-        if self.task.step > 0 and self.hyperparameter["ac"] > 0:
+        if self.task.step > 0 and self.settings.ac > 0:
             student.cls.start_from_auxiliary()
 
     def losses(
-        self, student: ModelOutput, teacher: ModelOutput | None, labels: torch.Tensor
+        self,
+        batch: Batch,
+        student: ModelOutput,
+        teacher: ModelOutput | None,
+        total: Callable[[torch.Tensor], torch.Tensor],
     ) -> dict[str, torch.Tensor]:
+        labels, logits = batch.labels, student.logits  # [N, H, W], [N, 1 + C, h, w]
         size, new = labels.shape[-2:], self.task.new_channels
-        logits = student.logits  # [N, 1 + C, h, w]
         terms = {
-            "mbce": mbce(logits[:, new], labels, new.start, self.hyperparameter["pos_weight"]),
+            "mbce": mbce(logits[:, new], labels, new.start, self.settings.pos_weight),
             "ac": auxiliary(logits[:, :1], size),
         }
         if teacher is not None:

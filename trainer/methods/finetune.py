@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import nn
 
+from base import base_method
+from base.base_method import Batch, setting
 from base.base_model import ModelOutput
 from models.loss import mbce
 from trainer.methods.sigmoid import SigmoidMethod
@@ -19,17 +25,28 @@ class Finetune(SigmoidMethod):
     """
 
     learns_old = True
-    settings = {"pos_weight": 1, "mbce": 1}  # noqa: RUF012
+
+    @dataclass(frozen=True)
+    class Settings(base_method.Settings):
+        """Weight of the term, and of the positives in it."""
+
+        pos_weight: float = setting(1.0, "weight of a class's own pixels in L_mbce")
+        mbce: float = setting(1.0, "weight of L_mbce, every seen class against the rest")
 
     @property
     def needs_teacher(self) -> bool:
         return False
 
-    def prepare(self, student: nn.Module) -> None:
+    def start(self, student: nn.Module, earlier: Mapping[str, Any]) -> None:
         """Take the auxiliary head, which no term here reaches, out of training."""
         student.cls[0].requires_grad_(False)
 
     def losses(
-        self, student: ModelOutput, teacher: ModelOutput | None, labels: torch.Tensor
+        self,
+        batch: Batch,
+        student: ModelOutput,
+        teacher: ModelOutput | None,
+        total: Callable[[torch.Tensor], torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        return {"mbce": mbce(student.logits[:, 1:], labels, 1, self.hyperparameter["pos_weight"])}
+        pos_weight = self.settings.pos_weight
+        return {"mbce": mbce(student.logits[:, 1:], batch.labels, 1, pos_weight)}

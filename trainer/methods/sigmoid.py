@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from base.base_method import BaseMethod
+from base.base_model import ModelOutput
 from models.upsampling import strongest
 from trainer.optim import incremental_groups
 from utils.misc import BACKGROUND
@@ -18,6 +19,13 @@ THRESHOLD = 0.5  # a pixel is background where no class scores higher
 class SigmoidMethod(BaseMethod):
     """An auxiliary head and one classifier per step, as the paper's network has them."""
 
+    family = "auxiliary"
+
+    @property
+    def dropout(self) -> bool:
+        """At step 0 only, as in the published code."""
+        return self.task.step == 0
+
     def head_sizes(self) -> list[int]:
         return [1, *self.task.classes_per_step]
 
@@ -26,7 +34,14 @@ class SigmoidMethod(BaseMethod):
     ) -> list[dict[str, Any]]:
         return incremental_groups(student, self.task.step, lr, weight_decay)
 
-    def predict(self, logits: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+    def predict(self, output: ModelOutput, size: tuple[int, int] | None = None) -> torch.Tensor:
         """Class of the highest score, background where none is over `THRESHOLD`."""
-        score, channel = strongest(logits[:, 1:], size or logits.shape[-2:])
-        return torch.where(score > THRESHOLD, 1 + channel, BACKGROUND)
+        channel, score = self.confident(output, size or output.logits.shape[-2:])
+        return torch.where(score > THRESHOLD, channel, BACKGROUND)
+
+    def confident(
+        self, output: ModelOutput, size: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Class of the highest score, and the score."""
+        score, index = strongest(output.logits[:, 1:], size)
+        return 1 + index, score

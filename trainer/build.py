@@ -1,0 +1,179 @@
+"""How the parts of a run are built: data, networks with their starting weights, switches.
+
+Called by `trainer/run.py`, which wires them, and by the scripts that show, predict or measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from base.base_method import FAMILIES, BaseMethod
+from base.base_model import BaseModel
+from base.task import Task
+from data_loader.data_loaders import LOADERS, IncrementalDataLoader
+from models import fused_loss
+from models.folding import fold, fuse
+from models.model import MODELS
+from models.weights import load_previous_step, load_strict
+from trainer.methods import METHODS
+from utils import checkpoint as files
+from utils.distributed import SINGLE, Ranks
+from utils.logger import log
+from utils.misc import UserError
+from utils.parse_config import ConfigParser
+
+
+def build_data(config: ConfigParser, ranks: Ranks) -> IncrementalDataLoader:
+    """Task, data sets and loaders of the step."""
+    return config.build(
+        "data_loader",
+        LOADERS,
+        cache_dir=config.cache_dir,
+        accumulate=config["trainer"]["accumulate"],
+        seed=config["seed"],
+        ranks=ranks,
+    )
+
+
+def build_model(config: ConfigParser, head_sizes: list[int], **changes: Any) -> BaseModel:
+    """A model of `arch`, on the CPU.
+
+    Args:
+        config: the configuration.
+        head_sizes: outputs per head.
+        changes: keyword arguments that replace those of `arch.args`.
+    """
+    return config.resolve("arch", MODELS)(head_sizes, **{**config["arch"]["args"], **changes})
+
+
+def build_student(config: ConfigParser, method: BaseMethod, ranks: Ranks = SINGLE) -> BaseModel:
+    """The model of this step with its starting weights: ImageNet's, or the previous step's."""
+    changes: dict[str, Any] = {"dropout": method.dropout}
+    if not starts_from_imagenet(config):
+        changes["backbone_pretrained"] = False
+    with ranks.main_first():  # one process downloads, the others read its file
+        return build_model(config, method.head_sizes(), **changes)
+
+
+def build_method(config: ConfigParser, task: Task) -> BaseMethod:
+    """The method of the step, with its settings."""
+    return METHODS[config["method"]](task, config["hyperparameter"])
+
+
+def starts_from_imagenet(config: ConfigParser) -> bool:
+    """Whether the backbone takes `arch.args.backbone_pretrained`: a fresh step 0."""
+    first = config["data_loader"]["args"]["task"]["step"] == 0
+    trains = config.mode == "train" and not config.test and config.base is None
+    return first and trains and config.resume is None
+
+
+def read_previous(config: ConfigParser, method: BaseMethod) -> tuple[dict[str, Any], str]:
+    """The previous step's checkpoint, and what it is in words.
+
+    Raises:
+        UserError: the previous step is missing, damaged, unfinished, of another schedule, or of
+            another family of methods.
+    """
+    task = method.task
+    folder = config.step_dir(task.step - 1)
+    path = files.final_checkpoint(folder)
+    if path is None:
+        raise UserError(
+            f"step {task.step} continues from step {task.step - 1}, but {folder} holds no "
+            "checkpoint-epoch*.pth; train that step first, with the same --name, --task_name, "
+            "--task_setting and --save_dir."
+        )
+    source, previous = f"step {task.step - 1}'s checkpoint {path}", files.load(path)
+    if not previous.get("finished", True):
+        raise UserError(
+            f"{source} is not of a finished run; finish that step with --task_step "
+            f"{task.step - 1} -r auto."
+        )
+    mine = task_record(task)
+    known = previous.get("task", mine)
+    if known["steps"][: task.step] != mine["steps"][: task.step]:
+        raise UserError(
+            f"{source} is of {describe(known)}, which learnt other classes before step "
+            f"{task.step}: {known['steps'][: task.step]} instead of {mine['steps'][: task.step]}."
+        )
+    family = previous.get("family", "auxiliary")  # released files are DKD's
+    if family != method.family:
+        raise UserError(
+            f"{source} was trained by '{previous.get('method', 'dkd')}': its channel 0 is "
+            f"{FAMILIES[family]}, but '{config['method']}' needs {FAMILIES[method.family]}; train "
+            f"step 0 with --method {config['method']} and another --name."
+        )
+    return previous, source
+
+
+def load_previous(
+    config: ConfigParser, method: BaseMethod, student: BaseModel
+) -> tuple[BaseModel | None, Mapping[str, Any]]:
+    """Give the student the previous step's weights.
+
+    Returns:
+        They as the frozen teacher, if the method needs one; the method's state after that step.
+
+    Raises:
+        UserError: as `read_previous`; or the weights do not fit.
+    """
+    previous, source = read_previous(config, method)
+    state, earlier = previous["state_dict"], previous.get("method_state", {})
+    head_sizes = method.head_sizes()
+    load_previous_step(student, state, len(head_sizes) - 1, source)
+    if not method.needs_teacher:
+        return None, earlier
+    teacher = build_model(config, head_sizes[:-1], backbone_pretrained=False)
+    load_strict(teacher, state, source)
+    return teacher.requires_grad_(False).eval(), earlier
+
+
+def apply_fast(
+    config: ConfigParser, student: BaseModel, teacher: BaseModel | None = None, *, trains: bool
+) -> None:
+    """Apply the switches of the block `fast` to the models, in place, and to the losses.
+
+    Args:
+        config: the configuration.
+        student: with its weights, on the device.
+        teacher: likewise.
+        trains: whether the student will be trained.
+    """
+    fast = config["fast"]
+    if trains:
+        device = next(student.parameters()).device
+        fault = fused_loss.fault(device) if fast["fused_loss"] else ""
+        fused_loss.switched_on = fast["fused_loss"] and not fault
+        if fault:
+            log.warning(
+                "fast.fused_loss cannot run here (%s): the losses are computed in chunks, which "
+                "gives the same numbers",
+                fault,
+            )
+    if fast["fold_bn"]:
+        if student.frozen_bn:
+            (fold if trains else fuse)(student)
+        if teacher is not None:
+            fuse(teacher)
+    for model in (student, teacher):
+        if model is not None and fast["channels_last"]:
+            model.channels_last()
+        if model is not None and fast["compile"]:
+            model.compile()
+
+
+def task_record(task: Task) -> dict[str, Any]:
+    """What a checkpoint remembers of its task."""
+    return {
+        "dataset": task.dataset,
+        "name": task.name,
+        "setting": task.setting,
+        "step": task.step,
+        "steps": [list(ids) for ids in task.steps],
+    }
+
+
+def describe(record: Mapping[str, Any]) -> str:
+    """A task record in words."""
+    return f"step {record['step']} of {record['dataset']} {record['setting']} {record['name']}"

@@ -1,0 +1,215 @@
+"""What is checked before anything is allocated or written: names, combinations, weights, room."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from base.base_model import BaseModel
+from base.base_trainer import parse_monitor
+from base.task import Task
+from data_loader.data_loaders import IncrementalDataLoader
+from data_loader.memory import read as read_memory
+from models.model import MODELS, check_arch
+from models.weights import check_fit, check_previous_step
+from trainer.base_step import check_base
+from trainer.build import (
+    build_data,
+    build_method,
+    build_model,
+    read_previous,
+    starts_from_imagenet,
+)
+from trainer.memory import previous_file
+from trainer.methods import METHODS
+from trainer.optim import OPTIMIZERS
+from trainer.trainer import build_evaluators
+from utils import checkpoint as files
+from utils.distributed import Launch, Ranks
+from utils.lr_scheduler import SCHEDULERS
+from utils.metric import EVALUATORS, METRICS
+from utils.misc import UserError, choose, did_you_mean, listing
+from utils.parse_config import ConfigParser
+
+
+def check_names(config: ConfigParser) -> None:
+    """Resolve the names of the configuration.
+
+    Raises:
+        UserError: an unknown name, or an impossible combination.
+    """
+    config.resolve("arch", MODELS)
+    config.resolve("evaluator", EVALUATORS)
+    arch = config["arch"]["args"]
+    pretrained = arch["backbone_pretrained"] if starts_from_imagenet(config) else False
+    check_arch(arch["backbone"], arch["norm_act"], pretrained)
+    for name in config["metrics"]:
+        choose("an entry of metrics", name, METRICS)
+    if not config["metrics"]:
+        raise UserError(f"metrics is empty; name some of {listing(METRICS)}.")
+    compiler = os.environ.get("CXX", "g++"), "clang++"
+    if config["fast"]["compile"] and not any(map(shutil.which, compiler)):
+        raise UserError(
+            f"fast.compile needs a C++ compiler, but there is no {listing(compiler)} here; install "
+            "one, or set it to false."
+        )
+
+
+def check(config: ConfigParser, plan: Launch) -> None:
+    """Look for what one step needs.
+
+    Args:
+        config: with its names resolved and the method's settings complete.
+        plan: which processes will run it.
+
+    Raises:
+        UserError: an impossible combination, weights that are missing or do not fit, a step folder
+            that is already taken, too little room on the disk.
+    """
+    data = build_data(config, Ranks(0, plan.world, plan.devices[0]))
+    _check_writable(config.step_dir())
+    if not config.test:
+        _check_training(config, plan, data)
+        return
+    weights = config.resume or files.final_checkpoint(config.step_dir())
+    if weights is None or (config.resume is None and not _finished(weights)):
+        raise UserError(
+            f"--test: {config.step_dir()} holds no finished run; name the weights with -r."
+        )
+    method = build_method(config, data.task)
+    state = files.load(weights)["state_dict"]
+    check_fit(_skeleton(config, method.head_sizes()), state, f"weight file {weights}")
+
+
+def with_settings(config: ConfigParser) -> ConfigParser:
+    """The configuration with every setting of the method; what nobody chose has its default.
+
+    Raises:
+        UserError: an unknown method, or a setting that it does not have or that is out of range.
+    """
+    name = choose("method", config["method"], METHODS)
+    kind, given = METHODS[name].Settings, dict(config["hyperparameter"])
+    for setting in given.keys() - kind.rules().keys():
+        if f"hyperparameter.{setting}" in config.beside:
+            del given[setting]
+            continue
+        others = [other for other in METHODS if setting in METHODS[other].Settings.rules()]
+        whose = f", but of {listing(others)}" if others else did_you_mean(setting, kind.rules())
+        raise UserError(
+            f"hyperparameter.{setting} is no setting of '{name}'{whose}; valid: "
+            f"{listing(kind.rules()) or 'none'}."
+        )
+    settings = asdict(kind.read(given))
+    return config.with_values({"hyperparameter": settings})
+
+
+def _check_training(config: ConfigParser, plan: Launch, data: IncrementalDataLoader) -> None:
+    """What only training needs; weights of another version may be evaluated without it."""
+    config.resolve("optimizer", OPTIMIZERS)
+    config.resolve("lr_scheduler", SCHEDULERS)
+    trainer, sgd = config["trainer"], config["optimizer"]["args"]
+    if sgd["nesterov"] and not sgd["momentum"]:
+        raise UserError("optimizer.args.nesterov needs a momentum above 0; give one, or set false.")
+    if trainer["early_stop"] > 0 and trainer["monitor"] == "off":
+        raise UserError("trainer.early_stop needs trainer.monitor, which is off; name a metric.")
+    synchronised = plan.world > 1 and plan.devices[0].type == "cuda"
+    lone = config["data_loader"]["args"]["train"]["batch_size"] == 1 and not synchronised
+    if lone and not config["arch"]["args"]["freeze_all_bn"]:
+        raise UserError(
+            "data_loader.args.train.batch_size (--batch_size) is 1, but BatchNorm cannot learn "
+            "from one image, which leaves the pooled branch of the ASPP one value per channel; use "
+            "at least 2, or --freeze_bn."
+        )
+    images = len(data.raw["train"])
+    if images < data.global_batch:
+        raise UserError(
+            f"the data set has {images} training images, fewer than one batch: "
+            f"{data.batch_words()}; choose a smaller one."
+        )
+    _, validation = build_evaluators(config, data.task)
+    parse_monitor(trainer["monitor"], [f"val_{name}" for name in validation.names()])
+    if config.base is not None:
+        check_base(config, data)
+    _check_start(config, data.task)
+    if not config.auto:
+        _check_free(config)
+
+
+def _check_start(config: ConfigParser, task: Task) -> None:
+    """Whether the weights to start from fit, and the disk has room for those to come."""
+    method = build_method(config, task)
+    head_sizes = method.head_sizes()
+    model = _skeleton(config, head_sizes)
+    if task.step > 0:
+        previous, source = read_previous(config, method)
+        check_previous_step(model, previous["state_dict"], len(head_sizes) - 1, source)
+        if task.step > 1 and config["data_loader"]["args"]["memory"]["mem_size"] > 0:
+            read_memory(previous_file(config))
+    if config.resume is not None:
+        state = files.load(config.resume)["state_dict"]
+        check_fit(model, state, f"the checkpoint to resume from, {config.resume},")
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    size = 4 * (sum(t.numel() for t in model.state_dict().values()) + trainable)  # and momentum
+    folder = config.step_dir()
+    # The one that is being written, last.pth and previous.pth; kept ones share their room.
+    missing = 3 - sum((folder / name).is_file() for name in (files.LAST, files.PREVIOUS))
+    free = shutil.disk_usage(_existing(folder)).free
+    if free < missing * size:
+        raise UserError(
+            f"trainer.save_dir (--save_dir): the file system of {folder} has {free >> 20} MiB "
+            f"left, but the checkpoints of this step need {missing * size >> 20} MiB; make room or "
+            "choose another."
+        )
+
+
+def _skeleton(config: ConfigParser, head_sizes: list[int]) -> BaseModel:
+    """The model without any values: names and shapes only."""
+    with torch.device("meta"):
+        return build_model(config, head_sizes, backbone_pretrained=False)
+
+
+def _existing(folder: Path) -> Path:
+    """The nearest folder above (or this one) that exists."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder = _existing(folder)
+        with tempfile.TemporaryFile(dir=folder):  # asks the file system itself; leaves no trace
+            pass
+    except OSError as error:  # also a name that is too long, or a file in the way
+        raise UserError(
+            f"trainer.save_dir (--save_dir): nothing can be written to {folder}: "
+            f"{error.strerror}; choose another."
+        ) from None
+
+
+def _finished(weights: Path) -> bool:
+    """Whether a kept checkpoint is of a finished run; released ones do not say, and are."""
+    return files.load(weights).get("finished", True)
+
+
+def _check_free(config: ConfigParser) -> None:
+    folder, resume = config.step_dir(), config.resume
+    last = folder / files.LAST
+    if not last.is_file() and files.final_checkpoint(folder) is None:
+        return
+    if resume is None or resume.resolve().parent != folder.resolve():
+        raise UserError(
+            f"{folder} already holds a run; continue it with -r auto, evaluate it with --test if "
+            "it is finished, choose another --name or --save_dir, or delete the folder."
+        )
+    newest, _, _ = files.newest_good(folder)
+    if newest is not None and resume.resolve() != newest.resolve():
+        raise UserError(
+            f"-r {resume} is not where the run in {folder} stands; continue it with -r auto, or "
+            "branch off from the older file with another --name."
+        )

@@ -1,0 +1,117 @@
+"""JSON files of configuration → values by dotted key, each checked against the schema.
+
+Read by `utils/parse_config.py` and `utils/recipe.py`; imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from utils.config_schema import HYPERPARAMETER, RELEASED, SCHEMA, SECTIONS, key_of
+from utils.misc import UserError, did_you_mean, listing
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UserError(f"key '{key}' stands twice in one block; keep one of them.")
+    return dict(pairs)
+
+
+def read_json(path: Path) -> Any:
+    """Parse the JSON file `path`.
+
+    Raises:
+        UserError: the file is missing, unreadable or broken (with line and column).
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"config file {path} does not exist.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config file {path} cannot be read: {error}.") from None
+    try:
+        return json.loads(text, object_pairs_hook=_no_duplicates)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}."
+        ) from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
+        raise UserError(f"{path}: the file cannot be read: {error}.") from None
+
+
+def flatten(tree: Any, source: str, *, strict: bool) -> tuple[dict[str, Any], list[str]]:
+    """A parsed JSON file as `{dotted key: value}`, each checked against `SCHEMA`.
+
+    Args:
+        tree: the parsed file.
+        source: its name for messages.
+        strict: an unknown key is an error; otherwise it is left out and told in the second result.
+
+    Returns:
+        The values and the unknown keys.
+
+    Raises:
+        UserError: an unknown key (when strict), a wrong type or a value out of range.
+    """
+    if not isinstance(tree, dict):
+        raise UserError(f"{source}: the file must hold one JSON object, {{…}}.")
+    values: dict[str, Any] = {}
+    unknown: list[str] = []
+
+    def visit(block: dict[str, Any], prefix: str) -> None:
+        for name, value in block.items():
+            dotted = prefix + name
+            if dotted in SECTIONS and "." not in name:
+                if not isinstance(value, dict):
+                    raise UserError(f"{source}: {dotted} must be a block {{…}}.")
+                visit(value, dotted + ".")
+            elif "." not in name and (dotted in SCHEMA or prefix == "hyperparameter."):
+                values[dotted] = check_value(dotted, value, source)
+            elif dotted in RELEASED:
+                check_value(dotted, value, source)
+            elif strict:
+                here = sorted(
+                    {
+                        key[len(prefix) :].split(".")[0]
+                        for key in (*SCHEMA, *SECTIONS)
+                        if key.startswith(prefix)
+                    }
+                )
+                elsewhere = [key for key in (*SCHEMA, *SECTIONS) if key.endswith(f".{name}")]
+                hint = f" (did you mean '{elsewhere[0]}'?)" if len(elsewhere) == 1 else ""
+                raise UserError(
+                    f"{source}: unknown key '{dotted}'{hint or did_you_mean(name, here)}; "
+                    f"valid here: {listing(here) or 'nothing'}."
+                )
+            else:
+                unknown.append(dotted)
+
+    visit(tree, "")
+    return values, unknown
+
+
+def check_value(dotted: str, value: Any, source: str) -> Any:
+    """Return `value` when the key `dotted` may hold it.
+
+    Raises:
+        UserError: naming the source, the key, the value and what is valid.
+    """
+    key = key_of(dotted)
+    if key is HYPERPARAMETER and isinstance(value, (bool, str)):
+        return value
+    if not key.accepts(value) or (isinstance(value, str) and (not value or "\0" in value)):
+        shown = repr(value) if isinstance(value, float) else json.dumps(value)
+        raise UserError(f"{source}: {dotted} is {shown}, but must be {key.expected()}.")
+    if key.plain_name and not re.fullmatch(r"[\w.+-]{1,100}", value):
+        raise UserError(
+            f"{source}: {dotted} is '{value}', but it becomes a part of a folder name: "
+            "use at most 100 letters, digits, '_', '-', '+' and '.'."
+        )
+    return value
