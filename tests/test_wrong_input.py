@@ -22,6 +22,7 @@ import torch
 from models.model import DeepLabV3
 from scripts.make_toy_voc import CLASS_NAMES
 from trainer.run import prepare, run
+from trainer.steps import unfinished
 from utils.misc import EXIT_USER_ERROR, one_sentence_errors
 from utils.parse_config import ConfigParser
 
@@ -84,7 +85,7 @@ def start(flags: str = "", mode: str = "train", config: str = "-c config.json") 
     """What the entry scripts do."""
     argv = shlex.split(f"{config} {flags}")
     with one_sentence_errors():
-        run(ConfigParser.from_args(mode, "configs/config_voc.json", argv=argv))
+        run(*unfinished(ConfigParser.from_args(mode, "configs/config_voc.json", argv=argv)))
 
 
 def check_it(flags: str = "", mode: str = "train") -> None:
