@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from base.base_model import ModelOutput
-from models.loss import auxiliary, distillation, mbce
+from models.fast_loss import auxiliary, distillation, mbce
 from trainer.methods.sigmoid import SigmoidMethod
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from base.base_model import ModelOutput
-from models.loss import mbce
+from models.fast_loss import mbce
 from trainer.methods.sigmoid import SigmoidMethod
 
 
