@@ -18,19 +18,20 @@ from models.upsampling import upsample
 
 
 def binary_cross_entropy(
-    logits: torch.Tensor, targets: torch.Tensor, pos_weight: float = 1.0
+    logits: torch.Tensor, targets: torch.Tensor, pos_weight: float | None = None
 ) -> torch.Tensor:
     """Every class against the rest: mean over pixels of -[p y log σ(x) + (1 - y) log(1 - σ(x))].
 
     Args:
         logits: x, [N, C, H, W].
         targets: y between 0 and 1, [N, C, H, W].
-        pos_weight: p, weight of the positive part.
+        pos_weight: p, weight of the positive part; without it equal scores have a gradient of
+            exactly zero, with a weight of 1 only up to rounding.
 
     Returns:
         [C].
     """
-    weight = logits.new_full((), pos_weight)
+    weight = None if pos_weight is None else logits.new_full((), pos_weight)
     loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=weight)
     return loss.mean(dim=(0, 2, 3))
 

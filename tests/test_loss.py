@@ -247,6 +247,15 @@ def test_upsampling_and_adjoint():
         torch.testing.assert_close((up * g).sum(), (x * bilinear.adjoint(g)).sum())
 
 
+def test_a_student_that_agrees_with_its_teacher_is_left_alone():
+    """To the bit: so it is at the start of every step, and rounding must not train it."""
+    logits = make((4, 3), (64, 48))[0]
+    for way in (loss, fast_loss):
+        for size in (None, (64, 48)):
+            terms = way.distillation(logits, logits.detach(), size)
+            assert not torch.autograd.grad(terms.sum(), logits)[0].any()
+
+
 def test_labels_of_void_and_background_only():
     logits, _, labels, first, _ = make((4, 4), (64, 64))
     for way in (loss, fast_loss):
