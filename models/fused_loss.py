@@ -1,8 +1,8 @@
 """The loss terms in one pass of a GPU: nothing of full resolution is ever written to memory.
 
-The same numbers as the chunks of `models/loss.py`, which is the way wherever this one is not. A
-Triton kernel upsamples, compares with the target and sums loss and gradient in registers. Off
-unless `fast.fused_loss` switches it on.
+It equals `binary_cross_entropy` of `models/loss.py`, as do the chunks of `models/fast_loss.py`,
+which are the way wherever this one is not. A Triton kernel upsamples, compares with the target and
+sums loss and gradient in registers. Off unless `fast.fused_loss` switches it on.
 
 Between two neighbouring rows and two neighbouring columns of the logits lies a *cell* of pixels,
 16×16 of them at output stride 16, which read the same four logits; with the cells at the border,

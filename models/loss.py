@@ -1,171 +1,45 @@
-"""The loss terms as pure functions: per-class binary cross-entropies from logits.
+"""The loss terms as their paper defines them, in plain tensor operations.
 
-Each returns one value per class, averaged over N, H and W; the trainer sums them over classes. The
-terms and their names are those of *Decomposed Knowledge Distillation for Class-Incremental Semantic
-Segmentation* (NeurIPS 2022). Called by the methods; no loop over classes or pixels.
+*Decomposed Knowledge Distillation for Class-Incremental Semantic Segmentation* (NeurIPS 2022, arXiv
+2210.05941). Each term is a binary cross-entropy averaged over N, H and W, one value per class; the
+trainer sums them over classes.
 
-Logits come at feature resolution h×w and meet their targets at full resolution H×W, chunk by chunk
-(`models/upsampling.py`), or in one kernel of a GPU (`models/fused_loss.py`).
+Written to be read and compared with: logits come at feature resolution h×w and every class of them
+is upsampled to full resolution H×W. Methods call the functions of the same names in
+`models/fast_loss.py`, which give the same values and gradients without holding that.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
-from models import fused_loss
-from models.upsampling import Bilinear, Chunk, chunks, exact_products, full_precision
-
-
-class Targets:
-    """What each class should say at each pixel: here 0, whatever the class."""
-
-    def write(self, chunk: Chunk, out: torch.Tensor) -> None:
-        """Write the targets of a chunk to `out`, [H, n, c, W]."""
-        out.zero_()
-
-    def for_kernel(self) -> dict[str, Any]:
-        """The same as arguments of `fused_loss.losses`."""
-        return {}
-
-
-class OneHot(Targets):
-    """1 where the label names the class."""
-
-    def __init__(self, labels: torch.Tensor, first_channel: int, classes: int):
-        """
-        Args:
-            labels: [N, H, W] uint8 channels.
-            first_channel: label of the first class.
-            classes: how many there are.
-        """
-        self.labels, self.first_channel = labels, first_channel
-        self.rows = labels.transpose(0, 1)[:, :, None]  # [H, N, 1, W]
-        channels = torch.arange(first_channel, first_channel + classes, device=labels.device)
-        self.channels = channels.to(labels.dtype)[:, None]
-
-    def write(self, chunk: Chunk, out: torch.Tensor) -> None:
-        images, classes = chunk
-        torch.eq(self.rows[:, images], self.channels[classes], out=out)  # straight to floats
-
-    def for_kernel(self) -> dict[str, Any]:
-        return {"labels": self.labels, "first_channel": self.first_channel}
-
-
-class Scores(Targets):
-    """The sigmoid of a teacher's logits."""
-
-    def __init__(self, teacher: torch.Tensor, size: tuple[int, int]):
-        """
-        Args:
-            teacher: [N, C, h, w] logits.
-            size: H and W, to which they are upsampled.
-        """
-        self.teacher = teacher.detach()
-        self.size, self.bilinear = size, None
-
-    def write(self, chunk: Chunk, out: torch.Tensor) -> None:
-        if self.bilinear is None:
-            self.bilinear = Bilinear(full_precision(self.teacher[:1, :1]), self.size)
-        self.bilinear.up(full_precision(self.teacher[chunk]), out).sigmoid_()
-
-    def for_kernel(self) -> dict[str, Any]:
-        return {"teacher": self.teacher}
-
-
-class BinaryCrossEntropy(torch.autograd.Function):
-    """Mean binary cross-entropy of upsampled logits; the forward pass forms the gradient as well.
-
-    With logit x, target y, weight of positives p, softplus s(x) = log(1 + eˣ) and sigmoid σ:
-
-        loss = (1 - y) s(x) + p y s(-x) = (1 + (p - 1) y) s(x) - p y x
-        d loss / d x = (1 + (p - 1) y) σ(x) - p y
-    """
-
-    @staticmethod
-    def forward(ctx, logits, size, targets, pos_weight):
-        """[N, C, h, w] → [C]."""
-        wanted = ctx.needs_input_grad[0]
-        if fused_loss.serves(logits):
-            given = targets.for_kernel()
-            total, gradient = fused_loss.losses(logits, size, pos_weight, wanted, **given)
-        else:
-            total, gradient = in_chunks(logits, size, targets, pos_weight, wanted)
-        ctx.dtype, ctx.count = logits.dtype, len(logits) * math.prod(size)
-        ctx.save_for_backward(gradient)
-        return total / ctx.count
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, weight):
-        """[C] → [N, C, h, w]. In half precision only now, after a loss scale has lifted it."""
-        (gradient,) = ctx.saved_tensors
-        gradient = gradient * (weight / ctx.count)[:, None, None]
-        return gradient.to(ctx.dtype), None, None, None
-
-
-@exact_products()
-def in_chunks(
-    logits: torch.Tensor,
-    size: tuple[int, int],
-    targets: Targets,
-    pos_weight: float,
-    with_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Sum over N, H and W of the binary cross-entropy, [C], and its gradient, [N, C, h, w]."""
-    inputs = full_precision(logits)
-    bilinear = Bilinear(inputs, size)
-    parts = chunks(inputs, size)
-    total = inputs.new_zeros(inputs.shape[1])
-    gradient = torch.empty_like(inputs) if with_gradient else None
-    work = inputs.new_empty(3, inputs[parts[0]].shape[:2].numel() * math.prod(size))
-    for part in parts:
-        n, c = inputs[part].shape[:2]
-        shape = (size[0], n, c, size[1])
-        x, y, loss = work[:, : math.prod(shape)].view(3, *shape)
-        bilinear.up(inputs[part], out=x)
-        targets.write(part, y)
-        F.softplus(x, out=loss)
-        if pos_weight != 1:
-            loss.addcmul_(loss, y, value=pos_weight - 1)
-        loss.addcmul_(x, y, value=-pos_weight)  # nearly cancels: per pixel, not in sums
-        total[part[1]] += loss.sum(3).sum((0, 1))
-        if gradient is not None:
-            slope = x.sigmoid_()
-            if pos_weight != 1:
-                slope.addcmul_(slope, y, value=pos_weight - 1)
-            gradient[part] = bilinear.adjoint(slope.sub_(y, alpha=pos_weight))
-    return total, gradient
+from models.upsampling import upsample
 
 
 def binary_cross_entropy(
-    logits: torch.Tensor, size: tuple[int, int], targets: Targets, pos_weight: float = 1.0
+    logits: torch.Tensor, targets: torch.Tensor, pos_weight: float | None = None
 ) -> torch.Tensor:
-    """Every class against the rest: mean over N, H and W of the binary cross-entropy.
+    """Every class against the rest: mean over pixels of -[p y log σ(x) + (1 - y) log(1 - σ(x))].
 
     Args:
-        logits: [N, C, h, w].
-        size: H and W, to which the logits are upsampled.
-        targets: they carry no gradient.
-        pos_weight: weight of the positive part.
+        logits: x, [N, C, H, W].
+        targets: y between 0 and 1, [N, C, H, W].
+        pos_weight: p, weight of the positive part; without it equal scores have a gradient of
+            exactly zero, with a weight of 1 only up to rounding.
 
     Returns:
         [C].
     """
-    if not torch.is_grad_enabled():
-        logits = logits.detach()
-    with torch.autocast(logits.device.type, enabled=False):
-        return BinaryCrossEntropy.apply(logits, tuple(size), targets, pos_weight)
+    weight = None if pos_weight is None else logits.new_full((), pos_weight)
+    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=weight)
+    return loss.mean(dim=(0, 2, 3))
 
 
 def mbce(
     logits: torch.Tensor, labels: torch.Tensor, first_channel: int, pos_weight: float = 1.0
 ) -> torch.Tensor:
-    """L_mbce: every class against the rest.
+    """L_mbce: target 1 where the label names the class, else 0.
 
     Reference quirk: background and void (255) are targets of zero for every class; no pixel is
     masked out.
@@ -181,8 +55,10 @@ def mbce(
     """
     end = first_channel + logits.shape[1]
     assert end <= torch.iinfo(labels.dtype).max, "the largest label is void"
-    targets = OneHot(labels, first_channel, logits.shape[1])
-    return binary_cross_entropy(logits, labels.shape[-2:], targets, pos_weight)
+    channels = torch.arange(first_channel, end, device=labels.device)
+    logits = upsample(logits, labels.shape[-2:])  # [N, C, H, W]
+    targets = labels[:, None] == channels[:, None, None]  # [N, C, H, W]
+    return binary_cross_entropy(logits, targets.to(logits.dtype), pos_weight)
 
 
 def distillation(
@@ -198,8 +74,9 @@ def distillation(
     Returns:
         [C].
     """
-    size = tuple(size or teacher.shape[-2:])
-    return binary_cross_entropy(logits, size, Scores(teacher, size))
+    size = size or teacher.shape[-2:]
+    targets = upsample(teacher.detach(), size).sigmoid()  # [N, C, H, W]
+    return binary_cross_entropy(upsample(logits, size), targets)
 
 
 def auxiliary(logits: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
@@ -212,4 +89,5 @@ def auxiliary(logits: torch.Tensor, size: tuple[int, int] | None = None) -> torc
     Returns:
         [1].
     """
-    return binary_cross_entropy(logits, size or logits.shape[-2:], Targets())
+    logits = upsample(logits, size or logits.shape[-2:])  # [N, 1, H, W]
+    return binary_cross_entropy(logits, torch.zeros_like(logits))

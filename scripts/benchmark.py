@@ -3,12 +3,12 @@
     python scripts/benchmark.py [data|loss|step|eval|scan|growth|all] [--device cpu|cuda|cuda:1]
                                 [--json FILE] [--quick] [--cpu_time]
 
-Each section measures this project in turn with a *plain* implementation of the same formulas, which
-is kept in this file, and with a *limit*: the part of the work that nobody can leave out. Before a
-time counts, both must give the same numbers. The plain way is how codes of this field go about it:
-labels masked by a Python lambda per pixel, images made float and normalised one by one on the CPU,
-targets filled class by class, losses at full resolution on permuted copies, every term fetched with
-`.item()`, evaluation image by image with NumPy.
+Each section measures this project in turn with a *plain* implementation of the same formulas and
+with a *limit*: the part of the work that nobody can leave out. Before a time counts, both must give
+the same numbers. The plain way is how codes of this field go about it: labels masked by a Python
+lambda per pixel, images made float and normalised one by one on the CPU, losses and their targets
+at full resolution (the definitions in `models/loss.py`), every term fetched with `.item()`,
+evaluation image by image with NumPy.
 
 It needs no data: images and masks of VOC's size are drawn into a temporary folder. `--quick`
 only shows that all works; its tiny network says nothing about speed. Called by hand.
@@ -51,13 +51,14 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as transforms
 
-from base.base_method import BaseMethod
+from base.base_method import BaseMethod, Batch
 from base.base_model import BaseModel, ModelOutput
 from base.task import Task
 from data_loader.dataset import IncrementalDataset, Sample
 from data_loader.transforms import IMAGENET_MEAN, IMAGENET_STD, TrainTransform, normalize
 from data_loader.voc import VOC
 from models import fused_loss
+from models.fast_loss import by_definition
 from models.weights import load_previous_step
 from scripts.make_toy_voc import make_image
 from scripts.measure import Row, forget_peak, in_turn, largest, must_agree, resident, say, table
@@ -339,42 +340,10 @@ def make_task(shape: Shape) -> Task:
     return kind("benchmark", "own", "overlap", len(shape) - 1, steps, names)
 
 
-def plain_bce(logits: torch.Tensor, targets: torch.Tensor, pos_weight: float = 1) -> torch.Tensor:
-    """[N, C, H, W] twice → [C], over copies with the classes last.
-
-    The mean goes over all classes at once: a loop there would give every class a gradient of all.
-    """
-    logits, targets = (x.permute(0, 2, 3, 1).contiguous() for x in (logits, targets))
-    weights = torch.full((logits.shape[-1],), float(pos_weight), device=logits.device)
-    loss = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="none")
-    return loss.mean(dim=(0, 1, 2))
-
-
-def plain_losses(
-    method: BaseMethod, student: ModelOutput, teacher: ModelOutput, labels: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """The terms of DKD at full resolution, as `method.losses` returns them."""
-
-    def full(logits: torch.Tensor) -> torch.Tensor:
-        size = labels.shape[-2:]
-        return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
-
-    new, old = method.task.new_channels, method.task.old_channels
-    logits = full(student.logits)
-    with torch.no_grad():
-        scores = full(teacher.logits).sigmoid()
-        parts = [part.float().sigmoid() for part in (teacher.pos, teacher.neg)]
-    targets = torch.zeros_like(logits[:, new])
-    for position, channel in enumerate(range(new.start, new.stop)):
-        targets[:, position] = (labels == channel).float()
-    known = len(method.task.old)
-    return {
-        "mbce": plain_bce(logits[:, new], targets, method.settings.pos_weight),
-        "ac": plain_bce(logits[:, :1], torch.zeros_like(logits[:, :1])),
-        "kd": plain_bce(logits[:, old], scores[:, old]),
-        "dkd_pos": plain_bce(student.pos[:, :known].float(), parts[0]),
-        "dkd_neg": plain_bce(student.neg[:, :known].float(), parts[1]),
-    }
+def defined_losses(method: BaseMethod, *given: Any) -> dict[str, torch.Tensor]:
+    """`method.losses` in the plain way: at full resolution, as `models/loss.py` defines them."""
+    with by_definition():
+        return method.losses(*given)
 
 
 def weighted(method: BaseMethod, terms: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -404,13 +373,13 @@ def make_loss(
     labels = torch.randint(0, new + 2, (2, side, side), generator=generator)
     labels = torch.where(labels < 2, labels * VOID, labels + channels.start - 2)
     labels = labels.to(torch.uint8).to(device)
-    losses = partial(plain_losses, method) if way == "plain" else method.losses
+    losses = partial(defined_losses, method) if way == "plain" else method.losses
 
     def call() -> dict[str, torch.Tensor]:
         fused_loss.switched_on = way == "fused"
         for leaf in student:
             leaf.grad = None
-        terms = losses(student, teacher, labels)
+        terms = losses(Batch(None, labels), student, teacher, None)
         weighted(method, terms).backward()
         slopes = {f"{name} slope": x.grad for name, x in student._asdict().items()}
         return {name: term.detach() for name, term in terms.items()} | slopes
@@ -515,7 +484,7 @@ class Net:
                 outputs = self.student(images, decompose=True)
                 with torch.no_grad():
                     targets = self.teacher(images, decompose=True)
-            terms = plain_losses(self.method, outputs, targets, labels)
+            terms = defined_losses(self.method, Batch(images, labels), outputs, targets, None)
             loss = weighted(self.method, terms)
             scaler.scale(loss).backward()
             scaler.step(optimizer)

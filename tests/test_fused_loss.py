@@ -1,4 +1,4 @@
-"""The kernel of the losses, run by Triton's interpreter on the CPU, against the plain formulas.
+"""The kernel of the losses, run by Triton's interpreter on the CPU, against the definitions.
 
 On a GPU `test_gpu.py` runs it compiled.
 """
@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from models import fused_loss
-from models.loss import Bilinear, distillation
-from models.upsampling import upsample
+from models.fast_loss import distillation
+from models.upsampling import Bilinear, upsample
 from tests.conftest import PROJECT
 from tests.test_fast import network, switched
 from tests.test_loss import TERMS, both, chunked, errors, exact, make
@@ -40,13 +40,13 @@ def no_chunks(kernel, monkeypatch):
 @pytest.mark.parametrize(("small", "size"), SIZES)
 def test_loss_and_gradient(no_chunks, term, small, size):
     given = make(small, size, classes=2)
-    assert max(errors(both(chunked, term, *given), exact(term, *given))) < 1e-6
+    assert errors(both(chunked, term, *given), exact(term, *given)).max() < 1e-6
 
 
 @pytest.mark.parametrize("term", ["mbce", "kd"])
 def test_more_classes_than_a_program_has(no_chunks, term):
     given = make((1, 1), (4, 7), classes=2 * fused_loss.CLASSES + 1)
-    assert max(errors(both(chunked, term, *given), exact(term, *given))) < 1e-6
+    assert errors(both(chunked, term, *given), exact(term, *given)).max() < 1e-6
 
 
 def test_any_layout_and_part_of_the_channels(no_chunks):

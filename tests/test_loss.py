@@ -1,4 +1,11 @@
-"""The chunked losses and prediction against plain ones: upsample everything, then autograd."""
+"""The losses: every fast way equals its definition; chunks, memory and prediction.
+
+What compares with a definition lets autograd differentiate it, in float64 where digits count.
+"""
+
+import inspect
+import random
+import sys
 
 import pytest
 import torch
@@ -9,9 +16,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from base.base_model import ModelOutput
 from base.task import Task
-from models import upsampling
-from models.loss import auxiliary, distillation, mbce
-from models.upsampling import Bilinear, chunks
+from models import fast_loss, loss, upsampling
+from models.upsampling import Bilinear, chunks, upsample
 from trainer.methods import METHODS
 from trainer.methods.sigmoid import THRESHOLD
 
@@ -27,33 +33,22 @@ SIZES = [  # h×w, H×W: output stride 16, odd, no whole multiple, equal, smalle
 TERMS = ("mbce", "kd", "ac")
 
 
-def full(logits, size):
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-
-
-def plain_mean(logits, targets, pos_weight=1.0):
-    weight = logits.new_tensor(pos_weight)
-    terms = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="none")
-    return terms.mean((0, 2, 3))
-
-
-def plain(term, logits, teacher, labels, first, pos_weight):
-    x = full(logits, labels.shape[-2:])
+def term_of(module, term, logits, teacher, labels, first, pos_weight):
     if term == "mbce":
-        ids = torch.arange(first, first + x.shape[1]).view(1, -1, 1, 1)
-        return plain_mean(x, (labels[:, None] == ids).to(x.dtype), pos_weight)
+        return module.mbce(logits, labels, first, pos_weight)
     if term == "kd":
-        return plain_mean(x, full(teacher, labels.shape[-2:]).sigmoid())
-    return plain_mean(x, torch.zeros_like(x))
+        return module.distillation(logits, teacher, labels.shape[-2:])
+    return module.auxiliary(logits, labels.shape[-2:])
 
 
-def chunked(term, logits, teacher, labels, first, pos_weight):
-    if term == "mbce":
-        return mbce(logits, labels, first, pos_weight)
-    if term == "kd":
-        return distillation(logits, teacher, labels.shape[-2:])
-    return auxiliary(logits, labels.shape[-2:])
+def plain(term, *given):
+    """As it is defined."""
+    return term_of(loss, term, *given)
+
+
+def chunked(term, *given):
+    """As methods call it."""
+    return term_of(fast_loss, term, *given)
 
 
 def make(small, size, classes=7, images=2, dtype=torch.float32):
@@ -74,15 +69,17 @@ def both(function, term, logits, *rest):
 
 
 def exact(term, logits, teacher, *rest):
-    """The plain loss and gradient in float64: in float32 autograd's are themselves 1e-6 off."""
+    """The definition and its gradient in float64: in float32 autograd's are themselves 1e-6 off."""
     return both(plain, term, logits.detach().double().requires_grad_(), teacher.double(), *rest)
 
 
 def errors(got, expected):
-    """Largest deviation of a class relative to the class, of loss and of gradient."""
+    """Largest deviation of a class relative to the class, of loss and of gradient: [2]."""
+    found = []
     for a, b in zip(got, expected, strict=True):
         a, b = a.double().view(len(a), -1), b.double().view(len(b), -1)
-        yield ((a - b).norm(dim=1) / b.norm(dim=1)).max().item()
+        found.append(((a - b).norm(dim=1) / b.norm(dim=1)).max())
+    return torch.stack(found)
 
 
 @pytest.fixture
@@ -95,17 +92,122 @@ def planes(monkeypatch):
     return set_planes
 
 
-# ---------------------------------------------------------------------------- equal to the plain
-@pytest.mark.parametrize("term", TERMS)
-@pytest.mark.parametrize(("small", "size"), SIZES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_loss_and_gradient(term, small, size, dtype):
-    given = make(small, size, dtype=dtype)
-    most = 1e-6 if dtype is torch.float32 else 1e-13
-    got = both(chunked, term, *given)
+# ------------------------------------------------------------------ every fast way and definition
+NO_FAST_WAY = {"binary_cross_entropy": "what the terms are made of: it is given full resolution"}
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "channels of a wider map": lambda x: torch.cat([x, x, x], 1)[:, x.shape[1] : 2 * x.shape[1]],
+    "transposed": lambda x: x.mT.contiguous().mT,
+}
+USUAL = {"images": 2, "classes": 5, "small": (4, 3), "size": (64, 48), "layout": "contiguous"}
+CASES = [
+    *({"small": small, "size": size} for small, size in SIZES),
+    *({"layout": layout} for layout in LAYOUTS),
+    *({"classes": 1}, {"images": 1}, {"small": (1, 1)}, {"size": (1, 1)}),
+    *({"size": None}, {"size": None, "layout": "channels last"}),
+    *({"pos_weight": 35.0}, {"void": True}, {"void": True, "pos_weight": 0.5}),
+]
+
+
+def random_case(seed):
+    draw = random.Random(seed)
+    sides = [draw.randint(1, most) for most in (9, 9, 70, 70)]
+    return {
+        "images": draw.randint(1, 3),
+        "classes": draw.randint(1, 7),
+        "small": tuple(sides[:2]),
+        "size": draw.choice([tuple(sides[2:]), None]),
+        "layout": draw.choice(list(LAYOUTS)),
+        "pos_weight": draw.choice([1.0, 2.5, 35.0]),
+        "void": draw.random() < 0.1,
+        "planes": draw.randint(1, 21),
+    }
+
+
+def arguments(dtype, images, classes, small, size, layout, pos_weight=1.0, void=False):
+    """What a loss may ask for, by the names of its parameters."""
+    arrange = LAYOUTS[layout]
+    logits, teacher = (arrange((3 * torch.randn(images, classes, *small)).to(dtype)) for _ in "st")
+    labels = torch.randint(0, 4 + classes, (images, 1, *(size or small)))
+    labels = torch.full_like(labels, VOID) if void else labels
+    return {
+        "logits": logits,
+        "teacher": teacher,
+        "labels": arrange(labels.to(torch.uint8))[:, 0],
+        "first_channel": 3,
+        "pos_weight": pos_weight,
+        "size": size,
+    }
+
+
+def in_float64(value):
+    return (
+        value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+    )
+
+
+@pytest.mark.parametrize("definition", fast_loss.FAST_WAYS, ids=lambda loss: loss.__name__)
+@pytest.mark.parametrize("case", [*CASES, *map(random_case, range(24))], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(torch.float32, 1e-6), (torch.float64, 1e-12)], ids=["float32", "float64"]
+)
+def test_fast_way_equals_definition(definition, case, dtype, most, planes):
+    """Value and gradient per class, relative to the class.
+
+    The definition computes in float64 also for float32, where autograd's own gradient is 1e-6 off.
+    """
+    case = USUAL | case
+    planes(case.pop("planes", 100), case["size"] or case["small"], dtype)
+    given = arguments(dtype, **case)
+    names = inspect.signature(definition).parameters
+    given = {name: given[name] for name in names}
+    exact = {name: in_float64(value) for name, value in given.items()}
+
+    def found(function, logits, **rest):
+        return both(lambda _, logits: function(logits, **rest), None, logits.requires_grad_())
+
+    got = found(fast_loss.FAST_WAYS[definition], **given)
     assert got[0].dtype is got[1].dtype is dtype
-    assert max(errors(got, exact(term, *given))) < most
-    assert max(errors(got, both(plain, term, *given))) < 2 * most
+    assert errors(got, found(definition, **exact)).max() < most
+
+
+def test_every_loss_has_a_fast_way_or_is_known_to_have_none():
+    public = {
+        name
+        for name, value in vars(loss).items()
+        if inspect.isfunction(value) and value.__module__ == loss.__name__ and name[0] != "_"
+    }
+    with_fast_way = {definition.__name__ for definition in fast_loss.FAST_WAYS}
+    assert public == with_fast_way | NO_FAST_WAY.keys()
+    assert not with_fast_way & NO_FAST_WAY.keys()
+
+
+def test_fast_ways_are_called_as_their_definitions():
+    for definition, fast in fast_loss.FAST_WAYS.items():
+        assert inspect.signature(fast) == inspect.signature(definition)
+        assert getattr(fast_loss, definition.__name__).__doc__ == definition.__doc__
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_which_way_is_chosen(term, monkeypatch):
+    """The fast one, unless it is switched off: then the definition to the bit."""
+    given = make((4, 3), (64, 48))
+    fast, defined = both(chunked, term, *given), both(plain, term, *given)
+    assert not torch.equal(fast[1], defined[1]), "they round differently, which tells them apart"
+    with fast_loss.by_definition():
+        assert all(map(torch.equal, both(chunked, term, *given), defined))
+    with pytest.raises(ValueError, match="inside"), fast_loss.by_definition():
+        raise ValueError("inside")
+    assert all(map(torch.equal, both(chunked, term, *given), fast))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_call_what_has_a_fast_way_by_its_fast_name(method):
+    """A definition that a method imports would be computed as it is, unnoticed."""
+    names = vars(sys.modules[METHODS[method].__module__])
+    slow = [n for n, v in names.items() if any(v is known for known in fast_loss.FAST_WAYS)]
+    assert not slow, "import them from models.fast_loss"
 
 
 @pytest.mark.parametrize("term", TERMS)
@@ -122,7 +224,7 @@ def test_any_chunk_gives_the_same(term, count, planes):
         assert covered[part].numel() <= max(count, 1)
     assert (covered == 1).all()
     assert len(parts) == {1: 14, 2: 7, 3: 7, 4: 4, 5: 4, 14: 1, 100: 1}[count]
-    assert max(errors(both(chunked, term, *given), exact(term, *given))) < 1e-6
+    assert errors(both(chunked, term, *given), exact(term, *given)).max() < 1e-6
 
 
 @pytest.mark.parametrize("term", TERMS)
@@ -140,23 +242,36 @@ def test_upsampling_and_adjoint():
         g = torch.randn(size[0], 2, 3, size[1], dtype=torch.float64)
         bilinear = Bilinear(x, size)
         up = bilinear.up(x, torch.empty_like(g))
-        torch.testing.assert_close(up.permute(1, 2, 0, 3), full(x, size), rtol=1e-14, atol=1e-14)
+        torch.testing.assert_close(
+            up.permute(1, 2, 0, 3), upsample(x, size), rtol=1e-14, atol=1e-14
+        )
         torch.testing.assert_close((up * g).sum(), (x * bilinear.adjoint(g)).sum())
+
+
+def test_a_student_that_agrees_with_its_teacher_is_left_alone():
+    """To the bit: so it is at the start of every step, and rounding must not train it."""
+    logits = make((4, 3), (64, 48))[0]
+    for way in (loss, fast_loss):
+        for size in (None, (64, 48)):
+            terms = way.distillation(logits, logits.detach(), size)
+            assert not torch.autograd.grad(terms.sum(), logits)[0].any()
 
 
 def test_labels_of_void_and_background_only():
     logits, _, labels, first, _ = make((4, 4), (64, 64))
-    for label in (0, VOID):
-        expected = auxiliary(logits, labels.shape[-2:])
-        assert torch.equal(mbce(logits, torch.full_like(labels, label), first), expected)
+    for way in (loss, fast_loss):
+        for label in (0, VOID):
+            expected = way.auxiliary(logits, labels.shape[-2:])
+            assert torch.equal(way.mbce(logits, torch.full_like(labels, label), first), expected)
 
 
 def test_void_is_no_class():
     """A 255th class would be taken for void, and more would wrap around."""
     labels = torch.full((1, 8, 8), VOID, dtype=torch.uint8)
-    mbce(torch.zeros(1, 254, 2, 2), labels, 1)
-    with pytest.raises(AssertionError, match="void"):
-        mbce(torch.zeros(1, 255, 2, 2), labels, 1)
+    for way in (loss, fast_loss):
+        way.mbce(torch.zeros(1, 254, 2, 2), labels, 1)
+        with pytest.raises(AssertionError, match="void"):
+            way.mbce(torch.zeros(1, 255, 2, 2), labels, 1)
 
 
 @pytest.mark.parametrize("sharp", [8, 14, 20])
@@ -272,7 +387,7 @@ def test_memory_next_to_the_plain_loss():
 
 # ------------------------------------------------------------------------------------ prediction
 def plain_predict(logits, size):
-    score, channel = full(logits, size)[:, 1:].sigmoid().max(dim=1)
+    score, channel = upsample(logits, size)[:, 1:].sigmoid().max(dim=1)
     return torch.where(score > THRESHOLD, channel + 1, 0)
 
 

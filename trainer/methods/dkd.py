@@ -12,7 +12,7 @@ from torch import nn
 from base import base_method
 from base.base_method import Batch, setting
 from base.base_model import ModelOutput
-from models.loss import auxiliary, distillation, mbce
+from models.fast_loss import auxiliary, distillation, mbce
 from trainer.methods.sigmoid import SigmoidMethod
 
 

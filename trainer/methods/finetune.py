@@ -12,7 +12,7 @@ from torch import nn
 from base import base_method
 from base.base_method import Batch, setting
 from base.base_model import ModelOutput
-from models.loss import mbce
+from models.fast_loss import mbce
 from trainer.methods.sigmoid import SigmoidMethod
 
 

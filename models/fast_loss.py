@@ -1,0 +1,225 @@
+"""The losses that methods call: what `models/loss.py` defines, in little time and memory.
+
+Each equals, in value and gradient, the definition that `fast_way_of` names above it, and is
+replaced by it where the fast way is switched off. Logits meet their targets at full resolution
+chunk by chunk (`models/upsampling.py`), or in one kernel of a GPU (`models/fused_loss.py`); either
+forms the gradient in the forward pass, so that nothing of full resolution is kept.
+
+A new loss with a fast way is a definition there and a decorated function here, which the tests
+then compare; one without is called from `models/loss.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+from models import fused_loss
+from models import loss as definitions
+from models.upsampling import Bilinear, Chunk, chunks, exact_products, full_precision
+
+P = ParamSpec("P")
+Loss = Callable[P, torch.Tensor]
+
+switched_on = True
+FAST_WAYS: dict[Callable[..., torch.Tensor], Callable[..., torch.Tensor]] = {}  # by definition
+
+
+# ------------------------------------------------------------------------------------ which way
+def fast_way_of(definition: Loss[P]) -> Callable[[Loss[P]], Loss[P]]:
+    """Decorate a function that equals `definition`; calling its name computes either of the two."""
+
+    def decorate(fast: Loss[P]) -> Loss[P]:
+        FAST_WAYS[definition] = fast
+
+        @functools.wraps(definition)
+        def chosen(*args: P.args, **kwargs: P.kwargs) -> torch.Tensor:
+            return (fast if switched_on else definition)(*args, **kwargs)
+
+        return chosen
+
+    return decorate
+
+
+@contextlib.contextmanager
+def by_definition() -> Iterator[None]:
+    """Inside, every loss is computed as `models/loss.py` writes it: for comparisons, and doubts."""
+    global switched_on
+    before, switched_on = switched_on, False
+    try:
+        yield
+    finally:
+        switched_on = before
+
+
+# ------------------------------------------------------------------------------------ the losses
+@fast_way_of(definitions.mbce)
+def mbce(
+    logits: torch.Tensor, labels: torch.Tensor, first_channel: int, pos_weight: float = 1.0
+) -> torch.Tensor:
+    targets = OneHot(labels, first_channel, logits.shape[1])
+    return binary_cross_entropy(logits, labels.shape[-2:], targets, pos_weight)
+
+
+@fast_way_of(definitions.distillation)
+def distillation(
+    logits: torch.Tensor, teacher: torch.Tensor, size: tuple[int, int] | None = None
+) -> torch.Tensor:
+    size = tuple(size or teacher.shape[-2:])
+    return binary_cross_entropy(logits, size, Scores(teacher, size))
+
+
+@fast_way_of(definitions.auxiliary)
+def auxiliary(logits: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+    return binary_cross_entropy(logits, size or logits.shape[-2:], Targets())
+
+
+# ---------------------------------------------------------------------------- binary cross-entropy
+def binary_cross_entropy(
+    logits: torch.Tensor, size: tuple[int, int], targets: Targets, pos_weight: float = 1.0
+) -> torch.Tensor:
+    """Equals `definitions.binary_cross_entropy` of logits and targets at full resolution.
+
+    Args:
+        logits: [N, C, h, w].
+        size: H and W, to which the logits are upsampled.
+        targets: they carry no gradient.
+        pos_weight: weight of the positive part.
+
+    Returns:
+        [C].
+    """
+    if not torch.is_grad_enabled():
+        logits = logits.detach()
+    with torch.autocast(logits.device.type, enabled=False):
+        return BinaryCrossEntropy.apply(logits, tuple(size), targets, pos_weight)
+
+
+class Targets:
+    """What each class should say at each pixel: here 0, whatever the class."""
+
+    def write(self, chunk: Chunk, out: torch.Tensor) -> None:
+        """Write the targets of a chunk to `out`, [H, n, c, W]."""
+        out.zero_()
+
+    def for_kernel(self) -> dict[str, Any]:
+        """The same as arguments of `fused_loss.losses`."""
+        return {}
+
+
+class OneHot(Targets):
+    """1 where the label names the class."""
+
+    def __init__(self, labels: torch.Tensor, first_channel: int, classes: int):
+        """
+        Args:
+            labels: [N, H, W] uint8 channels.
+            first_channel: label of the first class.
+            classes: how many there are.
+        """
+        self.labels, self.first_channel = labels, first_channel
+        self.rows = labels.transpose(0, 1)[:, :, None]  # [H, N, 1, W]
+        end = first_channel + classes
+        assert end <= torch.iinfo(labels.dtype).max, "the largest label is void"
+        channels = torch.arange(first_channel, end, device=labels.device)
+        self.channels = channels.to(labels.dtype)[:, None]
+
+    def write(self, chunk: Chunk, out: torch.Tensor) -> None:
+        images, classes = chunk
+        torch.eq(self.rows[:, images], self.channels[classes], out=out)  # straight to floats
+
+    def for_kernel(self) -> dict[str, Any]:
+        return {"labels": self.labels, "first_channel": self.first_channel}
+
+
+class Scores(Targets):
+    """The sigmoid of a teacher's logits."""
+
+    def __init__(self, teacher: torch.Tensor, size: tuple[int, int]):
+        """
+        Args:
+            teacher: [N, C, h, w] logits.
+            size: H and W, to which they are upsampled.
+        """
+        self.teacher = teacher.detach()
+        self.size, self.bilinear = size, None
+
+    def write(self, chunk: Chunk, out: torch.Tensor) -> None:
+        if self.bilinear is None:
+            self.bilinear = Bilinear(full_precision(self.teacher[:1, :1]), self.size)
+        self.bilinear.up(full_precision(self.teacher[chunk]), out).sigmoid_()
+
+    def for_kernel(self) -> dict[str, Any]:
+        return {"teacher": self.teacher}
+
+
+class BinaryCrossEntropy(torch.autograd.Function):
+    """Mean binary cross-entropy of upsampled logits; the forward pass forms the gradient as well.
+
+    With logit x, target y, weight of positives p, softplus s(x) = log(1 + eˣ) and sigmoid σ:
+
+        loss = (1 - y) s(x) + p y s(-x) = (1 + (p - 1) y) s(x) - p y x
+        d loss / d x = (1 + (p - 1) y) σ(x) - p y
+    """
+
+    @staticmethod
+    def forward(ctx, logits, size, targets, pos_weight):
+        """[N, C, h, w] → [C]."""
+        wanted = ctx.needs_input_grad[0]
+        if fused_loss.serves(logits):
+            given = targets.for_kernel()
+            total, gradient = fused_loss.losses(logits, size, pos_weight, wanted, **given)
+        else:
+            total, gradient = in_chunks(logits, size, targets, pos_weight, wanted)
+        ctx.dtype, ctx.count = logits.dtype, len(logits) * math.prod(size)
+        ctx.save_for_backward(gradient)
+        return total / ctx.count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, weight):
+        """[C] → [N, C, h, w]. In half precision only now, after a loss scale has lifted it."""
+        (gradient,) = ctx.saved_tensors
+        gradient = gradient * (weight / ctx.count)[:, None, None]
+        return gradient.to(ctx.dtype), None, None, None
+
+
+@exact_products()
+def in_chunks(
+    logits: torch.Tensor,
+    size: tuple[int, int],
+    targets: Targets,
+    pos_weight: float,
+    with_gradient: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Sum over N, H and W of the binary cross-entropy, [C], and its gradient, [N, C, h, w]."""
+    inputs = full_precision(logits)
+    bilinear = Bilinear(inputs, size)
+    parts = chunks(inputs, size)
+    total = inputs.new_zeros(inputs.shape[1])
+    gradient = torch.empty_like(inputs) if with_gradient else None
+    work = inputs.new_empty(3, inputs[parts[0]].shape[:2].numel() * math.prod(size))
+    for part in parts:
+        n, c = inputs[part].shape[:2]
+        shape = (size[0], n, c, size[1])
+        x, y, loss = work[:, : math.prod(shape)].view(3, *shape)
+        bilinear.up(inputs[part], out=x)
+        targets.write(part, y)
+        F.softplus(x, out=loss)
+        if pos_weight != 1:
+            loss.addcmul_(loss, y, value=pos_weight - 1)
+        loss.addcmul_(x, y, value=-pos_weight)  # nearly cancels: per pixel, not in sums
+        total[part[1]] += loss.sum(3).sum((0, 1))
+        if gradient is not None:
+            slope = x.sigmoid_()
+            if pos_weight != 1:
+                slope.addcmul_(slope, y, value=pos_weight - 1)
+            gradient[part] = bilinear.adjoint(slope.sub_(y, alpha=pos_weight))
+    return total, gradient
