@@ -1,7 +1,8 @@
 """The loader bundles: from the `data_loader` block of a config to the task and its loaders.
 
 One class does the work; a data set adds its raw class and its table of schedules. Built by
-`trainer/run.py`, which hands over the seed and this process' rank.
+`trainer/run.py`, which hands over the seed and this process' rank, and set up by one call on all
+ranks; from then on, nothing here scans, writes or waits for another rank.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class IncrementalDataLoader:
         seed: int = 0,
         ranks: Ranks = SINGLE,
     ):
-        """Check the task and read the lists; images and masks wait until a loader is asked for.
+        """Check the task and read the lists; no image or mask is opened.
 
         Besides the keys of the config:
 
@@ -107,6 +108,7 @@ class IncrementalDataLoader:
         self.replay_sets: list[IncrementalDataset] = []
         self._replay_origins: list[int] = []
         self._presences: dict[str, np.ndarray] = {}
+        self._sets: dict[str, IncrementalDataset] = {}
         self.raw = {
             split: self.raw_class(split, data_dir, class_names, follow_links)
             for split in ("train", "val")
@@ -120,23 +122,64 @@ class IncrementalDataLoader:
         )
 
     # ------------------------------------------------------------------------------- data sets
-    @cached_property
+    def setup(self, *kinds: str) -> None:
+        """Find the images of the step; every rank calls it, before anything else is asked for.
+
+        Rank 0 scans masks whose classes are not cached, the others read its cache.
+
+        Args:
+            kinds: the sets that are needed: "train" (and the replay's candidates), "val", "test".
+
+        Raises:
+            UserError: a list or a mask is faulty, or no image belongs to a set.
+        """
+        splits = {
+            split
+            for kind in kinds
+            # With a published list nobody has to scan, but the audit of what is trained on asks.
+            if (split := self._split(kind)) == "train"
+            or published_file(self.task, kind, self.lists_dir) is None
+        }
+        with self.ranks.main_first():
+            for split in sorted(splits):
+                self._presences[split] = presence_table(self.raw[split], self.cache_dir)
+        self._sets = {kind: self._make(kind) for kind in kinds}
+
+    def _split(self, kind: str) -> str:
+        """The split whose images a set takes."""
+        held_out = kind == "val" and self.blocks["val"]["cross_val"]
+        return "train" if kind == "train" or held_out else "val"
+
+    def _make(self, kind: str) -> IncrementalDataset:
+        if kind == "train":
+            return self._training(self.task, self._transform("train"), self.seed, self.task.step)
+        split, kept = self._split(kind), self.task.new if kind == "val" else self.task.seen
+        if split == "train":
+            indices = self._train_and_held_out(self.task)[1]
+        else:
+            indices = self._indices(self.task, kind)
+        table = self.task.label_table(kept, self.blocks[kind]["args"]["masking_value"])
+        seed = (self.seed, self.task.step)
+        return IncrementalDataset(self.raw[split], indices, table, self._transform(kind), seed)
+
+    def _set(self, kind: str) -> IncrementalDataset:
+        assert kind in self._sets, f"setup('{kind}') comes first, on all ranks"
+        return self._sets[kind]
+
+    @property
     def train_set(self) -> IncrementalDataset:
         """Training images of the step, randomly transformed; exemplars are not among them."""
-        return self._training(self.task, self._transform("train"), self.seed, self.task.step)
+        return self._set("train")
 
-    @cached_property
+    @property
     def val_set(self) -> IncrementalDataset:
         """Validation images of the step: labels of the new classes."""
-        if self.blocks["val"]["cross_val"]:
-            held_out = self._train_and_held_out(self.task)[1]
-            return self._dataset("train", held_out, "val", self.task.new)
-        return self._dataset("val", self._indices(self.task, "val"), "val", self.task.new)
+        return self._set("val")
 
-    @cached_property
+    @property
     def test_set(self) -> IncrementalDataset:
         """Test images of the step: labels of all seen classes."""
-        return self._dataset("val", self._indices(self.task, "test"), "test", self.task.seen)
+        return self._set("test")
 
     def candidate_set(self) -> IncrementalDataset:
         """Training images of the step before, with the labels of that step: who may be kept.
@@ -196,7 +239,6 @@ class IncrementalDataLoader:
             [(words, presence[part.indices], part.table, may) for words, part, may in parts],
         )
 
-    @cached_property
     def train_hash(self) -> str:
         """SHA-256 of what is trained on: image ids, sizes of image and mask files, label tables.
 
@@ -250,9 +292,7 @@ class IncrementalDataLoader:
 
     def _presence(self, split: str) -> np.ndarray:
         """[images, 256] bool: which label ids occur in each mask of a split."""
-        if split not in self._presences:
-            with self.ranks.main_first():  # one process scans, the others read its cache
-                self._presences[split] = presence_table(self.raw[split], self.cache_dir)
+        assert split in self._presences, "setup() comes first, on all ranks"
         return self._presences[split]
 
     def _indices(self, task: Task, kind: str) -> np.ndarray:
@@ -282,13 +322,6 @@ class IncrementalDataLoader:
             compare_with_published(ids, task, kind),
         )
         return indices
-
-    def _dataset(
-        self, split: str, indices: np.ndarray, kind: str, kept: Sequence[int]
-    ) -> IncrementalDataset:
-        table = self.task.label_table(kept, self.blocks[kind]["args"]["masking_value"])
-        seed = (self.seed, self.task.step)
-        return IncrementalDataset(self.raw[split], indices, table, self._transform(kind), seed)
 
     # --------------------------------------------------------------------------------- loaders
     @cached_property

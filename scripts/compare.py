@@ -143,6 +143,7 @@ def picture(runs: list[Run], count: int, side: int) -> Image.Image:
     """A row per test image: image, truth, prediction of every run; below, the classes."""
     last = max(runs, key=lambda run: run.config["data_loader"]["args"]["task"]["step"])
     data = last.data()
+    data.setup("test")
     samples = [data.test_set[i] for i in choose_images(data, count)]
     images = [sample.image for sample in samples]
     ids = np.full(256, VOID, dtype=np.uint8)

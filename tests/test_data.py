@@ -100,7 +100,7 @@ def bundle(
     class_names: Sequence[str] | None = None,
     **task: object,
 ) -> IncrementalDataLoader:
-    """The bundle of the shipped config with these changes; `task` are keys of its task block."""
+    """The bundle of the shipped config with these changes, set up; `task`: its task block."""
     file = {
         VOCIncrementalDataLoader: "config_voc.json",
         ADEIncrementalDataLoader: "config_ade.json",
@@ -116,7 +116,9 @@ def bundle(
     args["val"]["cross_val"] = cross_val
     args |= {"data_dir": str(root), "class_names": class_names, "num_workers": workers}
     rank, world = ranks
-    return cls(**args, seed=seed, ranks=QuietRanks(rank, world, torch.device("cpu")))
+    loaders = cls(**args, seed=seed, ranks=QuietRanks(rank, world, torch.device("cpu")))
+    loaders.setup("train", "val", "test")
+    return loaders
 
 
 def same(a: Sample, b: Sample) -> bool:
@@ -736,9 +738,8 @@ def test_shuffled_batches_of_any_number_of_ranks(world):
 
 def test_cross_validation_needs_images(tmp_path):
     root = write_voc(tmp_path / "voc", {"a": [1], "b": [1]})
-    data = bundle(VOCIncrementalDataLoader, root, tmp_path, cross_val=True, name="x", steps=[[1]])
     with pytest.raises(UserError, match=r"val\.cross_val: the step has 2 training images"):
-        _ = data.val_set
+        bundle(VOCIncrementalDataLoader, root, tmp_path, cross_val=True, name="x", steps=[[1]])
 
 
 def test_an_absurdly_large_image_is_named_with_its_line(voc):

@@ -178,9 +178,11 @@ def own_data(root, tmp_path, ranks=SINGLE, **task):
     tree = json.loads(config.read_text())
     tree["data_loader"]["args"]["memory"] = policy
     config.write_text(json.dumps(tree))
-    return build_data(
+    data = build_data(
         ConfigParser.from_args("train", "configs/config_voc.json", argv=["-c", str(config)]), ranks
     )
+    data.setup("train", "val", "test")
+    return data
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +244,7 @@ def test_crops_may_miss_classes_and_whole_masks_may_not(toy_root, tmp_path):
             "train", "configs/config_voc.json", argv=["-c", str(config)]
         )
         data = build_data(parsed, SINGLE)
+        data.setup("train")
         found[how] = {
             c.name: set(c.ids)
             for c in find_candidates(
@@ -496,7 +499,6 @@ def test_ranks_share_the_exemplars(every_id, tmp_path):
         for one in ranks:
             data = own_data(every_id, tmp_path, step=2, setting="overlap", labels="current")
             data.replay({"1": 0, "12": 0})
-            _ = data.train_set  # before there seem to be ranks to wait for
             data.ranks = one
             data.blocks["train"] = {**data.blocks["train"], "batch_size": 4 // len(ranks)}
             data.train_loader.batch_sampler.set_epoch(2)

@@ -45,12 +45,12 @@ def replay(
     """
     task = data.task
     file = config.step_dir() / memory.FILE
-    candidates = data.candidate_loader()  # on all ranks: the class cache may have to be made first
     if ranks.is_main and not (config.resume is not None and file.is_file()):
         earlier = _earlier(config, task)
         kept = memory.exemplars(earlier, task.step - 1)
         size = config["data_loader"]["args"]["memory"]["mem_size"]
-        pool = memory.merge(kept, find_candidates(candidates, task, student, ranks.device))
+        found = find_candidates(data.candidate_loader(), task, student, ranks.device)
+        pool = memory.merge(kept, found)
         seed = seed_from(config["seed"], task.step, "memory")
         chosen = memory.choose(pool, task.old, size, seed)
         _report(file, task, chosen, len(pool), len(kept), size)
