@@ -18,11 +18,6 @@ from PIL import Image
 
 from utils.misc import VOID, UserError
 
-# glibc returns freed memory to the system as soon as twice its largest block freed so far lies
-# idle: after nearly every image, and taking it back, page by page, cost a third of a sample. One
-# large block, freed untouched, ends that in this process and its workers.
-bytes(16 << 20)
-
 # Pillow knows more, some of which start other programs or fail in ways of their own.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
 

@@ -38,15 +38,21 @@ from data_loader.voc import VOC
 from utils import interrupt
 from utils.distributed import SINGLE, Ranks
 from utils.logger import log
-from utils.misc import UserError, seed_from
+from utils.misc import UserError, keep_freed_memory, seed_from
 
 
 class _Loader(DataLoader):
     """A loader whose processes no signal meets before they can take it."""
 
     def __iter__(self):
+        keep_freed_memory()
         with interrupt.shield():
             return super().__iter__()
+
+
+def _start_worker(number: int) -> None:
+    interrupt.leave_to_parent(number)
+    keep_freed_memory()
 
 
 class IncrementalDataLoader:
@@ -389,7 +395,7 @@ class IncrementalDataLoader:
             num_workers=self.num_workers,
             pin_memory=self.pin_memory and torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=interrupt.leave_to_parent,
+            worker_init_fn=_start_worker,
             # The loader draws a seed for its workers; a generator of its own keeps that draw from
             # moving torch's global one, on which dropout depends.
             generator=torch.Generator().manual_seed(0),

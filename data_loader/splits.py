@@ -21,7 +21,7 @@ import numpy as np
 from base.base_dataset import BaseDataset, bare_id
 from base.task import Task
 from utils.logger import log, progress
-from utils.misc import BACKGROUND, VOID, UserError, atomic_path, cores
+from utils.misc import BACKGROUND, VOID, UserError, atomic_path, cores, keep_freed_memory
 
 HELD_OUT = 0.2  # share of the training images that cross_val validates on
 CHUNK = 128  # masks per job of the scan
@@ -99,6 +99,7 @@ def _scan(dataset: BaseDataset) -> np.ndarray:
     )
     # Threads: Pillow decodes and NumPy counts without the interpreter's lock, and processes would
     # take a fifth as long to start as all of VOC's masks to scan.
+    keep_freed_memory()
     with bar, ThreadPoolExecutor(min(cores(), THREADS)) as pool:
         try:
             for masks in pool.map(scan, jobs):

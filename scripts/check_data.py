@@ -50,7 +50,7 @@ from data_loader.splits import (
 from data_loader.task_tables import ADE_TASKS, VOC_TASKS
 from data_loader.voc import VOC
 from utils.logger import progress
-from utils.misc import VOID, UserError, cores, listing, one_sentence_errors
+from utils.misc import VOID, UserError, cores, keep_freed_memory, listing, one_sentence_errors
 from utils.parse_config import ConfigParser
 
 WORDS = {"train": "training", "val": "validation"}  # of the two splits
@@ -449,6 +449,7 @@ def look(path: Path) -> Picture:
 
 def look_at_all(paths: Sequence[Path]) -> list[Picture]:
     """`look`, as a job of a reading process."""
+    keep_freed_memory()
     return [look(path) for path in paths]
 
 
