@@ -16,10 +16,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from utils.misc import VOID, UserError
+from base.task import ClassNames, ids_of
+from utils.misc import VOID, WIDE_VOID, UserError, ranges, void_id
 
 # Pillow knows more, some of which start other programs or fail in ways of their own.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
+# Pillow's names of what a mask may be: palette or grey of 8 bits, grey of 16.
+MASK_MODES = ("P", "L", "I;16", "I;16B", "I")
 
 
 @dataclass(frozen=True)
@@ -46,15 +49,24 @@ class BaseDataset(ABC):
 
     A subclass sets the class attributes and implements `read_entries` and `read_class_names`.
 
+    The pixel values of a mask are label ids, and the largest number that they could be is void: 255
+    in masks of 8 bits, 65,535 in those of 16. A tree may hold both; they are handed out in 8 bits
+    when every label id fits below 255, else in 16.
+
     Attributes:
         name: short name, a part of file names ("voc").
         default_root: where the data lie when nobody says otherwise.
         root_variable: environment variable that may say otherwise.
+        background: whether label id 0 is background; else every pixel is of a class or void.
+        class_names: name by label id.
+        ids: the label ids that have a name, ascending.
+        void: label id of void in the masks that are handed out.
     """
 
     name: str
     default_root: str
     root_variable: str
+    background = True
 
     def __init__(
         self,
@@ -68,7 +80,7 @@ class BaseDataset(ABC):
         Args:
             split: "train" or "val".
             data_dir: the root; default: the environment variable, then `default_root`.
-            class_names: names of the classes, background first; default: the data set's own.
+            class_names: names of the label ids 0, 1, 2 …; default: the data set's own.
             follow_links: accept files that symbolic links put outside the root.
 
         Raises:
@@ -82,7 +94,7 @@ class BaseDataset(ABC):
                 f"the data set's folder {self.root} does not exist; name it with --data_dir, "
                 f"data_loader.args.data_dir or the environment variable {self.root_variable}."
             )
-        self.class_names = tuple(class_names) if class_names else self.read_class_names()
+        self.name_classes(tuple(class_names) if class_names else self.read_class_names())
         self.entries = self.read_entries()
         self._check_entries()
 
@@ -91,9 +103,19 @@ class BaseDataset(ABC):
         """The root: `data_dir`, then the environment variable, then the default."""
         return Path(data_dir or os.environ.get(cls.root_variable) or cls.default_root)
 
+    def name_classes(self, class_names: ClassNames) -> None:
+        """Take the names, and with them the label ids that masks may hold."""
+        self.class_names, self.ids = class_names, ids_of(class_names)
+        self.void = void_id(self.ids)
+        # By one more than an id, as below; None: there is no gap between the ids.
+        self._valid = None
+        if self.ids[-1] >= len(self.ids):
+            self._valid = np.zeros(1 + self.void, dtype=bool)
+            self._valid[[0, *(1 + label for label in self.ids)]] = True
+
     @abstractmethod
-    def read_class_names(self) -> tuple[str, ...]:
-        """Class names, background first."""
+    def read_class_names(self) -> ClassNames:
+        """Class names by label id: of 0, 1, 2 …, or a mapping from any ids."""
 
     @abstractmethod
     def read_entries(self) -> list[Entry]:
@@ -125,7 +147,7 @@ class BaseDataset(ABC):
         """Read one image and its mask.
 
         Returns:
-            The RGB image and the mask, [H, W] uint8 label ids, 255 = void.
+            The RGB image and the mask, as of `load_mask`.
 
         Raises:
             UserError: a file is missing or unreadable, the sizes differ or an id is out of range.
@@ -143,38 +165,56 @@ class BaseDataset(ABC):
         return image, mask
 
     def load_mask(self, index: int) -> np.ndarray:
-        """Read one mask: [H, W] uint8 label ids, 255 = void.
+        """Read one mask: [H, W] label ids, uint8 with 255 = void, or uint16 with 65,535 = void.
 
         Raises:
             UserError: as `load`.
         """
         entry = self.entries[index]
-        mask = self._read_mask(entry)
-        # One more than an id, void becoming 0 as bytes wrap: no valid one exceeds the number of
-        # classes. Two passes, for every sample is checked; the ids themselves take more.
-        if (mask + np.uint8(1)).max() > len(self.class_names):
-            self.check_ids(label_ids(mask), entry)
-        return mask
+        mask = self.read_mask(entry)
+        # One more than an id, void becoming 0 as the numbers wrap: no valid one exceeds the number
+        # of classes. Two passes, for every sample is checked; the ids themselves take more.
+        after = mask + mask.dtype.type(1)
+        if after.max() > 1 + self.ids[-1] or not (self._valid is None or self._valid[after].all()):
+            self.check_ids(label_ids(mask), entry, _void_of(mask))
+        if self.void == VOID:
+            return mask.astype(np.uint8, copy=False)  # which makes 255 of 65,535
+        return mask if mask.dtype == np.uint16 else _WIDER[mask]
 
     def load_ids(self, index: int) -> list[int]:
-        """The label ids in one mask, descending, for the presence scan.
+        """The label ids in one mask, descending and without void, for the presence scan.
 
         Raises:
             UserError: as `load_mask`.
         """
         entry = self.entries[index]
-        ids = label_ids(self._read_mask(entry))
-        self.check_ids(ids, entry)
-        return ids
+        mask = self.read_mask(entry)
+        ids, void = label_ids(mask), _void_of(mask)
+        self.check_ids(ids, entry, void)
+        return ids[1:] if ids[0] == void else ids
 
-    def _read_mask(self, entry: Entry) -> np.ndarray:
+    def read_mask(self, entry: Entry) -> np.ndarray:
+        """The pixels of a mask file: [H, W] uint8 or uint16, the largest number being void.
+
+        A data set whose files hold something else than its label ids translates them here.
+
+        Raises:
+            UserError: the file is missing, unreadable or no index mask.
+        """
         mask = self._open(entry.mask, "mask", entry)
-        if mask.mode not in ("P", "L"):
+        if mask.mode not in MASK_MODES:
             raise UserError(
-                f"{entry.where}: mask {entry.mask} has the mode {mask.mode}; it must be an 8-bit "
-                "palette or grey PNG whose index is the class."
+                f"{entry.where}: mask {entry.mask} has the mode {mask.mode}; it must be a palette "
+                "PNG of 8 bits or a grey one of 8 or 16 whose pixel value is the label id."
             )
-        return np.asarray(mask)
+        pixels = np.asarray(mask)
+        if mask.mode == "I":  # of 32 bits, though mostly made of 16
+            self.check_ids(
+                [k for k in (pixels.min(), pixels.max()) if not 0 <= k <= WIDE_VOID],
+                entry,
+                WIDE_VOID,
+            )
+        return pixels if pixels.dtype == np.uint8 else pixels.astype(np.uint16)
 
     def _open(self, path: Path, what: str, entry: Entry) -> Image.Image:
         file, root = os.fspath(path), _real_folder(os.fspath(self.root))
@@ -203,15 +243,23 @@ class BaseDataset(ABC):
             raise UserError(f"{entry.where}: {what} {path} cannot be read: {error}.") from None
         return image
 
-    def check_ids(self, ids: Sequence[int], entry: Entry) -> None:
-        """Raise `UserError` when `ids`, the label ids of a mask, leave 0…classes and 255."""
-        classes = len(self.class_names)
-        wrong = [id for id in ids if id >= classes and id != VOID]
+    def check_ids(self, ids: Sequence[int], entry: Entry, void: int) -> None:
+        """Raise `UserError` when `ids`, the label ids of a mask, are neither named nor `void`."""
+        wrong = set(ids).difference(self.ids, (void,))
         if wrong:
             raise UserError(
                 f"{entry.where}: mask {entry.mask} holds the label id {min(wrong)}; valid are "
-                f"0..{classes - 1} and {VOID} (void)."
+                f"{ranges(self.ids, '..')} and {void} (void)."
             )
+
+
+# label id of 8 bits → of 16
+_WIDER = np.arange(256, dtype=np.uint16)
+_WIDER[VOID] = WIDE_VOID
+
+
+def _void_of(mask: np.ndarray) -> int:
+    return VOID if mask.dtype == np.uint8 else WIDE_VOID
 
 
 def bare_id(name: str) -> str:
@@ -220,10 +268,15 @@ def bare_id(name: str) -> str:
 
 
 def label_ids(mask: np.ndarray) -> list[int]:
-    """The values that occur in a mask of bytes, descending.
+    """The values that occur in a mask, [H, W] uint8 or uint16, descending.
 
-    A pass per value at the speed of memory. A mask has few; a histogram costs as much as thirty.
+    Of bytes, a pass per value at the speed of memory: a mask has few, and a histogram costs as much
+    as thirty.
     """
+    if mask.dtype != np.uint8:
+        occurs = np.zeros(1 + WIDE_VOID, dtype=bool)
+        occurs[mask] = True
+        return np.flatnonzero(occurs)[::-1].tolist()
     ids = [int(mask.max())]
     while ids[-1] > 0:
         # Less the last id, what lies below it wraps to the top of a byte, above all else: the

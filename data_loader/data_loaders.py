@@ -8,6 +8,7 @@ ranks; from then on, nothing here scans, writes or waits for another rank.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -38,7 +39,7 @@ from data_loader.voc import VOC
 from utils import interrupt
 from utils.distributed import SINGLE, Ranks
 from utils.logger import log
-from utils.misc import UserError, keep_freed_memory, seed_from
+from utils.misc import WIDE_VOID, UserError, keep_freed_memory, seed_from
 
 
 class _Loader(DataLoader):
@@ -124,6 +125,7 @@ class IncrementalDataLoader:
             self.tables,
             self.raw["val"].class_names,
             own_classes=class_names is not None,
+            background=self.raw_class.background,
             **{key: task[key] for key in ("name", "setting", "step", "steps")},
         )
 
@@ -297,7 +299,7 @@ class IncrementalDataLoader:
         return indices[np.sort(order[held_out:])], indices[np.sort(order[:held_out])]
 
     def _presence(self, split: str) -> np.ndarray:
-        """[images, 256] bool: which label ids occur in each mask of a split."""
+        """[images, label ids] bool: which label ids occur in each mask of a split."""
         assert split in self._presences, "setup() comes first, on all ranks"
         return self._presences[split]
 
@@ -405,13 +407,13 @@ class IncrementalDataLoader:
 
 def _check_class_names(names: Sequence[str]) -> None:
     where = "data_loader.args.class_names"
+    if not 2 <= len(names) <= WIDE_VOID:
+        raise UserError(f"{where} has {len(names)} names; between 2 and {WIDE_VOID} are possible.")
     if not all(isinstance(name, str) and name for name in names):
         raise UserError(f"{where} must be a list of names, background first.")
-    if not 2 <= len(names) <= 255:
-        raise UserError(f"{where} has {len(names)} names; between 2 and 255 are possible.")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
-        raise UserError(f"{where} has the name '{twice[0]}' more than once.")
+        raise UserError(f"{where} has the name '{min(twice)}' more than once.")
 
 
 class VOCIncrementalDataLoader(IncrementalDataLoader):

@@ -14,7 +14,7 @@ from PIL import Image
 from base.base_model import ModelOutput
 from base.task import Task
 from data_loader import memory
-from data_loader.leakage import audit, ranges
+from data_loader.leakage import audit
 from data_loader.memory import Candidate
 from scripts.make_toy_voc import CLASS_NAMES
 from tests.conftest import train, write_config
@@ -22,7 +22,7 @@ from trainer.memory import find_candidates, pseudo_label
 from trainer.methods import METHODS
 from trainer.run import build_data
 from utils.distributed import SINGLE, Ranks
-from utils.misc import UserError
+from utils.misc import UserError, ranges
 from utils.parse_config import ConfigParser
 
 SETTINGS = ("overlap", "disjoint", "sequential")
@@ -118,7 +118,7 @@ def test_files_with_either_kind_of_name(tmp_path):
         "step_1": {"memory_candidates": [["a", [1]]], "memory_list": ["a"]},
     }
     path.write_text(json.dumps(entries))
-    stored = memory.read(path)
+    stored = memory.read(path, (1, 2, 3))
     assert memory.exemplars(stored, 2) == candidates(b=[3], a=[1])
     assert memory.origins(stored, 2) == {"b": 1, "a": 0}
     memory.write(path, 3, [], stored, {"a": a, "b": b})  # what comes after is of one kind
@@ -326,7 +326,7 @@ def test_audit_stops_a_leak(every_id, tmp_path):
     with pytest.raises(AssertionError, match="label ids 5 leak into the loss"):
         data.leakage()
     assert ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
-    presence = np.zeros((1, 256), dtype=bool)
+    presence = np.zeros((1, len(data.task.ids)), dtype=bool)
     assert "show none" in audit(data.task, [("images", presence, data.train_set.table, ())])
 
 

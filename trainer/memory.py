@@ -21,7 +21,7 @@ from data_loader.transforms import normalize
 from models.upsampling import strongest
 from utils.distributed import Ranks
 from utils.logger import log, progress
-from utils.misc import BACKGROUND, VOID, UserError, listing, seed_from
+from utils.misc import BACKGROUND, UserError, listing, seed_from
 from utils.parse_config import ConfigParser
 
 CONFIDENT = 0.9  # score from which a background pixel counts as the class it looks like
@@ -69,7 +69,7 @@ def _earlier(config: ConfigParser, task: Task) -> dict:
     """The memories of the earlier steps; step 1 has none."""
     if task.step == 1:
         return {}
-    return memory.read(previous_file(config))
+    return memory.read(previous_file(config), task.old)
 
 
 def previous_file(config: ConfigParser) -> Path:
@@ -102,7 +102,7 @@ def find_candidates(
                 [pseudo_label(one, label) for one, label in zip(logits, labels, strict=True)]
             )
         for name, label in zip(batch.name, labels.numpy(), strict=True):
-            channels = np.setdiff1d(label, (BACKGROUND, VOID))
+            channels = np.setdiff1d(label, (BACKGROUND, np.iinfo(label.dtype).max))
             found.append(Candidate(name, tuple(task.label_ids()[channels].tolist())))
     return found
 
@@ -112,13 +112,13 @@ def pseudo_label(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 
     Args:
         logits: [C_old, h, w] of the old classes, on the device.
-        label: [H, W] uint8 channels, on the CPU.
+        label: [H, W] integer channels, on the CPU.
 
     Returns:
-        [H, W] uint8 channels.
+        [H, W] channels, of the type of `label`.
     """
     score, channel = (best[0] for best in strongest(logits[None], label.shape[-2:]))
-    guess = torch.where(score >= CONFIDENT, 1 + channel, BACKGROUND).to(torch.uint8).cpu()
+    guess = torch.where(score >= CONFIDENT, 1 + channel, BACKGROUND).to(label.dtype).cpu()
     return torch.where(label == BACKGROUND, guess, label)
 
 
