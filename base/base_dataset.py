@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -47,7 +48,8 @@ class Entry:
 class BaseDataset(ABC):
     """The images and masks of one split ("train" or "val") of a data set on disk.
 
-    A subclass sets the class attributes and implements `read_entries` and `read_class_names`.
+    A subclass is all there is to say about a data set. It sets the class attributes, implements
+    `read_entries` and `read_class_names`, and has a line in `data_loader/__init__.py`.
 
     The pixel values of a mask are label ids, and the largest number that they could be is void: 255
     in masks of 8 bits, 65,535 in those of 16. A tree may hold both; they are handed out in 8 bits
@@ -57,16 +59,29 @@ class BaseDataset(ABC):
         name: short name, a part of file names ("voc").
         default_root: where the data lie when nobody says otherwise.
         root_variable: environment variable that may say otherwise.
+        tables: its published schedules: label ids of each step.
+        published_batch: images per iteration of the published runs.
+        complete: images of each split when none is missing.
+        advice: what to do where something is missing or faulty, by topic or by topic and split;
+            the topics are those of `scripts/check_data.py`.
         background: whether label id 0 is background; else every pixel is of a class or void.
+        evaluation: how images are evaluated unless `transform` is false: "crop", the shorter side
+            resized to the crop size and the centre cropped, "whole", as they are, or resized to
+            (height, width).
         class_names: name by label id.
         ids: the label ids that have a name, ascending.
         void: label id of void in the masks that are handed out.
     """
 
-    name: str
-    default_root: str
-    root_variable: str
-    background = True
+    name: ClassVar[str]
+    default_root: ClassVar[str]
+    root_variable: ClassVar[str]
+    tables: ClassVar[Mapping[str, Sequence[Sequence[int]]]]
+    published_batch: ClassVar[int]
+    complete: ClassVar[Mapping[str, int]]
+    advice: ClassVar[Mapping[str, str]] = {}
+    background: ClassVar[bool] = True
+    evaluation: ClassVar[str | tuple[int, int]] = "crop"
 
     def __init__(
         self,

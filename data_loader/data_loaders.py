@@ -1,6 +1,6 @@
 """The loader bundles: from the `data_loader` block of a config to the task and its loaders.
 
-One class does the work; a data set adds its raw class and its table of schedules. Built by
+One class does the work; what differs between data sets, their raw classes say. Built by
 `trainer/run.py`, which hands over the seed and this process' rank, and set up by one call on all
 ranks; from then on, nothing here scans, writes or waits for another rank.
 """
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from base.base_dataset import BaseDataset
 from base.task import Task, make_task
-from data_loader.ade import ADE
+from data_loader import DATA_SETS
 from data_loader.dataset import IncrementalDataset, Joined, OrderedShare, ShuffledBatches
 from data_loader.leakage import allowed, audit
 from data_loader.splits import (
@@ -33,9 +33,7 @@ from data_loader.splits import (
     read_published,
     select,
 )
-from data_loader.task_tables import ADE_TASKS, VOC_TASKS
-from data_loader.transforms import EvalTransform, NoTransform, TrainTransform, Transform
-from data_loader.voc import VOC
+from data_loader.transforms import NoTransform, TrainTransform, Transform, eval_transform
 from utils import interrupt
 from utils.distributed import SINGLE, Ranks
 from utils.logger import log
@@ -62,12 +60,9 @@ class IncrementalDataLoader:
     Its arguments are the keys of `data_loader.args`; see the config reference in the README.
     """
 
-    raw_class: type[BaseDataset]
-    tables: dict[str, Sequence[Sequence[int]]]
-    published_batch: int  # images per iteration of the published runs
-
     def __init__(
         self,
+        data_set: type[BaseDataset],
         *,
         task: Mapping[str, Any],
         train: Mapping[str, Any],
@@ -89,6 +84,7 @@ class IncrementalDataLoader:
         Besides the keys of the config:
 
         Args:
+            data_set: whose images these are.
             cache_dir: where the presence of classes is cached; default: `task.idxs_path`.
             accumulate: `trainer.accumulate`.
             seed: of samples and order.
@@ -98,13 +94,17 @@ class IncrementalDataLoader:
             UserError: an unknown task, setting or step; a missing root or list.
         """
         for kind, block in (("train", train), ("val", val), ("test", test)):
-            if not block["args"]["transform"] and block["batch_size"] > 1:
+            why = "" if block["args"]["transform"] else ".args.transform is false"
+            if kind != "train" and data_set.evaluation == "whole":
+                why = f": {data_set.name} is evaluated on whole images"
+            if why and block["batch_size"] > 1:
                 raise UserError(
-                    f"data_loader.args.{kind}.args.transform is false, so images keep their own "
-                    f"sizes and cannot be stacked; set data_loader.args.{kind}.batch_size to 1."
+                    f"data_loader.args.{kind}{why}, so images keep their own sizes and cannot be "
+                    f"stacked; set data_loader.args.{kind}.batch_size to 1."
                 )
         if class_names is not None:
             _check_class_names(class_names)
+        self.data_set, self.published_batch = data_set, data_set.published_batch
         self.blocks = {"train": train, "val": val, "test": test}
         self.num_workers, self.pin_memory = num_workers, pin_memory
         self.seed, self.ranks = seed, ranks
@@ -117,15 +117,15 @@ class IncrementalDataLoader:
         self._presences: dict[str, np.ndarray] = {}
         self._sets: dict[str, IncrementalDataset] = {}
         self.raw = {
-            split: self.raw_class(split, data_dir, class_names, follow_links)
+            split: data_set(split, data_dir, class_names, follow_links)
             for split in ("train", "val")
         }
         self.task: Task = make_task(
-            self.raw_class.name,
-            self.tables,
+            data_set.name,
+            data_set.tables,
             self.raw["val"].class_names,
             own_classes=class_names is not None,
-            background=self.raw_class.background,
+            background=data_set.background,
             **{key: task[key] for key in ("name", "setting", "step", "steps")},
         )
 
@@ -281,8 +281,10 @@ class IncrementalDataLoader:
         args = self.blocks[kind]["args"]
         if not args["transform"]:
             return NoTransform()
-        preset = TrainTransform if kind == "train" else EvalTransform
-        return preset(args["transform_args"]["crop_size"])
+        crop_size = args["transform_args"]["crop_size"]
+        if kind == "train":
+            return TrainTransform(crop_size)
+        return eval_transform(self.data_set.evaluation, crop_size)
 
     def _train_and_held_out(self, task: Task) -> tuple[np.ndarray, np.ndarray]:
         indices = self._indices(task, "train")
@@ -416,22 +418,6 @@ def _check_class_names(names: Sequence[str]) -> None:
         raise UserError(f"{where} has the name '{min(twice)}' more than once.")
 
 
-class VOCIncrementalDataLoader(IncrementalDataLoader):
-    """PASCAL VOC 2012, or own data in its layout."""
-
-    raw_class = VOC
-    tables = VOC_TASKS
-    published_batch = 32
-
-
-class ADEIncrementalDataLoader(IncrementalDataLoader):
-    """ADE20K with its 150 classes."""
-
-    raw_class = ADE
-    tables = ADE_TASKS
-    published_batch = 24
-
-
-LOADERS: dict[str, type[IncrementalDataLoader]] = {
-    cls.__name__: cls for cls in (VOCIncrementalDataLoader, ADEIncrementalDataLoader)
-}
+def loaders() -> dict[str, Callable[..., IncrementalDataLoader]]:
+    """What makes the bundle of a data set, by `data_loader.type`."""
+    return {name: partial(IncrementalDataLoader, raw) for name, raw in DATA_SETS.items()}

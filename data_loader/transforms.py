@@ -62,11 +62,29 @@ class EvalTransform:
         return to_tensors(image, label)
 
 
+class Resize:
+    """The whole image at one size, (height, width), whatever its shape."""
+
+    def __init__(self, size: tuple[int, int]):
+        height, width = size
+        self.size = (width, height)
+
+    def __call__(self, image: Image.Image, label: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+        return to_tensors(image.resize(self.size, BILINEAR), label.resize(self.size, NEAREST))
+
+
 class NoTransform:
     """Whole images at their own size."""
 
     def __call__(self, image: Image.Image, label: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
         return to_tensors(image, label)
+
+
+def eval_transform(way: str | tuple[int, int], crop_size: int) -> Transform:
+    """How a data set is evaluated (`BaseDataset.evaluation`)."""
+    if isinstance(way, tuple):
+        return Resize(way)
+    return {"crop": EvalTransform(crop_size), "whole": NoTransform()}[way]
 
 
 def random_box(

@@ -37,7 +37,7 @@ from PIL import Image, UnidentifiedImageError
 # Nothing here imports torch: every reading process imports this file, and would wait for it.
 from base.base_dataset import IMAGE_FORMATS, BaseDataset, Entry, read_list
 from base.task import SETTINGS, Task, make_task
-from data_loader.ade import ADE
+from data_loader import DATA_SETS as registry
 from data_loader.splits import (
     HELD_OUT,
     derive,
@@ -47,8 +47,6 @@ from data_loader.splits import (
     published_lists,
     read_published,
 )
-from data_loader.task_tables import ADE_TASKS, VOC_TASKS
-from data_loader.voc import VOC
 from utils.logger import progress
 from utils.misc import VOID, UserError, cores, keep_freed_memory, listing, one_sentence_errors
 from utils.parse_config import ConfigParser
@@ -63,69 +61,15 @@ LARGEST_FILE = 2**30  # bytes; no image of a data set comes near
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
-# ----------------------------------------------------------------------- what a data set should be
-@dataclass(frozen=True)
-class DataSet:
-    """What is known of a data set beyond its reader.
-
-    Attributes:
-        reader: the class that reads it.
-        tasks: its published schedules.
-        complete: images of each split when none is missing.
-        advice: topic, or topic and split → what to do. The topics are the braces in `FAULTS`.
-    """
-
-    reader: type[BaseDataset]
-    tasks: Mapping[str, Sequence[Sequence[int]]]
-    complete: Mapping[str, int]
-    advice: Mapping[str, str]
-
-
-_TAR = "VOCtrainval_11-May-2012.tar of the PASCAL VOC site"
-_AUGMENTED = "SegmentationClassAug (the augmented masks, from the Semantic Boundaries Dataset)"
-_ZIP = "ADEChallengeData2016.zip of the MIT scene parsing benchmark"
-DATA_SETS = {
-    "voc": DataSet(
-        VOC,
-        VOC_TASKS,
-        {"train": 10582, "val": 1449},
-        {
-            "root": "name the folder with --data_dir, data_loader.args.data_dir or DKD_VOC_ROOT; "
-            f"it is VOCdevkit/VOC2012 of {_TAR}, with {_AUGMENTED} and train_aug.txt added",
-            "names": "name the classes in data_loader.args.class_names, background first",
-            "list train": "put it there: 10,582 lines '/JPEGImages/ID.jpg "
-            f"/SegmentationClassAug/ID.png' or bare ids; copies come with {_AUGMENTED}",
-            "list val": f"put it there: 1,449 bare ids; it is in {_TAR}",
-            "line": "write '/JPEGImages/ID.jpg /SegmentationClassAug/ID.png' (paths from the root, "
-            "without spaces) or a bare id",
-            "image": f"extract JPEGImages/ from {_TAR}; for own images, correct the list",
-            "mask train": f"put {_AUGMENTED} into the root; for own masks, correct the list",
-            "mask val": f"extract SegmentationClass/ from {_TAR}; for own masks, add the file",
-        },
-    ),
-    "ade": DataSet(
-        ADE,
-        ADE_TASKS,
-        {"train": 20210, "val": 2000},
-        {
-            "root": "name the folder with --data_dir, data_loader.args.data_dir or DKD_ADE_ROOT; "
-            f"it is what {_ZIP} unpacks to",
-            "names": f"take the file from {_ZIP}: a heading and 150 rows of five columns separated "
-            "by tabs",
-            "list train": f"extract images/training/ (20,210 .jpg files) from {_ZIP}",
-            "list val": f"extract images/validation/ (2,000 .jpg files) from {_ZIP}",
-            "image": f"extract images/ from {_ZIP}",
-            "mask": f"extract annotations/ from {_ZIP}",
-        },
-    ),
-}
+# Data set of the command line → its reader
+DATA_SETS = {reader.name: reader for reader in registry.values()}
 
 
 # ----------------------------------------------------------------------------------------- findings
 SEVERITIES = ("error", "warning", "note")
 _SHARED = "delete it from one of the lists: results on images that were trained on mean nothing"
 # Kind of fault → severity, what is wrong, what to do. The words in braces are the split and the
-# topics of `DataSet.advice`.
+# topics of `BaseDataset.advice`.
 # fmt: off
 FAULTS = {
     "root": ("error", "root does not exist", "{root}"),
@@ -220,7 +164,7 @@ class Finding:
     advice: str
 
 
-def collect(known: DataSet, found: Found, split: str = "") -> list[Finding]:
+def collect(known: type[BaseDataset], found: Found, split: str = "") -> list[Finding]:
     """One finding for each kind of fault, in the order of `FAULTS`."""
     places = defaultdict(list)
     for fault, place in found:
@@ -263,15 +207,15 @@ def printable(text: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------- lists
-def bare_reader(known: DataSet, split: str, root: Path) -> BaseDataset:
+def bare_reader(known: type[BaseDataset], split: str, root: Path) -> BaseDataset:
     """A reader without its list, for the constructor stops at the first fault."""
-    reader = object.__new__(known.reader)
+    reader = object.__new__(known)
     reader.split, reader.root, reader.entries = split, root, []
     return reader
 
 
 def read_class_names(
-    known: DataSet, root: Path, own: Sequence[Any] | None
+    known: type[BaseDataset], root: Path, own: Sequence[Any] | None
 ) -> tuple[tuple[str, ...], Found]:
     """The class names, background first; numbers where the data set's own cannot be read.
 
@@ -285,7 +229,7 @@ def read_class_names(
                 "possible, background first."
             )
         return tuple(map(str, own)), []
-    classes = max(label for steps in known.tasks["joint"] for label in steps)
+    classes = max(label for steps in known.tables["joint"] for label in steps)
     try:
         names = bare_reader(known, "val", root).read_class_names()
         fault = f"{len(names) - 1} classes instead of {classes}"
@@ -368,7 +312,7 @@ def extra_files(files: set[Path], refused: set[Path]) -> Found:
 
 
 def check_lists(
-    known: DataSet, root: Path, follow_links: bool
+    known: type[BaseDataset], root: Path, follow_links: bool
 ) -> tuple[dict[str, BaseDataset], set[Path], list[Finding]]:
     """Read and judge both lists.
 
@@ -576,7 +520,7 @@ def absent_classes(split: str, presence: np.ndarray, names: Sequence[str]) -> Fo
 
 # --------------------------------------------------------------------------------- published lists
 def published_faults(
-    known: DataSet,
+    known: type[BaseDataset],
     readers: Mapping[str, BaseDataset],
     presence: Mapping[str, np.ndarray],
     names: Sequence[str],
@@ -585,7 +529,7 @@ def published_faults(
     published = {
         key.split("/")[1]: value
         for key, value in published_lists().items()
-        if key.startswith(f"{known.reader.name}/")
+        if key.startswith(f"{known.name}/")
     }
     derived = {}
     for task in every_step(known, names):
@@ -598,13 +542,13 @@ def published_faults(
     return compare_lists(derived, published)
 
 
-def every_step(known: DataSet, names: Sequence[str]) -> Iterator[Task]:
+def every_step(known: type[BaseDataset], names: Sequence[str]) -> Iterator[Task]:
     """Every step of every published schedule in every setting."""
     for setting in SETTINGS:
-        for name, steps in known.tasks.items():
+        for name, steps in known.tables.items():
             for step in range(len(steps)):
                 args = {"name": name, "setting": setting, "step": step}
-                yield make_task(known.reader.name, known.tasks, names, **args)
+                yield make_task(known.name, known.tables, names, **args)
 
 
 def compare_lists(derived: Mapping[str, Any], published: Mapping[str, Any]) -> Found:
@@ -618,7 +562,7 @@ def compare_lists(derived: Mapping[str, Any], published: Mapping[str, Any]) -> F
         yield "differs", f"{name}: {counts}"
 
 
-def incomplete(known: DataSet, readers: Mapping[str, BaseDataset]) -> str:
+def incomplete(known: type[BaseDataset], readers: Mapping[str, BaseDataset]) -> str:
     """How the numbers of images differ from the complete data set's; empty when they do not."""
     counts = {split: len(reader) for split, reader in readers.items()}
     return listing(
@@ -696,7 +640,7 @@ def refusal(config: ConfigParser) -> Found:
 
 
 # -------------------------------------------------------------------------------------------- main
-def check_tree(known: DataSet, config: ConfigParser, steps: bool) -> list[Finding]:
+def check_tree(known: type[BaseDataset], config: ConfigParser, steps: bool) -> list[Finding]:
     """Check the tree that a config names; print how large it is.
 
     Args:
@@ -708,12 +652,12 @@ def check_tree(known: DataSet, config: ConfigParser, steps: bool) -> list[Findin
         UserError: an impossible task, setting, step or list of class names.
     """
     args = config["data_loader"]["args"]
-    root, own = known.reader.find_root(args["data_dir"]), args["class_names"]
+    root, own = known.find_root(args["data_dir"]), args["class_names"]
     if not os.path.isdir(root):
         return collect(known, [("root", f"{root}")])
     names, found = read_class_names(known, root, own)
     block = {key: args["task"][key] for key in ("name", "setting", "step", "steps")}
-    task = make_task(known.reader.name, known.tasks, names, own_classes=own is not None, **block)
+    task = make_task(known.name, known.tables, names, own_classes=own is not None, **block)
 
     readers, refused, findings = check_lists(known, root, args.get("follow_links", False))
     findings += collect(known, found)

@@ -20,7 +20,7 @@ from PIL import Image
 from base.base_dataset import BaseDataset, Entry
 from base.task import SETTINGS, Task, make_task
 from data_loader import splits
-from data_loader.data_loaders import VOCIncrementalDataLoader
+from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.splits import (
     compare_with_published,
     derive,
@@ -359,14 +359,14 @@ class CountedRanks(Ranks):
         CountedRanks.waits += 1
 
 
-def loaders(root: Path, lists_dir: Path, **changes) -> VOCIncrementalDataLoader:
+def loaders(root: Path, lists_dir: Path, **changes) -> IncrementalDataLoader:
     """The bundle of the shipped config for overlap 15-1, step 0."""
     config = json.loads((PROJECT / "configs" / "config_voc.json").read_text(encoding="utf-8"))
     args = {**config["data_loader"]["args"], "num_workers": 0, "data_dir": str(root)}
     args["class_names"] = changes.pop("class_names", None)
     args["task"] |= {"idxs_path": str(lists_dir), **changes}
     ranks = CountedRanks(0, 1, torch.device("cpu"))
-    return VOCIncrementalDataLoader(**args, ranks=ranks)
+    return IncrementalDataLoader(VOC, **args, ranks=ranks)
 
 
 def publish(lists_dir: Path, kind: str, names: list[str]) -> Path:

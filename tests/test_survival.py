@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_loader.data_loaders import LOADERS
+from data_loader import DATA_SETS
 from scripts.chaos import Chaos, Job
 from tests.conftest import train, write_config
 from trainer import memory as replay_memory
@@ -622,7 +622,7 @@ def test_batches_are_compared_with_the_published(toy_root, tmp_path, caplog):
 
 
 def test_published_batches():
-    assert {cls.__name__: cls.published_batch for cls in LOADERS.values()} == {
+    assert {name: raw.published_batch for name, raw in DATA_SETS.items()} == {
         "VOCIncrementalDataLoader": 32,
         "ADEIncrementalDataLoader": 24,
     }

@@ -227,7 +227,11 @@ WRONG_VALUES = [
     (f"{DATA}.class_names", ["b", "cat", "cat"], ["class_names", "'cat' more than once"]),
     (f"{DATA}.class_names", ["b", 1], ["class_names must be a list of names"]),
     (f"{DATA}.class_names", ["b", ""], ["class_names must be a list of names"]),
-    (f"{DATA}.class_names", ["b", "cat"], ["'15-5' names the label id 2", "1..1", "class_names"]),
+    (
+        f"{DATA}.class_names",
+        ["b", "cat"],
+        ["'15-5' names the label id 2", "classes are 1;", "class_names"],
+    ),
     (f"{TASK}.steps", [], ["task.steps is empty", "[[1, 2], [3]]"]),
     (f"{TASK}.steps", [[1], []], ["task.steps[1] must be a list of at least one label id"]),
     (f"{TASK}.steps", [1, 2], ["task.steps[0] must be a list of at least one label id"]),

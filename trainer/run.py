@@ -20,7 +20,7 @@ from base.base_method import BaseMethod
 from base.base_model import BaseModel
 from base.base_trainer import parse_monitor
 from base.task import Task
-from data_loader.data_loaders import LOADERS, IncrementalDataLoader
+from data_loader.data_loaders import IncrementalDataLoader, loaders
 from data_loader.memory import read as read_memory
 from models import fused_loss
 from models.folding import fold, fuse
@@ -251,7 +251,7 @@ def build_data(config: ConfigParser, ranks: Ranks) -> IncrementalDataLoader:
     """Task, data sets and loaders of the step."""
     return config.build(
         "data_loader",
-        LOADERS,
+        loaders(),
         cache_dir=config.cache_dir,
         accumulate=config["trainer"]["accumulate"],
         seed=config["seed"],
