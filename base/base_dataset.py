@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +23,7 @@ from utils.misc import VOID, WIDE_VOID, UserError, ranges, void_id
 
 # Pillow knows more, some of which start other programs or fail in ways of their own.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
+LARGEST_FILE = 2**30  # bytes; no image of a data set comes near
 # Pillow's names of what a mask may be: palette or grey of 8 bits, grey of 16.
 MASK_MODES = ("P", "L", "I;16", "I;16B", "I")
 
@@ -89,6 +91,7 @@ class BaseDataset(ABC):
         data_dir: str | None = None,
         class_names: Sequence[str] | None = None,
         follow_links: bool = False,
+        faults: list[UserError] | None = None,
     ):
         """Read the list of a split; no image is opened.
 
@@ -97,21 +100,44 @@ class BaseDataset(ABC):
             data_dir: the root; default: the environment variable, then `default_root`.
             class_names: names of the label ids 0, 1, 2 …; default: the data set's own.
             follow_links: accept files that symbolic links put outside the root.
+            faults: takes the faults of names and list, the first of which is raised without it;
+                what means something is read nevertheless.
 
         Raises:
             UserError: the root or a list is missing, a list is empty, names an image twice, or
                 names a path outside the root.
         """
-        self.split, self.follow_links = split, follow_links
+        if class_names is not None:
+            _check_class_names(class_names)
+        self.split, self.follow_links, self.faults = split, follow_links, faults
         self.root = self.find_root(data_dir)
         if not self.root.is_dir():
             raise UserError(
                 f"the data set's folder {self.root} does not exist; name it with --data_dir, "
-                f"data_loader.args.data_dir or the environment variable {self.root_variable}."
+                f"data_loader.args.data_dir or the environment variable {self.root_variable}.",
+                "root",
             )
-        self.name_classes(tuple(class_names) if class_names else self.read_class_names())
-        self.entries = self.read_entries()
-        self._check_entries()
+        try:
+            self.name_classes(tuple(class_names or ()) or self.read_class_names())
+        except UserError as fault:
+            self.tell(fault, "names")
+            labels = {label for steps in self.tables.values() for ids in steps for label in ids}
+            first = {0: "background"} if self.background else {}
+            self.name_classes(first | {label: f"class {label}" for label in labels})
+        try:
+            self.entries = self.read_entries()
+        except UserError as fault:
+            self.tell(fault, "list")
+            self.entries = []
+        else:
+            self._check_entries()
+
+    def tell(self, fault: UserError, kind: str) -> None:
+        """Raise a fault of names or list, or keep it where all of them are wanted."""
+        fault.kind = fault.kind or kind
+        if self.faults is None:
+            raise fault
+        self.faults.append(fault)
 
     @classmethod
     def find_root(cls, data_dir: str | None = None) -> Path:
@@ -137,23 +163,30 @@ class BaseDataset(ABC):
         """The images of the split, in list order."""
 
     def _check_entries(self) -> None:
-        if not self.entries:
-            raise UserError(f"{self.root}: the {self.split} list of the data set is empty.")
+        if not self.entries and not self.faults:
+            words = f"{self.root}: the {self.split} list of the data set is empty."
+            self.tell(UserError(words), "empty")
         first: dict[str, Entry] = {}
-        inside = os.path.join(os.path.abspath(self.root), "")
         for entry in self.entries:
             for path in (entry.image, entry.mask):
-                if ".." in path.parts and not os.path.abspath(path).startswith(inside):
-                    raise UserError(
+                if self.leaves(path):
+                    words = (
                         f"{entry.where}: the path {path} leaves the data set's folder {self.root}; "
                         "every file must lie inside it."
                     )
-            if entry.id in first:
-                raise UserError(
+                    self.tell(UserError(words), "leaves")
+            earlier = first.setdefault(entry.id, entry)
+            if earlier is not entry:
+                words = (
                     f"{entry.where}: image {entry.id} stands in the list twice, "
-                    f"first at {first[entry.id].where}."
+                    f"first at {earlier.where}."
                 )
-            first[entry.id] = entry
+                self.tell(UserError(words), "twice")
+
+    def leaves(self, path: Path) -> bool:
+        """Whether a path leads out of the root by its own words."""
+        inside = os.path.join(os.path.abspath(self.root), "")
+        return ".." in path.parts and not os.path.abspath(path).startswith(inside)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -168,16 +201,29 @@ class BaseDataset(ABC):
             UserError: a file is missing or unreadable, the sizes differ or an id is out of range.
         """
         entry = self.entries[index]
-        image = self._open(entry.image, "image", entry)
+        image = self.read_image(entry)
         if image.mode != "RGB":  # else `convert` would copy it
             image = image.convert("RGB")
         mask = self.load_mask(index)
-        if image.size != mask.shape[::-1]:
-            raise UserError(
-                f"{entry.where}: image {entry.image} is {image.width}×{image.height} pixels, "
-                f"but its mask {entry.mask} is {mask.shape[1]}×{mask.shape[0]}."
-            )
+        self.check_sizes(entry, image.size, mask.shape)
         return image, mask
+
+    def read_image(self, entry: Entry) -> Image.Image:
+        """The picture of an image file, of any mode.
+
+        Raises:
+            UserError: the file is missing or unreadable.
+        """
+        return self._open(entry.image, "image", entry)
+
+    def check_sizes(self, entry: Entry, image: tuple[int, int], mask: tuple[int, ...]) -> None:
+        """Raise `UserError` when width and height of an image are not those of its mask, [H, W]."""
+        if image != mask[::-1]:
+            raise UserError(
+                f"{entry.where}: image {entry.image} is {image[0]}×{image[1]} pixels, "
+                f"but its mask {entry.mask} is {mask[1]}×{mask[0]}.",
+                "sizes",
+            )
 
     def load_mask(self, index: int) -> np.ndarray:
         """Read one mask: [H, W] label ids, uint8 with 255 = void, or uint16 with 65,535 = void.
@@ -203,7 +249,10 @@ class BaseDataset(ABC):
             UserError: as `load_mask`.
         """
         entry = self.entries[index]
-        mask = self.read_mask(entry)
+        return self.ids_of_mask(self.read_mask(entry), entry)
+
+    def ids_of_mask(self, mask: np.ndarray, entry: Entry) -> list[int]:
+        """The same of what `read_mask` returned."""
         ids, void = label_ids(mask), _void_of(mask)
         self.check_ids(ids, entry, void)
         return ids[1:] if ids[0] == void else ids
@@ -220,7 +269,14 @@ class BaseDataset(ABC):
         if mask.mode not in MASK_MODES:
             raise UserError(
                 f"{entry.where}: mask {entry.mask} has the mode {mask.mode}; it must be a palette "
-                "PNG of 8 bits or a grey one of 8 or 16 whose pixel value is the label id."
+                "PNG of 8 bits or a grey one of 8 or 16 whose pixel value is the label id.",
+                "mask mode",
+            )
+        if mask.format == "JPEG":
+            raise UserError(
+                f"{entry.where}: mask {entry.mask} is a JPEG, which invents label ids at every "
+                "border; make it anew from its source, as a PNG.",
+                "mask JPEG",
             )
         pixels = np.asarray(mask)
         if mask.mode == "I":  # of 32 bits, though mostly made of 16
@@ -235,27 +291,37 @@ class BaseDataset(ABC):
         file, root = os.fspath(path), _real_folder(os.fspath(self.root))
         try:
             # The folder first: what lies outside is not even asked whether it exists.
-            inside = self.follow_links or _real_folder(os.path.dirname(file)).startswith(root)
-            mode = os.lstat(file).st_mode if inside else 0
-            if stat.S_ISLNK(mode):
+            leaves = self.leaves(path)
+            inside = not leaves and (
+                self.follow_links or _real_folder(os.path.dirname(file)).startswith(root)
+            )
+            status = os.lstat(file) if inside else None
+            if status and stat.S_ISLNK(status.st_mode):
                 inside = self.follow_links or os.path.realpath(file).startswith(root)
-                mode = os.stat(file).st_mode if inside else 0
-            if not inside:
+                status = os.stat(file) if inside else None
+            if status is None:
                 raise UserError(
                     f"{entry.where}: {what} {path} is a link to {os.path.realpath(path)}, outside "
-                    f"the data set's folder {self.root}; if that is meant, pass --follow_links."
+                    f"the data set's folder {self.root}; if that is meant, pass --follow_links.",
+                    "leaves" if leaves else "link",
                 )
-            if not stat.S_ISREG(mode):
+            if not stat.S_ISREG(status.st_mode):
                 raise OSError("it is no regular file")  # a pipe would block for ever
+            if status.st_size > LARGEST_FILE:
+                raise OSError(f"it has {status.st_size:,} bytes")
             image = Image.open(file, formats=IMAGE_FORMATS)
             image.load()
         except UserError:
             raise
         except FileNotFoundError:
-            raise UserError(f"{entry.where}: {what} {path} does not exist.") from None
+            raise UserError(
+                f"{entry.where}: {what} {path} does not exist.", f"{what} missing"
+            ) from None
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             # Pillow tells a broken file by any of these, and an absurd size by the last.
-            raise UserError(f"{entry.where}: {what} {path} cannot be read: {error}.") from None
+            raise UserError(
+                f"{entry.where}: {what} {path} cannot be read: {error}.", f"{what} damaged"
+            ) from None
         return image
 
     def check_ids(self, ids: Sequence[int], entry: Entry, void: int) -> None:
@@ -264,7 +330,8 @@ class BaseDataset(ABC):
         if wrong:
             raise UserError(
                 f"{entry.where}: mask {entry.mask} holds the label id {min(wrong)}; valid are "
-                f"{ranges(self.ids, '..')} and {void} (void)."
+                f"{ranges(self.ids, '..')} and {void} (void).",
+                "ids",
             )
 
 
@@ -275,6 +342,17 @@ _WIDER[VOID] = WIDE_VOID
 
 def _void_of(mask: np.ndarray) -> int:
     return VOID if mask.dtype == np.uint8 else WIDE_VOID
+
+
+def _check_class_names(names: Sequence[str]) -> None:
+    where = "data_loader.args.class_names"
+    if not 2 <= len(names) <= WIDE_VOID:
+        raise UserError(f"{where} has {len(names)} names; between 2 and {WIDE_VOID} are possible.")
+    if not all(isinstance(name, str) and name for name in names):
+        raise UserError(f"{where} must be a list of names, background first.")
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise UserError(f"{where} has the name '{min(twice)}' more than once.")
 
 
 def bare_id(name: str) -> str:

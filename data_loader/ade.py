@@ -43,6 +43,8 @@ class ADE(BaseDataset):
                     f"{path}, line {number + 1}: expected the class number {number} and four more "
                     "columns separated by tabs, the last being the name."
                 )
+        if len(rows) != 150:
+            raise UserError(f"{path} has {len(rows)} classes instead of 150.")
         # The first of the synonyms is the name people use.
         return ("background", *(row[4].split(",")[0].strip() for row in rows))
 

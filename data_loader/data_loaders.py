@@ -8,7 +8,6 @@ ranks; from then on, nothing here scans, writes or waits for another rank.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -37,7 +36,7 @@ from data_loader.transforms import NoTransform, TrainTransform, Transform, eval_
 from utils import interrupt
 from utils.distributed import SINGLE, Ranks
 from utils.logger import log
-from utils.misc import WIDE_VOID, UserError, keep_freed_memory, seed_from
+from utils.misc import UserError, keep_freed_memory, seed_from
 
 
 class _Loader(DataLoader):
@@ -102,8 +101,6 @@ class IncrementalDataLoader:
                     f"data_loader.args.{kind}{why}, so images keep their own sizes and cannot be "
                     f"stacked; set data_loader.args.{kind}.batch_size to 1."
                 )
-        if class_names is not None:
-            _check_class_names(class_names)
         self.data_set, self.published_batch = data_set, data_set.published_batch
         self.blocks = {"train": train, "val": val, "test": test}
         self.num_workers, self.pin_memory = num_workers, pin_memory
@@ -405,17 +402,6 @@ class IncrementalDataLoader:
             generator=torch.Generator().manual_seed(0),
             **kwargs,
         )
-
-
-def _check_class_names(names: Sequence[str]) -> None:
-    where = "data_loader.args.class_names"
-    if not 2 <= len(names) <= WIDE_VOID:
-        raise UserError(f"{where} has {len(names)} names; between 2 and {WIDE_VOID} are possible.")
-    if not all(isinstance(name, str) and name for name in names):
-        raise UserError(f"{where} must be a list of names, background first.")
-    twice = [name for name, times in Counter(names).items() if times > 1]
-    if twice:
-        raise UserError(f"{where} has the name '{min(twice)}' more than once.")
 
 
 def loaders() -> dict[str, Callable[..., IncrementalDataLoader]]:

@@ -58,8 +58,14 @@ class VOC(BaseDataset):
 
     def read_entries(self) -> list[Entry]:
         path = self.list_file()
-        lines = enumerate(read_list(path), start=1)
-        return [self.parse(line, f"{path}, line {n}") for n, line in lines if line.split()]
+        entries = []
+        for number, line in enumerate(read_list(path), start=1):
+            if line.split():
+                try:
+                    entries.append(self.parse(line, f"{path}, line {number}"))
+                except UserError as fault:
+                    self.tell(fault, "line")
+        return entries
 
     def parse(self, line: str, where: str) -> Entry:
         """The entry of one line.

@@ -29,10 +29,15 @@ PART = ".part"  # ending of files that are being written
 
 
 class UserError(ValueError):
-    """Something the user can mend, told in one line: what is wrong, where, what is valid."""
+    """Something the user can mend, told in one line: what is wrong, where, what is valid.
 
-    def __init__(self, message: str):
+    Attributes:
+        kind: of a fault of the data, for the doctor (`scripts/check_data.py`), which collects them.
+    """
+
+    def __init__(self, message: str, kind: str = ""):
         super().__init__(message.replace("\n", " "))  # a quoted value may hold a newline
+        self.kind = kind
 
 
 @contextlib.contextmanager
