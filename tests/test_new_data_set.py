@@ -7,6 +7,7 @@ images of several rectangular sizes. It trains two steps with memory, resumes an
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import data_loader
 from base.base_dataset import BaseDataset, Entry
 from base.task import make_task
 from data_loader.data_loaders import IncrementalDataLoader
+from data_loader.transforms import EvalTransform, Resize, TrainTransform, eval_transform
 from models.loss import mbce
 from tests.conftest import PROJECT, evaluation
 from trainer.memory import pseudo_label
@@ -190,6 +192,18 @@ def test_the_report_counts_what_the_masks_hold(config, root):
         assert means["overall"] == pytest.approx(np.mean(by_class))
 
 
+def test_a_run_tells_of_an_id_out_of_range(config, root, tmp_path):
+    shutil.copytree(root, tmp_path / "damaged")
+    mask = tmp_path / "damaged" / "train" / "train05.png"
+    Image.fromarray(np.full((40, 40), 40001, np.uint16)).save(mask)
+    with pytest.raises(UserError) as error:
+        start(config, "--data_dir", str(tmp_path / "damaged"))
+    assert str(error.value).startswith(
+        f"{mask.parent}, file 6: mask {mask} holds the label id 40001; valid are 0, 7, 255, 300, "
+    )
+    assert str(error.value).endswith(" and 65535 (void).")
+
+
 # --------------------------------------------------------------------------------- labels of a step
 @pytest.mark.parametrize(("step", "dtype"), [(0, torch.uint8), (1, torch.int32)])
 def test_labels_are_as_wide_as_the_channels_need(config, root, step, dtype):
@@ -307,8 +321,6 @@ def test_more_than_16_bits_are_told(tmp_path, label):
 # --------------------------------------------------------------------------- tensors of wide labels
 def test_crops_of_wide_labels_are_exact():
     """What the transforms make of channels in 8 bits, they make of wider ones."""
-    from data_loader.transforms import EvalTransform, Resize, TrainTransform
-
     generator = np.random.default_rng(0)
     for width, height in ((50, 37), (31, 90), (64, 64)):
         narrow = generator.integers(0, 256, (height, width), dtype=np.uint8)
@@ -327,8 +339,6 @@ def test_crops_of_wide_labels_are_exact():
 
 
 def test_a_fixed_size_is_height_and_width():
-    from data_loader.transforms import eval_transform
-
     image, label = Image.new("RGB", (50, 30)), Image.new("L", (50, 30))
     made = [eval_transform(way, 16)(image, label) for way in ("crop", "whole", (20, 33))]
     assert [tuple(label.shape) for _, label in made] == [(16, 16), (30, 50), (20, 33)]
