@@ -8,23 +8,24 @@ from __future__ import annotations
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
-from utils.misc import VOID, UserError
-
-# glibc returns freed memory to the system as soon as twice its largest block freed so far lies
-# idle: after nearly every image, and taking it back, page by page, cost a third of a sample. One
-# large block, freed untouched, ends that in this process and its workers.
-bytes(16 << 20)
+from base.task import ClassNames, ids_of
+from utils.misc import VOID, WIDE_VOID, UserError, ranges, void_id
 
 # Pillow knows more, some of which start other programs or fail in ways of their own.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
+LARGEST_FILE = 2**30  # bytes; no image of a data set comes near
+# Pillow's names of what a mask may be: palette or grey of 8 bits, grey of 16.
+MASK_MODES = ("P", "L", "I;16", "I;16B", "I")
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,38 @@ class Entry:
 class BaseDataset(ABC):
     """The images and masks of one split ("train" or "val") of a data set on disk.
 
-    A subclass sets the class attributes and implements `read_entries` and `read_class_names`.
+    A subclass is all there is to say about a data set. It sets the class attributes, implements
+    `read_entries` and `read_class_names`, and has a line in `data_loader/__init__.py`.
+
+    The pixel values of a mask are label ids, and the largest number that they could be is void: 255
+    in masks of 8 bits, 65,535 in those of 16. A tree may hold both; they are handed out in 8 bits
+    when every label id fits below 255, else in 16.
 
     Attributes:
         name: short name, a part of file names ("voc").
         default_root: where the data lie when nobody says otherwise.
         root_variable: environment variable that may say otherwise.
+        tables: its published schedules: label ids of each step.
+        complete: images of each split when none is missing.
+        advice: what to do where something is missing or faulty, by topic or by topic and split;
+            the topics are those of `scripts/check_data.py`.
+        background: whether label id 0 is background; else every pixel is of a class or void.
+        evaluation: how images are evaluated unless `transform` is false: "crop", the shorter side
+            resized to the crop size and the centre cropped, "whole", as they are, or resized to
+            (height, width).
+        class_names: name by label id.
+        ids: the label ids that have a name, ascending.
+        void: label id of void in the masks that are handed out.
     """
 
-    name: str
-    default_root: str
-    root_variable: str
+    name: ClassVar[str]
+    default_root: ClassVar[str]
+    root_variable: ClassVar[str]
+    tables: ClassVar[Mapping[str, Sequence[Sequence[int]]]]
+    complete: ClassVar[Mapping[str, int]]
+    advice: ClassVar[Mapping[str, str]] = {}
+    background: ClassVar[bool] = True
+    evaluation: ClassVar[str | tuple[int, int]] = "crop"
 
     def __init__(
         self,
@@ -67,61 +89,102 @@ class BaseDataset(ABC):
         data_dir: str | None = None,
         class_names: Sequence[str] | None = None,
         follow_links: bool = False,
+        faults: list[UserError] | None = None,
     ):
         """Read the list of a split; no image is opened.
 
         Args:
             split: "train" or "val".
             data_dir: the root; default: the environment variable, then `default_root`.
-            class_names: names of the classes, background first; default: the data set's own.
+            class_names: names of the label ids 0, 1, 2 …; default: the data set's own.
             follow_links: accept files that symbolic links put outside the root.
+            faults: takes the faults of names and list, the first of which is raised without it;
+                what means something is read nevertheless.
 
         Raises:
             UserError: the root or a list is missing, a list is empty, names an image twice, or
                 names a path outside the root.
         """
-        self.split, self.follow_links = split, follow_links
+        if class_names is not None:
+            _check_class_names(class_names)
+        self.split, self.follow_links, self.faults = split, follow_links, faults
         self.root = self.find_root(data_dir)
         if not self.root.is_dir():
             raise UserError(
                 f"the data set's folder {self.root} does not exist; name it with --data_dir, "
-                f"data_loader.args.data_dir or the environment variable {self.root_variable}."
+                f"data_loader.args.data_dir or the environment variable {self.root_variable}.",
+                "root",
             )
-        self.class_names = tuple(class_names) if class_names else self.read_class_names()
-        self.entries = self.read_entries()
-        self._check_entries()
+        try:
+            self.name_classes(tuple(class_names or ()) or self.read_class_names())
+        except UserError as fault:
+            self.tell(fault, "names")
+            labels = {label for steps in self.tables.values() for ids in steps for label in ids}
+            first = {0: "background"} if self.background else {}
+            self.name_classes(first | {label: f"class {label}" for label in labels})
+        try:
+            self.entries = self.read_entries()
+        except UserError as fault:
+            self.tell(fault, "list")
+            self.entries = []
+        else:
+            self._check_entries()
+
+    def tell(self, fault: UserError, kind: str) -> None:
+        """Raise a fault of names or list, or keep it where all of them are wanted."""
+        fault.kind = fault.kind or kind
+        if self.faults is None:
+            raise fault
+        self.faults.append(fault)
 
     @classmethod
     def find_root(cls, data_dir: str | None = None) -> Path:
         """The root: `data_dir`, then the environment variable, then the default."""
         return Path(data_dir or os.environ.get(cls.root_variable) or cls.default_root)
 
+    def name_classes(self, class_names: ClassNames) -> None:
+        """Take the names, and with them the label ids that masks may hold."""
+        self.class_names, self.ids = class_names, ids_of(class_names)
+        self.void = void_id(self.ids)
+        # By one more than an id, as below; None: there is no gap between the ids.
+        self._valid = None
+        if self.ids[-1] >= len(self.ids):
+            self._valid = np.zeros(1 + self.void, dtype=bool)
+            self._valid[[0, *(1 + label for label in self.ids)]] = True
+
     @abstractmethod
-    def read_class_names(self) -> tuple[str, ...]:
-        """Class names, background first."""
+    def read_class_names(self) -> ClassNames:
+        """Class names by label id: of 0, 1, 2 …, or a mapping from any ids."""
 
     @abstractmethod
     def read_entries(self) -> list[Entry]:
         """The images of the split, in list order."""
 
     def _check_entries(self) -> None:
-        if not self.entries:
-            raise UserError(f"{self.root}: the {self.split} list of the data set is empty.")
+        if not self.entries and not self.faults:
+            words = f"{self.root}: the {self.split} list of the data set is empty."
+            self.tell(UserError(words), "empty")
         first: dict[str, Entry] = {}
-        inside = os.path.join(os.path.abspath(self.root), "")
         for entry in self.entries:
             for path in (entry.image, entry.mask):
-                if ".." in path.parts and not os.path.abspath(path).startswith(inside):
-                    raise UserError(
+                if self.leaves(path):
+                    words = (
                         f"{entry.where}: the path {path} leaves the data set's folder {self.root}; "
                         "every file must lie inside it."
                     )
-            if entry.id in first:
-                raise UserError(
+                    self.tell(UserError(words), "leaves")
+            earlier = first.setdefault(entry.id, entry)
+            if earlier is not entry:
+                words = (
                     f"{entry.where}: image {entry.id} stands in the list twice, "
-                    f"first at {first[entry.id].where}."
+                    f"first at {earlier.where}."
                 )
-            first[entry.id] = entry
+                self.tell(UserError(words), "twice")
+
+    def leaves(self, path: Path) -> bool:
+        """Whether a path leads out of the root by its own words."""
+        inside = os.path.join(os.path.abspath(self.root), "")
+        return ".." in path.parts and not os.path.abspath(path).startswith(inside)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -130,93 +193,164 @@ class BaseDataset(ABC):
         """Read one image and its mask.
 
         Returns:
-            The RGB image and the mask, [H, W] uint8 label ids, 255 = void.
+            The RGB image and the mask, as of `load_mask`.
 
         Raises:
             UserError: a file is missing or unreadable, the sizes differ or an id is out of range.
         """
         entry = self.entries[index]
-        image = self._open(entry.image, "image", entry)
+        image = self.read_image(entry)
         if image.mode != "RGB":  # else `convert` would copy it
             image = image.convert("RGB")
         mask = self.load_mask(index)
-        if image.size != mask.shape[::-1]:
-            raise UserError(
-                f"{entry.where}: image {entry.image} is {image.width}×{image.height} pixels, "
-                f"but its mask {entry.mask} is {mask.shape[1]}×{mask.shape[0]}."
-            )
+        self.check_sizes(entry, image.size, mask.shape)
         return image, mask
 
+    def read_image(self, entry: Entry) -> Image.Image:
+        """The picture of an image file, of any mode.
+
+        Raises:
+            UserError: the file is missing or unreadable.
+        """
+        return self._open(entry.image, "image", entry)
+
+    def check_sizes(self, entry: Entry, image: tuple[int, int], mask: tuple[int, ...]) -> None:
+        """Raise `UserError` when width and height of an image are not those of its mask, [H, W]."""
+        if image != mask[::-1]:
+            raise UserError(
+                f"{entry.where}: image {entry.image} is {image[0]}×{image[1]} pixels, "
+                f"but its mask {entry.mask} is {mask[1]}×{mask[0]}.",
+                "sizes",
+            )
+
     def load_mask(self, index: int) -> np.ndarray:
-        """Read one mask: [H, W] uint8 label ids, 255 = void.
+        """Read one mask: [H, W] label ids, uint8 with 255 = void, or uint16 with 65,535 = void.
 
         Raises:
             UserError: as `load`.
         """
         entry = self.entries[index]
-        mask = self._read_mask(entry)
-        # One more than an id, void becoming 0 as bytes wrap: no valid one exceeds the number of
-        # classes. Two passes, for every sample is checked; the ids themselves take more.
-        if (mask + np.uint8(1)).max() > len(self.class_names):
-            self.check_ids(label_ids(mask), entry)
-        return mask
+        mask = self.read_mask(entry)
+        # One more than an id, void becoming 0 as the numbers wrap: no valid one exceeds the number
+        # of classes. Two passes, for every sample is checked; the ids themselves take more.
+        after = mask + mask.dtype.type(1)
+        if after.max() > 1 + self.ids[-1] or not (self._valid is None or self._valid[after].all()):
+            self.check_ids(label_ids(mask), entry, _void_of(mask))
+        if self.void == VOID:
+            return mask.astype(np.uint8, copy=False)  # which makes 255 of 65,535
+        return mask if mask.dtype == np.uint16 else _WIDER[mask]
 
     def load_ids(self, index: int) -> list[int]:
-        """The label ids in one mask, descending, for the presence scan.
+        """The label ids in one mask, descending and without void, for the presence scan.
 
         Raises:
             UserError: as `load_mask`.
         """
         entry = self.entries[index]
-        ids = label_ids(self._read_mask(entry))
-        self.check_ids(ids, entry)
-        return ids
+        return self.ids_of_mask(self.read_mask(entry), entry)
 
-    def _read_mask(self, entry: Entry) -> np.ndarray:
+    def ids_of_mask(self, mask: np.ndarray, entry: Entry) -> list[int]:
+        """The same of what `read_mask` returned."""
+        ids, void = label_ids(mask), _void_of(mask)
+        self.check_ids(ids, entry, void)
+        return ids[1:] if ids[0] == void else ids
+
+    def read_mask(self, entry: Entry) -> np.ndarray:
+        """The pixels of a mask file: [H, W] uint8 or uint16, the largest number being void.
+
+        A data set whose files hold something else than its label ids translates them here.
+
+        Raises:
+            UserError: the file is missing, unreadable or no index mask.
+        """
         mask = self._open(entry.mask, "mask", entry)
-        if mask.mode not in ("P", "L"):
+        if mask.mode not in MASK_MODES:
             raise UserError(
-                f"{entry.where}: mask {entry.mask} has the mode {mask.mode}; it must be an 8-bit "
-                "palette or grey PNG whose index is the class."
+                f"{entry.where}: mask {entry.mask} has the mode {mask.mode}; it must be a palette "
+                "PNG of 8 bits or a grey one of 8 or 16 whose pixel value is the label id.",
+                "mask mode",
             )
-        return np.asarray(mask)
+        if mask.format == "JPEG":
+            raise UserError(
+                f"{entry.where}: mask {entry.mask} is a JPEG, which invents label ids at every "
+                "border; make it anew from its source, as a PNG.",
+                "mask JPEG",
+            )
+        pixels = np.asarray(mask)
+        if mask.mode == "I":  # of 32 bits, though mostly made of 16
+            self.check_ids(
+                [k for k in (pixels.min(), pixels.max()) if not 0 <= k <= WIDE_VOID],
+                entry,
+                WIDE_VOID,
+            )
+        return pixels if pixels.dtype == np.uint8 else pixels.astype(np.uint16)
 
     def _open(self, path: Path, what: str, entry: Entry) -> Image.Image:
         file, root = os.fspath(path), _real_folder(os.fspath(self.root))
         try:
             # The folder first: what lies outside is not even asked whether it exists.
-            inside = self.follow_links or _real_folder(os.path.dirname(file)).startswith(root)
-            mode = os.lstat(file).st_mode if inside else 0
-            if stat.S_ISLNK(mode):
+            leaves = self.leaves(path)
+            inside = not leaves and (
+                self.follow_links or _real_folder(os.path.dirname(file)).startswith(root)
+            )
+            status = os.lstat(file) if inside else None
+            if status and stat.S_ISLNK(status.st_mode):
                 inside = self.follow_links or os.path.realpath(file).startswith(root)
-                mode = os.stat(file).st_mode if inside else 0
-            if not inside:
+                status = os.stat(file) if inside else None
+            if status is None:
                 raise UserError(
                     f"{entry.where}: {what} {path} is a link to {os.path.realpath(path)}, outside "
-                    f"the data set's folder {self.root}; if that is meant, pass --follow_links."
+                    f"the data set's folder {self.root}; if that is meant, pass --follow_links.",
+                    "leaves" if leaves else "link",
                 )
-            if not stat.S_ISREG(mode):
+            if not stat.S_ISREG(status.st_mode):
                 raise OSError("it is no regular file")  # a pipe would block for ever
+            if status.st_size > LARGEST_FILE:
+                raise OSError(f"it has {status.st_size:,} bytes")
             image = Image.open(file, formats=IMAGE_FORMATS)
             image.load()
         except UserError:
             raise
         except FileNotFoundError:
-            raise UserError(f"{entry.where}: {what} {path} does not exist.") from None
+            raise UserError(
+                f"{entry.where}: {what} {path} does not exist.", f"{what} missing"
+            ) from None
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             # Pillow tells a broken file by any of these, and an absurd size by the last.
-            raise UserError(f"{entry.where}: {what} {path} cannot be read: {error}.") from None
+            raise UserError(
+                f"{entry.where}: {what} {path} cannot be read: {error}.", f"{what} damaged"
+            ) from None
         return image
 
-    def check_ids(self, ids: Sequence[int], entry: Entry) -> None:
-        """Raise `UserError` when `ids`, the label ids of a mask, leave 0…classes and 255."""
-        classes = len(self.class_names)
-        wrong = [id for id in ids if id >= classes and id != VOID]
+    def check_ids(self, ids: Sequence[int], entry: Entry, void: int) -> None:
+        """Raise `UserError` when `ids`, the label ids of a mask, are neither named nor `void`."""
+        wrong = set(ids).difference(self.ids, (void,))
         if wrong:
             raise UserError(
                 f"{entry.where}: mask {entry.mask} holds the label id {min(wrong)}; valid are "
-                f"0..{classes - 1} and {VOID} (void)."
+                f"{ranges(self.ids, '..')} and {void} (void).",
+                "ids",
             )
+
+
+# label id of 8 bits → of 16
+_WIDER = np.arange(256, dtype=np.uint16)
+_WIDER[VOID] = WIDE_VOID
+
+
+def _void_of(mask: np.ndarray) -> int:
+    return VOID if mask.dtype == np.uint8 else WIDE_VOID
+
+
+def _check_class_names(names: Sequence[str]) -> None:
+    where = "data_loader.args.class_names"
+    if not 2 <= len(names) <= WIDE_VOID:
+        raise UserError(f"{where} has {len(names)} names; between 2 and {WIDE_VOID} are possible.")
+    if not all(isinstance(name, str) and name for name in names):
+        raise UserError(f"{where} must be a list of names, background first.")
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise UserError(f"{where} has the name '{min(twice)}' more than once.")
 
 
 def bare_id(name: str) -> str:
@@ -225,10 +359,15 @@ def bare_id(name: str) -> str:
 
 
 def label_ids(mask: np.ndarray) -> list[int]:
-    """The values that occur in a mask of bytes, descending.
+    """The values that occur in a mask, [H, W] uint8 or uint16, descending.
 
-    A pass per value at the speed of memory. A mask has few; a histogram costs as much as thirty.
+    Of bytes, a pass per value at the speed of memory: a mask has few, and a histogram costs as much
+    as thirty.
     """
+    if mask.dtype != np.uint8:
+        occurs = np.zeros(1 + WIDE_VOID, dtype=bool)
+        occurs[mask] = True
+        return np.flatnonzero(occurs)[::-1].tolist()
     ids = [int(mask.max())]
     while ids[-1] > 0:
         # Less the last id, what lies below it wraps to the top of a byte, above all else: the

@@ -6,15 +6,23 @@ converts a data set's label id to a channel of the logits and back. It knows no 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from utils.misc import BACKGROUND, VOID, UserError, choose, listing
+from utils.misc import BACKGROUND, VOID, UserError, choose, listing, ranges, void_id
 
 SETTINGS = ("overlap", "disjoint", "sequential")
+ClassNames = Sequence[str] | Mapping[int, str]  # by label id: of 0, 1, 2 …, or of any ids
+
+
+def ids_of(class_names: ClassNames) -> tuple[int, ...]:
+    """The label ids that have a name, ascending."""
+    mapped = isinstance(class_names, Mapping)
+    return tuple(sorted(class_names)) if mapped else tuple(range(len(class_names)))
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,8 @@ class Task:
 
     Channels are in order of arrival: channel 0 is the auxiliary head (and the label background),
     channel k the k-th class that ever arrived. For schedules in natural order, channel = label id.
+    Void is the largest number of its type: among label ids 255 or, with 16 bits, 65,535; among
+    channels 255 while the classes fit below it.
 
     Attributes:
         dataset: short name of the data set, for file names.
@@ -30,8 +40,10 @@ class Task:
         setting: "overlap", "disjoint" or "sequential".
         step: 0 … T.
         steps: label ids of each step, in order of arrival.
-        class_names: name of each label id, background first.
+        class_names: name of each label id; that of background, if there is one, has the id 0.
         published: schedule and classes are the data set's own, so published lists apply.
+        background: whether label id 0 is background; else every pixel is of a class or void, and
+            the label 0 of training is what is hidden.
     """
 
     dataset: str
@@ -39,8 +51,32 @@ class Task:
     setting: str
     step: int
     steps: tuple[tuple[int, ...], ...]
-    class_names: tuple[str, ...]
+    class_names: ClassNames
     published: bool = True
+    background: bool = True
+
+    @cached_property
+    def ids(self) -> tuple[int, ...]:
+        """Every label id of the data set but void, ascending: the columns of a presence table."""
+        return ids_of(self.class_names)
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """The label ids of classes."""
+        return self.ids[1:] if self.background else self.ids
+
+    @property
+    def void(self) -> int:
+        """The label id of void."""
+        return void_id(self.ids)
+
+    def columns(self, labels: Iterable[int]) -> list[int]:
+        """Where label ids stand among `ids`."""
+        return [self._columns[label] for label in labels]
+
+    @cached_property
+    def _columns(self) -> dict[int, int]:
+        return {label: column for column, label in enumerate(self.ids)}
 
     @property
     def old(self) -> tuple[int, ...]:
@@ -74,8 +110,8 @@ class Task:
 
     @property
     def base_channels(self) -> range:
-        """Channels of background and the classes of step 0: the group `old` of the reports."""
-        return range(1 + len(self.steps[0]))
+        """Channels of background, if any, and of step 0: the group `old` of the reports."""
+        return range(0 if self.background else 1, 1 + len(self.steps[0]))
 
     @cached_property
     def _channels(self) -> dict[int, int]:
@@ -87,49 +123,61 @@ class Task:
 
         Args:
             kept: label ids that stay visible; each becomes its channel.
-            masked: what every other label id becomes (0 or 255).
+            masked: what every other label id becomes: 0, or 255 for void.
 
         Returns:
-            [256] uint8; background stays 0, void stays 255.
+            [256] or [65,536], by label id. The type of the labels is uint8 while the channels fit
+            below its largest number, else int32, which Pillow can crop as well. Background stays 0,
+            void becomes the largest number of the type.
         """
-        table = np.full(256, masked, dtype=np.uint8)
-        table[BACKGROUND] = BACKGROUND
-        table[VOID] = VOID
+        dtype = np.uint8 if len(self.seen) < VOID else np.int32
+        void = np.iinfo(dtype).max
+        table = np.full(1 + self.void, void if masked == VOID else masked, dtype=dtype)
+        if self.background:
+            table[BACKGROUND] = BACKGROUND
+        table[self.void] = void
         for label in kept:
             table[label] = self._channels[label]
         return table
 
     def label_ids(self) -> np.ndarray:
-        """Lookup table from channel to label id: [1 + seen classes] uint8, background first."""
-        return np.array((BACKGROUND, *self.seen), dtype=np.uint8)
+        """Lookup table from channel to label id: [1 + seen classes] uint8 or uint16.
+
+        Background is first, or void where there is none.
+        """
+        first = BACKGROUND if self.background else self.void
+        return np.array((first, *self.seen), np.uint8 if self.void == VOID else np.uint16)
 
     def channel_names(self) -> tuple[str, ...]:
-        """Class name of each channel up to this step, background first."""
-        return tuple(self.class_names[label] for label in self.label_ids())
+        """Class name of each channel up to this step, background (or "void") first."""
+        first = self.class_names[BACKGROUND] if self.background else "void"
+        return (first, *(self.class_names[label] for label in self.seen))
 
 
 def make_task(
     dataset: str,
     tables: dict[str, Sequence[Sequence[int]]],
-    class_names: Sequence[str],
+    class_names: ClassNames,
     *,
     name: str,
     setting: str,
     step: int,
     steps: Sequence[Sequence[int]] | None = None,
     own_classes: bool = False,
+    background: bool = True,
 ) -> Task:
     """Check the `task` block of a config and make the `Task`.
 
     Args:
         dataset: short name of the data set.
         tables: its published schedules.
-        class_names: its class names, background first.
+        class_names: its class names by label id.
         name: of a published schedule, or any name when `steps` is given.
         setting: one of `SETTINGS`.
         step: 0 … T.
         steps: own schedule.
         own_classes: `class_names` come from the user, so this is another data set.
+        background: whether label id 0 is background and no class.
 
     Raises:
         UserError: an unknown task, setting or step, with the valid ones; a faulty own schedule.
@@ -140,20 +188,22 @@ def make_task(
         schedule = tuple(tuple(ids) for ids in tables[name])
     else:
         schedule = _own_schedule(steps)
-    highest = len(class_names) - 1
-    outside = [label for ids in schedule for label in ids if not 1 <= label <= highest]
+    published = steps is None and not own_classes
+    named = class_names if isinstance(class_names, Mapping) else tuple(class_names)
+    task = Task(dataset, name, setting, step, schedule, named, published, background)
+    classes = set(task.classes)
+    outside = [label for ids in schedule for label in ids if label not in classes]
     if outside:
         raise UserError(
             f"task '{name}' names the label id {outside[0]}, but the data set's classes are "
-            f"1..{highest}; correct data_loader.args.task.steps or class_names."
+            f"{ranges(classes, '..')}; correct data_loader.args.task.steps or class_names."
         )
     if not 0 <= step < len(schedule):
         raise UserError(
             f"data_loader.args.task.step is {step}, but task '{name}' has the steps "
             f"{listing(range(len(schedule)))}."
         )
-    published = steps is None and not own_classes
-    return Task(dataset, name, setting, step, schedule, tuple(class_names), published)
+    return task
 
 
 def _own_schedule(steps: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
@@ -164,8 +214,8 @@ def _own_schedule(steps: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]
         whole = isinstance(ids, Sequence) and not isinstance(ids, str)
         if not whole or not ids or not all(type(label) is int for label in ids):
             raise UserError(f"{where}[{number}] must be a list of at least one label id.")
-    every = [label for ids in steps for label in ids]
-    twice = sorted({label for label in every if every.count(label) > 1})
+    times = Counter(label for ids in steps for label in ids)
+    twice = sorted(label for label, count in times.items() if count > 1)
     if twice:
         raise UserError(f"{where} names label id {listing(twice)} more than once.")
     return tuple(tuple(ids) for ids in steps)

@@ -1,0 +1,10 @@
+"""The data sets, by what `data_loader.type` of a config names. Their modules need no torch."""
+
+from base.base_dataset import BaseDataset
+from data_loader.ade import ADE
+from data_loader.voc import VOC
+
+DATA_SETS: dict[str, type[BaseDataset]] = {
+    "VOCIncrementalDataLoader": VOC,
+    "ADEIncrementalDataLoader": ADE,
+}

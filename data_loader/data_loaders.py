@@ -1,15 +1,16 @@
 """The loader bundles: from the `data_loader` block of a config to the task and its loaders.
 
-One class does the work; a data set adds its raw class and its table of schedules. Built by
-`trainer/run.py`, which hands over the seed and this process' rank.
+One class does the work; what differs between data sets, their raw classes say. Built by
+`trainer/run.py`, which hands over the seed and this process' rank, and set up by one call on all
+ranks; from then on, nothing here scans, writes or waits for another rank.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from base.base_dataset import BaseDataset
 from base.task import Task, make_task
-from data_loader.ade import ADE
+from data_loader import DATA_SETS
 from data_loader.dataset import IncrementalDataset, Joined, OrderedShare, ShuffledBatches
 from data_loader.leakage import allowed, audit
 from data_loader.splits import (
@@ -31,21 +32,25 @@ from data_loader.splits import (
     read_published,
     select,
 )
-from data_loader.task_tables import ADE_TASKS, VOC_TASKS
-from data_loader.transforms import EvalTransform, NoTransform, TrainTransform, Transform
-from data_loader.voc import VOC
+from data_loader.transforms import NoTransform, TrainTransform, Transform, eval_transform
 from utils import interrupt
 from utils.distributed import SINGLE, Ranks
 from utils.logger import log
-from utils.misc import UserError, seed_from
+from utils.misc import UserError, keep_freed_memory, seed_from
 
 
 class _Loader(DataLoader):
     """A loader whose processes no signal meets before they can take it."""
 
     def __iter__(self):
+        keep_freed_memory()
         with interrupt.shield():
             return super().__iter__()
+
+
+def _start_worker(number: int) -> None:
+    interrupt.leave_to_parent(number)
+    keep_freed_memory()
 
 
 class IncrementalDataLoader:
@@ -54,12 +59,9 @@ class IncrementalDataLoader:
     Its arguments are the keys of `data_loader.args`; see the config reference in the README.
     """
 
-    raw_class: type[BaseDataset]
-    tables: dict[str, Sequence[Sequence[int]]]
-    published_batch: int  # images per iteration of the published runs
-
     def __init__(
         self,
+        data_set: type[BaseDataset],
         *,
         task: Mapping[str, Any],
         train: Mapping[str, Any],
@@ -76,11 +78,12 @@ class IncrementalDataLoader:
         seed: int = 0,
         ranks: Ranks = SINGLE,
     ):
-        """Check the task and read the lists; images and masks wait until a loader is asked for.
+        """Check the task and read the lists; no image or mask is opened.
 
         Besides the keys of the config:
 
         Args:
+            data_set: whose images these are.
             cache_dir: where the presence of classes is cached; default: `task.idxs_path`.
             accumulate: `trainer.accumulate`.
             seed: of samples and order.
@@ -90,13 +93,15 @@ class IncrementalDataLoader:
             UserError: an unknown task, setting or step; a missing root or list.
         """
         for kind, block in (("train", train), ("val", val), ("test", test)):
-            if not block["args"]["transform"] and block["batch_size"] > 1:
+            why = "" if block["args"]["transform"] else ".args.transform is false"
+            if kind != "train" and data_set.evaluation == "whole":
+                why = f": {data_set.name} is evaluated on whole images"
+            if why and block["batch_size"] > 1:
                 raise UserError(
-                    f"data_loader.args.{kind}.args.transform is false, so images keep their own "
-                    f"sizes and cannot be stacked; set data_loader.args.{kind}.batch_size to 1."
+                    f"data_loader.args.{kind}{why}, so images keep their own sizes and cannot be "
+                    f"stacked; set data_loader.args.{kind}.batch_size to 1."
                 )
-        if class_names is not None:
-            _check_class_names(class_names)
+        self.data_set = data_set
         self.blocks = {"train": train, "val": val, "test": test}
         self.num_workers, self.pin_memory = num_workers, pin_memory
         self.seed, self.ranks = seed, ranks
@@ -107,36 +112,79 @@ class IncrementalDataLoader:
         self.replay_sets: list[IncrementalDataset] = []
         self._replay_origins: list[int] = []
         self._presences: dict[str, np.ndarray] = {}
+        self._sets: dict[str, IncrementalDataset] = {}
         self.raw = {
-            split: self.raw_class(split, data_dir, class_names, follow_links)
+            split: data_set(split, data_dir, class_names, follow_links)
             for split in ("train", "val")
         }
         self.task: Task = make_task(
-            self.raw_class.name,
-            self.tables,
+            data_set.name,
+            data_set.tables,
             self.raw["val"].class_names,
             own_classes=class_names is not None,
+            background=data_set.background,
             **{key: task[key] for key in ("name", "setting", "step", "steps")},
         )
 
     # ------------------------------------------------------------------------------- data sets
-    @cached_property
+    def setup(self, *kinds: str) -> None:
+        """Find the images of the step; every rank calls it, before anything else is asked for.
+
+        Rank 0 scans masks whose classes are not cached, the others read its cache.
+
+        Args:
+            kinds: the sets that are needed: "train" (and the replay's candidates), "val", "test".
+
+        Raises:
+            UserError: a list or a mask is faulty, or no image belongs to a set.
+        """
+        splits = {
+            split
+            for kind in kinds
+            # With a published list nobody has to scan, but the audit of what is trained on asks.
+            if (split := self._split(kind)) == "train"
+            or published_file(self.task, kind, self.lists_dir) is None
+        }
+        with self.ranks.main_first():
+            for split in sorted(splits):
+                self._presences[split] = presence_table(self.raw[split], self.cache_dir)
+        self._sets = {kind: self._make(kind) for kind in kinds}
+
+    def _split(self, kind: str) -> str:
+        """The split whose images a set takes."""
+        held_out = kind == "val" and self.blocks["val"]["cross_val"]
+        return "train" if kind == "train" or held_out else "val"
+
+    def _make(self, kind: str) -> IncrementalDataset:
+        if kind == "train":
+            return self._training(self.task, self._transform("train"), self.seed, self.task.step)
+        split, kept = self._split(kind), self.task.new if kind == "val" else self.task.seen
+        if split == "train":
+            indices = self._train_and_held_out(self.task)[1]
+        else:
+            indices = self._indices(self.task, kind)
+        table = self.task.label_table(kept, self.blocks[kind]["args"]["masking_value"])
+        seed = (self.seed, self.task.step)
+        return IncrementalDataset(self.raw[split], indices, table, self._transform(kind), seed)
+
+    def _set(self, kind: str) -> IncrementalDataset:
+        assert kind in self._sets, f"setup('{kind}') comes first, on all ranks"
+        return self._sets[kind]
+
+    @property
     def train_set(self) -> IncrementalDataset:
         """Training images of the step, randomly transformed; exemplars are not among them."""
-        return self._training(self.task, self._transform("train"), self.seed, self.task.step)
+        return self._set("train")
 
-    @cached_property
+    @property
     def val_set(self) -> IncrementalDataset:
         """Validation images of the step: labels of the new classes."""
-        if self.blocks["val"]["cross_val"]:
-            held_out = self._train_and_held_out(self.task)[1]
-            return self._dataset("train", held_out, "val", self.task.new)
-        return self._dataset("val", self._indices(self.task, "val"), "val", self.task.new)
+        return self._set("val")
 
-    @cached_property
+    @property
     def test_set(self) -> IncrementalDataset:
         """Test images of the step: labels of all seen classes."""
-        return self._dataset("val", self._indices(self.task, "test"), "test", self.task.seen)
+        return self._set("test")
 
     def candidate_set(self) -> IncrementalDataset:
         """Training images of the step before, with the labels of that step: who may be kept.
@@ -196,7 +244,6 @@ class IncrementalDataLoader:
             [(words, presence[part.indices], part.table, may) for words, part, may in parts],
         )
 
-    @cached_property
     def train_hash(self) -> str:
         """SHA-256 of what is trained on: image ids, sizes of image and mask files, label tables.
 
@@ -231,8 +278,10 @@ class IncrementalDataLoader:
         args = self.blocks[kind]["args"]
         if not args["transform"]:
             return NoTransform()
-        preset = TrainTransform if kind == "train" else EvalTransform
-        return preset(args["transform_args"]["crop_size"])
+        crop_size = args["transform_args"]["crop_size"]
+        if kind == "train":
+            return TrainTransform(crop_size)
+        return eval_transform(self.data_set.evaluation, crop_size)
 
     def _train_and_held_out(self, task: Task) -> tuple[np.ndarray, np.ndarray]:
         indices = self._indices(task, "train")
@@ -249,10 +298,8 @@ class IncrementalDataLoader:
         return indices[np.sort(order[held_out:])], indices[np.sort(order[:held_out])]
 
     def _presence(self, split: str) -> np.ndarray:
-        """[images, 256] bool: which label ids occur in each mask of a split."""
-        if split not in self._presences:
-            with self.ranks.main_first():  # one process scans, the others read its cache
-                self._presences[split] = presence_table(self.raw[split], self.cache_dir)
+        """[images, label ids] bool: which label ids occur in each mask of a split."""
+        assert split in self._presences, "setup() comes first, on all ranks"
         return self._presences[split]
 
     def _indices(self, task: Task, kind: str) -> np.ndarray:
@@ -283,13 +330,6 @@ class IncrementalDataLoader:
         )
         return indices
 
-    def _dataset(
-        self, split: str, indices: np.ndarray, kind: str, kept: Sequence[int]
-    ) -> IncrementalDataset:
-        table = self.task.label_table(kept, self.blocks[kind]["args"]["masking_value"])
-        seed = (self.seed, self.task.step)
-        return IncrementalDataset(self.raw[split], indices, table, self._transform(kind), seed)
-
     # --------------------------------------------------------------------------------- loaders
     @cached_property
     def train_loader(self) -> DataLoader:
@@ -315,6 +355,11 @@ class IncrementalDataLoader:
     def global_batch(self) -> int:
         """Images of one iteration, over all processes."""
         return self.blocks["train"]["batch_size"] * self.ranks.world * self.accumulate
+
+    def one_size(self, kind: str) -> bool:
+        """Whether all images of "train", "val" or "test" come in one size."""
+        whole = kind != "train" and self.data_set.evaluation == "whole"
+        return self.blocks[kind]["args"]["transform"] and not whole
 
     @property
     def norm_batch(self) -> int:
@@ -356,7 +401,7 @@ class IncrementalDataLoader:
             num_workers=self.num_workers,
             pin_memory=self.pin_memory and torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=interrupt.leave_to_parent,
+            worker_init_fn=_start_worker,
             # The loader draws a seed for its workers; a generator of its own keeps that draw from
             # moving torch's global one, on which dropout depends.
             generator=torch.Generator().manual_seed(0),
@@ -364,33 +409,6 @@ class IncrementalDataLoader:
         )
 
 
-def _check_class_names(names: Sequence[str]) -> None:
-    where = "data_loader.args.class_names"
-    if not all(isinstance(name, str) and name for name in names):
-        raise UserError(f"{where} must be a list of names, background first.")
-    if not 2 <= len(names) <= 255:
-        raise UserError(f"{where} has {len(names)} names; between 2 and 255 are possible.")
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"{where} has the name '{twice[0]}' more than once.")
-
-
-class VOCIncrementalDataLoader(IncrementalDataLoader):
-    """PASCAL VOC 2012, or own data in its layout."""
-
-    raw_class = VOC
-    tables = VOC_TASKS
-    published_batch = 32
-
-
-class ADEIncrementalDataLoader(IncrementalDataLoader):
-    """ADE20K with its 150 classes."""
-
-    raw_class = ADE
-    tables = ADE_TASKS
-    published_batch = 24
-
-
-LOADERS: dict[str, type[IncrementalDataLoader]] = {
-    cls.__name__: cls for cls in (VOCIncrementalDataLoader, ADEIncrementalDataLoader)
-}
+def loaders() -> dict[str, Callable[..., IncrementalDataLoader]]:
+    """What makes the bundle of a data set, by `data_loader.type`."""
+    return {name: partial(IncrementalDataLoader, raw) for name, raw in DATA_SETS.items()}

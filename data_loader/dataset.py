@@ -22,7 +22,8 @@ class Sample(NamedTuple):
 
     Attributes:
         image: [3, H, W] uint8 RGB.
-        label: [H, W] uint8; channel of the class, 0 = background, 255 = void.
+        label: [H, W] uint8; channel of the class, 0 = background, 255 = void. int32 with the
+            largest int32 = void where the channels do not fit (`Task.label_table`).
         name: bare image id.
     """
 
@@ -46,7 +47,7 @@ class IncrementalDataset(Dataset):
         Args:
             raw: where the images come from.
             indices: which of its images belong to this set.
-            table: [256] uint8 from label id to training label (`Task.label_table`).
+            table: from label id to training label (`Task.label_table`).
             transform: of the image and its labels, both PIL images, into tensors.
             seed: what, besides epoch and image, decides how a sample is transformed.
         """
@@ -72,7 +73,10 @@ class IncrementalDataset(Dataset):
         index = self.indices[position]
         name = self.raw.entries[index].id
         image, mask = self.raw.load(index)
-        label = Image.fromarray(mask).point(self.table.tolist())
+        if mask.dtype == self.table.dtype == np.uint8:
+            label = Image.fromarray(mask).point(self.table.tolist())
+        else:
+            label = Image.fromarray(self.table[mask])
         state = torch.get_rng_state()
         # Not torch.manual_seed, which would seed the GPUs' generators as well.
         torch.default_generator.manual_seed(seed_from(*self.seed, epoch, name))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from base.task import Task
-from utils.misc import BACKGROUND, VOID
+from utils.misc import BACKGROUND, ranges
 
 
 def allowed(task: Task) -> tuple[int, ...]:
@@ -20,37 +20,22 @@ def allowed(task: Task) -> tuple[int, ...]:
     return task.seen if task.setting == "sequential" else task.new
 
 
-def visible(presence: np.ndarray, table: np.ndarray) -> set[int]:
-    """Label ids that occur in some mask and that the lookup table lets through as a class.
+def shown(table: np.ndarray, labels: Iterable[int]) -> list[int]:
+    """Of `labels`, those that a lookup table (`Task.label_table`) lets through as a class."""
+    no_class = (BACKGROUND, np.iinfo(table.dtype).max)
+    return [label for label in labels if table[label] not in no_class]
+
+
+def occurring(task: Task, presence: np.ndarray, labels: Sequence[int]) -> tuple[set[int], int]:
+    """Of `labels`, those that some mask holds, and the number of images that hold one.
 
     Args:
-        presence: [images, 256] bool, which ids occur in each mask.
-        table: [256] uint8, label id → training label.
+        task: knows the columns of `presence`.
+        presence: [images, label ids] bool, which ids occur in each mask.
+        labels: label ids.
     """
-    occurs = presence.any(axis=0)
-    return {
-        label
-        for label in np.flatnonzero(occurs).tolist()
-        if label not in (BACKGROUND, VOID) and table[label] not in (BACKGROUND, VOID)
-    }
-
-
-def hidden(presence: np.ndarray, table: np.ndarray, labels: Iterable[int]) -> tuple[set[int], int]:
-    """Of `labels`, those that occur and are hidden, and the number of images that hold one."""
-    shut = [label for label in labels if table[label] in (BACKGROUND, VOID)]
-    occurs = presence[:, shut]
-    return {shut[i] for i in np.flatnonzero(occurs.any(axis=0))}, int(occurs.any(axis=1).sum())
-
-
-def ranges(labels: Iterable[int]) -> str:
-    """Label ids as `1-15, 17`, or `none`."""
-    words: list[list[int]] = []
-    for label in sorted(labels):
-        if words and label == words[-1][-1] + 1:
-            words[-1] = [words[-1][0], label]
-        else:
-            words.append([label])
-    return ", ".join("-".join(map(str, word)) for word in words) or "none"
+    occurs = presence[:, task.columns(labels)]
+    return {labels[i] for i in np.flatnonzero(occurs.any(axis=0))}, int(occurs.any(axis=1).sum())
 
 
 def audit(
@@ -68,13 +53,14 @@ def audit(
     """
     told = []
     for words, presence, table, may in parts:
-        shown = visible(presence, table)
-        leaked = shown - set(may)
+        visible, _ = occurring(task, presence, shown(table, task.classes))
+        leaked = visible - set(may)
         assert not leaked, f"{words}: label ids {ranges(leaked)} leak into the loss"
-        text = f"{len(presence)} {words} show {ranges(shown)}"
-        future = {label for ids in task.steps[task.step + 1 :] for label in ids}
-        for kind, labels in (("old", task.old), ("new", task.new), ("future", sorted(future))):
-            ids, images = hidden(presence, table, labels)
+        text = f"{len(presence)} {words} show {ranges(visible)}"
+        future = [label for ids in task.steps[task.step + 1 :] for label in ids]
+        for kind, labels in (("old", task.old), ("new", task.new), ("future", future)):
+            hidden = sorted({*labels} - {*shown(table, labels)})
+            ids, images = occurring(task, presence, hidden)
             if ids:
                 text += f"; hide {kind} {ranges(ids)} in {images}"
         told.append(text)

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from base.base_dataset import bare_id
-from utils.misc import BACKGROUND, VOID, UserError, write_json
+from utils.misc import UserError, write_json
 
 FILE = "memory.json"
 
@@ -105,8 +105,12 @@ def write(
     write_json(path, memory)
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path, classes: Collection[int] | None = None) -> dict[str, Any]:
     """The memories in a file, checked.
+
+    Args:
+        path: the file.
+        classes: leave out all other label ids; published files have void among theirs.
 
     Raises:
         UserError: the file is missing, no JSON, or has another form.
@@ -125,6 +129,9 @@ def read(path: Path) -> dict[str, Any]:
                 f'memory list {path}: {key} must hold "memory_candidates", a list of '
                 '[name, [label ids]], and "memory_list", the same names.'
             )
+        if classes is not None:
+            for _, ids in entry["memory_candidates"]:
+                ids[:] = [label for label in ids if label in classes]
     return memory
 
 
@@ -148,11 +155,7 @@ def exemplars(memory: dict[str, Any], step: int) -> list[Candidate]:
 
 
 def _candidates(entry: dict[str, Any]) -> list[Candidate]:
-    """The exemplars of one step; published files have void among their ids."""
-    return [
-        Candidate(bare_id(name), tuple(label for label in ids if label not in (BACKGROUND, VOID)))
-        for name, ids in entry["memory_candidates"]
-    ]
+    return [Candidate(bare_id(name), tuple(ids)) for name, ids in entry["memory_candidates"]]
 
 
 def origins(memory: dict[str, Any], step: int) -> dict[str, int]:

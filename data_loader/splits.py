@@ -21,7 +21,7 @@ import numpy as np
 from base.base_dataset import BaseDataset, bare_id
 from base.task import Task
 from utils.logger import log, progress
-from utils.misc import BACKGROUND, VOID, UserError, atomic_path, cores
+from utils.misc import UserError, atomic_path, cores, keep_freed_memory
 
 HELD_OUT = 0.2  # share of the training images that cross_val validates on
 CHUNK = 128  # masks per job of the scan
@@ -41,7 +41,7 @@ def presence_table(dataset: BaseDataset, cache_dir: str | Path) -> np.ndarray:
         cache_dir: `task.idxs_path` of the config; a folder that cannot be written costs a warning.
 
     Returns:
-        [images, 256] bool, in list order.
+        [images, label ids] bool, in list order and in that of `BaseDataset.ids`.
 
     Raises:
         UserError: a mask is missing, unreadable or holds an id out of range.
@@ -49,21 +49,21 @@ def presence_table(dataset: BaseDataset, cache_dir: str | Path) -> np.ndarray:
     key = _fingerprint(dataset)
     cache = Path(cache_dir) / f"presence_{dataset.name}_{dataset.split}_{key[:16]}.npz"
     if cache.is_file():
-        packed = _read_cache(cache, key, len(dataset))
-        if packed is not None:
-            return np.unpackbits(packed, axis=1).astype(bool)
+        table = _read_cache(cache, key, (len(dataset), len(dataset.ids)))
+        if table is not None:
+            return table
         log.warning("the class cache %s is damaged: the masks are scanned again", cache)
-    packed = _scan(dataset)
+    table = _scan(dataset)
     try:
         with atomic_path(cache) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, presence=packed, key=np.array(key))
+            np.savez_compressed(file, presence=np.packbits(table, axis=1), key=np.array(key))
     except UserError as error:
         log.warning("the class cache: %s The next run scans again.", error)
-    return np.unpackbits(packed, axis=1).astype(bool)
+    return table
 
 
 def _fingerprint(dataset: BaseDataset) -> str:
-    digest = hashlib.sha256(f"{dataset.root.resolve()}\n{len(dataset.class_names)}\n".encode())
+    digest = hashlib.sha256(f"{dataset.root.resolve()}\n{dataset.ids}\n".encode())
     for entry in dataset.entries:
         try:
             stat = os.stat(entry.mask)
@@ -73,24 +73,28 @@ def _fingerprint(dataset: BaseDataset) -> str:
     return digest.hexdigest()
 
 
-def _read_cache(path: Path, key: str, images: int) -> np.ndarray | None:
+def _read_cache(path: Path, key: str, shape: tuple[int, int]) -> np.ndarray | None:
     try:
         with np.load(path, allow_pickle=False) as stored:
             packed, stored_key = stored["presence"], str(stored["key"])
     except Exception as error:  # np.load raises many kinds on a damaged file; all mean: scan again
         log.debug("reading %s: %s", path, error)
         return None
-    valid = stored_key == key and packed.shape == (images, 32) and packed.dtype == np.uint8
-    return packed if valid else None
+    images, ids = shape
+    good = packed.shape == (images, -(-ids // 8)) and packed.dtype == np.uint8
+    if stored_key != key or not good:
+        return None
+    return np.unpackbits(packed, axis=1, count=ids).astype(bool)
 
 
 def _scan(dataset: BaseDataset) -> np.ndarray:
-    """[images, 32] uint8: the presence table, packed eight ids to a byte."""
-    table = np.zeros((len(dataset), 256), dtype=bool)
+    """The presence table."""
+    table = np.zeros((len(dataset), len(dataset.ids)), dtype=bool)
+    columns = {label: column for column, label in enumerate(dataset.ids)}
 
     def scan(rows: range) -> int:
         for row in rows:
-            table[row, dataset.load_ids(row)] = True
+            table[row, [columns[label] for label in dataset.load_ids(row)]] = True
         return len(rows)
 
     jobs = [range(len(dataset))[first : first + CHUNK] for first in range(0, len(dataset), CHUNK)]
@@ -99,6 +103,7 @@ def _scan(dataset: BaseDataset) -> np.ndarray:
     )
     # Threads: Pillow decodes and NumPy counts without the interpreter's lock, and processes would
     # take a fifth as long to start as all of VOC's masks to scan.
+    keep_freed_memory()
     with bar, ThreadPoolExecutor(min(cores(), THREADS)) as pool:
         try:
             for masks in pool.map(scan, jobs):
@@ -106,22 +111,21 @@ def _scan(dataset: BaseDataset) -> np.ndarray:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # nobody wants the rest
             raise
-    return np.packbits(table, axis=1)
+    return table
 
 
 # ------------------------------------------------------------------------------ rules of a setting
-def _holds(presence: np.ndarray, ids: Iterable[int]) -> np.ndarray:
-    return presence[:, list(ids)].any(axis=1)
+def _holds(presence: np.ndarray, task: Task, labels: Iterable[int]) -> np.ndarray:
+    return presence[:, task.columns(labels)].any(axis=1)
 
 
 def _overlap(presence: np.ndarray, task: Task) -> np.ndarray:
-    return _holds(presence, task.new)
+    return _holds(presence, task, task.new)
 
 
 def _disjoint(presence: np.ndarray, task: Task) -> np.ndarray:
-    allowed = {BACKGROUND, VOID, *task.seen}
-    future = [label for label in range(256) if label not in allowed]
-    return _holds(presence, task.new) & ~_holds(presence, future)
+    future = set(task.classes).difference(task.seen)
+    return _holds(presence, task, task.new) & ~_holds(presence, task, future)
 
 
 # setting → which images of the training list belong to the step, [images] bool
@@ -136,7 +140,7 @@ def select(presence: np.ndarray, task: Task, kind: str) -> np.ndarray:
     """Indices of the images of one split that belong to the step.
 
     Args:
-        presence: [images, 256] bool, of the training list for "train", else of the val list.
+        presence: [images, label ids] bool, of the training list for "train", else of the val list.
         task: the step.
         kind: "train", "val" (images with a new class) or "test" (images with a seen class).
 
@@ -146,7 +150,7 @@ def select(presence: np.ndarray, task: Task, kind: str) -> np.ndarray:
     if kind == "train":
         chosen = TRAIN_RULES[task.setting](presence, task)
     else:
-        chosen = _holds(presence, task.new if kind == "val" else task.seen)
+        chosen = _holds(presence, task, task.new if kind == "val" else task.seen)
     return np.flatnonzero(chosen)
 
 

@@ -33,6 +33,3 @@ ADE_TASKS: dict[str, list[list[int]]] = {
     "100-5": _in_order(150, 100, 5),
     "50-50": _in_order(150, 50, 50),
 }
-
-# loader bundle → its schedules
-TABLES = {"VOCIncrementalDataLoader": VOC_TASKS, "ADEIncrementalDataLoader": ADE_TASKS}

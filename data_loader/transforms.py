@@ -1,5 +1,5 @@
-"""From a raw image and its labels to equally sized uint8 tensors; the normalisation runs on the
-device. Called by `IncrementalDataset`, in the loaders' workers.
+"""From a raw image and its labels to equally sized tensors of integers; the normalisation runs on
+the device. Called by `IncrementalDataset`, in the loaders' workers.
 
 Images are resized bilinearly and labels by nearest neighbour, with Pillow's resampling: the same
 numbers as torchvision's functions on PIL images, which the tests compare.
@@ -17,6 +17,7 @@ from PIL import Image
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 Transform = Callable[[Image.Image, Image.Image], tuple[torch.Tensor, torch.Tensor]]
+LABEL_TYPES = {"L": torch.uint8, "P": torch.uint8, "I": torch.int32}  # by Pillow's mode
 BILINEAR, NEAREST = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
 
 
@@ -61,11 +62,29 @@ class EvalTransform:
         return to_tensors(image, label)
 
 
+class Resize:
+    """The whole image at one size, (height, width), whatever its shape."""
+
+    def __init__(self, size: tuple[int, int]):
+        height, width = size
+        self.size = (width, height)
+
+    def __call__(self, image: Image.Image, label: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+        return to_tensors(image.resize(self.size, BILINEAR), label.resize(self.size, NEAREST))
+
+
 class NoTransform:
     """Whole images at their own size."""
 
     def __call__(self, image: Image.Image, label: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
         return to_tensors(image, label)
+
+
+def eval_transform(way: str | tuple[int, int], crop_size: int) -> Transform:
+    """How a data set is evaluated (`BaseDataset.evaluation`)."""
+    if isinstance(way, tuple):
+        return Resize(way)
+    return {"crop": EvalTransform(crop_size), "whole": NoTransform()}[way]
 
 
 def random_box(
@@ -114,7 +133,7 @@ def resized_crop(
 
 
 def to_tensors(image: Image.Image, label: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
-    """image [3, H, W] uint8 and label [H, W] uint8.
+    """image [3, H, W] uint8 and label [H, W] uint8, or int32 where Pillow has them so.
 
     Pillow writes the planes one after the other, as collation wants them: faster than a copy of
     the pixels that is transposed later. A tensor may not share the memory of read-only `bytes`.
@@ -123,7 +142,7 @@ def to_tensors(image: Image.Image, label: Image.Image) -> tuple[torch.Tensor, to
     labels = bytearray(label.tobytes())
     return (
         torch.frombuffer(planes, dtype=torch.uint8).view(3, image.height, image.width),
-        torch.frombuffer(labels, dtype=torch.uint8).view(label.height, label.width),
+        torch.frombuffer(labels, dtype=LABEL_TYPES[label.mode]).view(label.height, label.width),
     )
 
 

@@ -1,10 +1,12 @@
-"""PASCAL VOC 2012 and every data set in its layout: file lists, root, class names."""
+"""PASCAL VOC 2012 and every data set in its layout: all that is known of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from base.base_dataset import BaseDataset, Entry, read_list
+from data_loader.task_tables import VOC_TASKS
 from utils.misc import UserError
 
 VOC_CLASSES = (
@@ -12,6 +14,10 @@ VOC_CLASSES = (
     *("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
     *("sheep", "sofa", "train", "tvmonitor"),
 )
+
+
+_TAR = "VOCtrainval_11-May-2012.tar of the PASCAL VOC site"
+_AUGMENTED = "SegmentationClassAug (the augmented masks, from the Semantic Boundaries Dataset)"
 
 
 class VOC(BaseDataset):
@@ -25,6 +31,21 @@ class VOC(BaseDataset):
     name = "voc"
     default_root = "/dataset/VOC2012"
     root_variable = "DKD_VOC_ROOT"
+    tables = VOC_TASKS
+    complete: ClassVar = {"train": 10582, "val": 1449}
+    advice: ClassVar = {
+        "root": "name the folder with --data_dir, data_loader.args.data_dir or DKD_VOC_ROOT; "
+        f"it is VOCdevkit/VOC2012 of {_TAR}, with {_AUGMENTED} and train_aug.txt added",
+        "names": "name the classes in data_loader.args.class_names, background first",
+        "list train": "put it there: 10,582 lines '/JPEGImages/ID.jpg "
+        f"/SegmentationClassAug/ID.png' or bare ids; copies come with {_AUGMENTED}",
+        "list val": f"put it there: 1,449 bare ids; it is in {_TAR}",
+        "line": "write '/JPEGImages/ID.jpg /SegmentationClassAug/ID.png' (paths from the root, "
+        "without spaces) or a bare id",
+        "image": f"extract JPEGImages/ from {_TAR}; for own images, correct the list",
+        "mask train": f"put {_AUGMENTED} into the root; for own masks, correct the list",
+        "mask val": f"extract SegmentationClass/ from {_TAR}; for own masks, add the file",
+    }
 
     def read_class_names(self) -> tuple[str, ...]:
         return VOC_CLASSES
@@ -36,8 +57,14 @@ class VOC(BaseDataset):
 
     def read_entries(self) -> list[Entry]:
         path = self.list_file()
-        lines = enumerate(read_list(path), start=1)
-        return [self.parse(line, f"{path}, line {n}") for n, line in lines if line.split()]
+        entries = []
+        for number, line in enumerate(read_list(path), start=1):
+            if line.split():
+                try:
+                    entries.append(self.parse(line, f"{path}, line {number}"))
+                except UserError as fault:
+                    self.tell(fault, "line")
+        return entries
 
     def parse(self, line: str, where: str) -> Entry:
         """The entry of one line.

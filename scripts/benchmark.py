@@ -73,6 +73,7 @@ from utils.misc import (
     UserError,
     choose,
     cores,
+    keep_freed_memory,
     one_sentence_errors,
     seed_from,
     voc_palette,
@@ -294,6 +295,7 @@ def measure_data(plan: Plan) -> list[Row]:
         dataset = IncrementalDataset(raw, range(len(raw)), table, TrainTransform(512), (1, 1))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as in the processes of a loader
+        keep_freed_memory()
         try:
             for position in range(len(dataset)):
                 image, labels = plain_sample(dataset, position, channels)
@@ -416,6 +418,9 @@ class Stub:
 
     def __init__(self, task: Task):
         self.task = task
+
+    def one_size(self, kind: str) -> bool:
+        return True
 
 
 class Net:

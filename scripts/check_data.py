@@ -14,16 +14,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
-import io
 import os
-import stat
 import sys
 import textwrap
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from copy import copy
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,12 +30,12 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 # Nothing here imports torch: every reading process imports this file, and would wait for it.
-from base.base_dataset import IMAGE_FORMATS, BaseDataset, Entry, read_list
-from base.task import SETTINGS, Task, make_task
-from data_loader.ade import ADE
+from base.base_dataset import BaseDataset, Entry, label_ids
+from base.task import SETTINGS, ClassNames, Task, make_task
+from data_loader import DATA_SETS as registry
 from data_loader.splits import (
     HELD_OUT,
     derive,
@@ -47,10 +45,17 @@ from data_loader.splits import (
     published_lists,
     read_published,
 )
-from data_loader.task_tables import ADE_TASKS, VOC_TASKS
-from data_loader.voc import VOC
 from utils.logger import progress
-from utils.misc import VOID, UserError, cores, listing, one_sentence_errors
+from utils.misc import (
+    BACKGROUND,
+    VOID,
+    UserError,
+    cores,
+    keep_freed_memory,
+    listing,
+    one_sentence_errors,
+    sha256,
+)
 from utils.parse_config import ConfigParser
 
 WORDS = {"train": "training", "val": "validation"}  # of the two splits
@@ -59,73 +64,18 @@ EXAMPLES = 5  # places shown per finding
 LINES = {"width": 100, "initial_indent": "  ", "subsequent_indent": "  ", "break_on_hyphens": False}
 CHUNK = 128  # files per job of the reading processes
 PARALLEL = 8  # jobs; with fewer, starting processes would take longer than the reading
-LARGEST_FILE = 2**30  # bytes; no image of a data set comes near
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
-# ----------------------------------------------------------------------- what a data set should be
-@dataclass(frozen=True)
-class DataSet:
-    """What is known of a data set beyond its reader.
-
-    Attributes:
-        reader: the class that reads it.
-        tasks: its published schedules.
-        complete: images of each split when none is missing.
-        advice: topic, or topic and split → what to do. The topics are the braces in `FAULTS`.
-    """
-
-    reader: type[BaseDataset]
-    tasks: Mapping[str, Sequence[Sequence[int]]]
-    complete: Mapping[str, int]
-    advice: Mapping[str, str]
-
-
-_TAR = "VOCtrainval_11-May-2012.tar of the PASCAL VOC site"
-_AUGMENTED = "SegmentationClassAug (the augmented masks, from the Semantic Boundaries Dataset)"
-_ZIP = "ADEChallengeData2016.zip of the MIT scene parsing benchmark"
-DATA_SETS = {
-    "voc": DataSet(
-        VOC,
-        VOC_TASKS,
-        {"train": 10582, "val": 1449},
-        {
-            "root": "name the folder with --data_dir, data_loader.args.data_dir or DKD_VOC_ROOT; "
-            f"it is VOCdevkit/VOC2012 of {_TAR}, with {_AUGMENTED} and train_aug.txt added",
-            "names": "name the classes in data_loader.args.class_names, background first",
-            "list train": "put it there: 10,582 lines '/JPEGImages/ID.jpg "
-            f"/SegmentationClassAug/ID.png' or bare ids; copies come with {_AUGMENTED}",
-            "list val": f"put it there: 1,449 bare ids; it is in {_TAR}",
-            "line": "write '/JPEGImages/ID.jpg /SegmentationClassAug/ID.png' (paths from the root, "
-            "without spaces) or a bare id",
-            "image": f"extract JPEGImages/ from {_TAR}; for own images, correct the list",
-            "mask train": f"put {_AUGMENTED} into the root; for own masks, correct the list",
-            "mask val": f"extract SegmentationClass/ from {_TAR}; for own masks, add the file",
-        },
-    ),
-    "ade": DataSet(
-        ADE,
-        ADE_TASKS,
-        {"train": 20210, "val": 2000},
-        {
-            "root": "name the folder with --data_dir, data_loader.args.data_dir or DKD_ADE_ROOT; "
-            f"it is what {_ZIP} unpacks to",
-            "names": f"take the file from {_ZIP}: a heading and 150 rows of five columns separated "
-            "by tabs",
-            "list train": f"extract images/training/ (20,210 .jpg files) from {_ZIP}",
-            "list val": f"extract images/validation/ (2,000 .jpg files) from {_ZIP}",
-            "image": f"extract images/ from {_ZIP}",
-            "mask": f"extract annotations/ from {_ZIP}",
-        },
-    ),
-}
+# Data set of the command line → its reader
+DATA_SETS = {reader.name: reader for reader in registry.values()}
 
 
 # ----------------------------------------------------------------------------------------- findings
 SEVERITIES = ("error", "warning", "note")
 _SHARED = "delete it from one of the lists: results on images that were trained on mean nothing"
 # Kind of fault → severity, what is wrong, what to do. The words in braces are the split and the
-# topics of `DataSet.advice`.
+# topics of `BaseDataset.advice`.
 # fmt: off
 FAULTS = {
     "root": ("error", "root does not exist", "{root}"),
@@ -154,9 +104,9 @@ FAULTS = {
     "mask missing": ("error", "{split} mask does not exist", "{mask}"),
     "mask damaged": ("error", "{split} mask cannot be read",
         "replace the file, which is damaged or no picture: {mask}"),
-    "mask mode": ("error", "{split} mask is no 8-bit index mask",
-        "save it as a palette or grey PNG of 8 bits whose pixel value is the class; in a colour "
-        "picture, map each colour back to its class"),
+    "mask mode": ("error", "{split} mask is no index mask",
+        "save it as a palette or grey PNG of 8 or 16 bits whose pixel value is the class; in a "
+        "colour picture, map each colour back to its class"),
     "mask JPEG": ("error", "{split} mask is a JPEG",
         "make it anew from its source, as a PNG: JPEG invents classes at every border"),
     "ids": ("error", "label id out of range in a {split} mask",
@@ -220,7 +170,7 @@ class Finding:
     advice: str
 
 
-def collect(known: DataSet, found: Found, split: str = "") -> list[Finding]:
+def collect(known: type[BaseDataset], found: Found, split: str = "") -> list[Finding]:
     """One finding for each kind of fault, in the order of `FAULTS`."""
     places = defaultdict(list)
     for fault, place in found:
@@ -263,69 +213,33 @@ def printable(text: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------- lists
-def bare_reader(known: DataSet, split: str, root: Path) -> BaseDataset:
-    """A reader without its list, for the constructor stops at the first fault."""
-    reader = object.__new__(known.reader)
-    reader.split, reader.root, reader.entries = split, root, []
-    return reader
+def read_lists(
+    known: type[BaseDataset], root: Path, own: Sequence[str] | None, follow_links: bool
+) -> tuple[dict[str, BaseDataset], list[Finding]]:
+    """Read and judge both lists.
 
-
-def read_class_names(
-    known: DataSet, root: Path, own: Sequence[Any] | None
-) -> tuple[tuple[str, ...], Found]:
-    """The class names, background first; numbers where the data set's own cannot be read.
+    Returns:
+        The readers, with all entries that mean something; what was found.
 
     Raises:
         UserError: `own`, the names of a config, cannot be those of label ids.
     """
-    if own is not None:
-        if not 2 <= len(own) <= VOID:
-            raise UserError(
-                f"data_loader.args.class_names has {len(own)} names; between 2 and {VOID} are "
-                "possible, background first."
-            )
-        return tuple(map(str, own)), []
-    classes = max(label for steps in known.tasks["joint"] for label in steps)
-    try:
-        names = bare_reader(known, "val", root).read_class_names()
-        fault = f"{len(names) - 1} classes instead of {classes}"
-        if len(names) == 1 + classes:
-            return names, []
-    except (UserError, OSError) as error:
-        fault = str(error)
-    return ("background", *(f"class {k}" for k in range(1, 1 + classes))), [("names", fault)]
+    readers, findings = {}, []
+    for split in WORDS:
+        faults: list[UserError] = []
+        readers[split] = known(split, str(root), own, follow_links, faults)
+        # Both splits have the same names.
+        found = [(f.kind, str(f)) for f in faults if f.kind != "names" or split == "val"]
+        findings += collect(known, [*found, *garbled(readers[split].entries)], split)
+    entries = {split: reader.entries for split, reader in readers.items()}
+    outside = {path for reader in readers.values() for path, _, _ in strays(reader)}
+    findings += collect(known, [*overlap(**entries), *extra_files(entries, outside)])
+    return readers, findings
 
 
-def read_entries(reader: BaseDataset) -> tuple[list[Entry], list[tuple[str, str]]]:
-    """All entries of a split that mean something, and the lines that do not."""
-    try:
-        return reader.read_entries(), []
-    except (UserError, OSError) as error:
-        fault = str(error)
-    if not hasattr(reader, "parse"):
-        return [], [("list", fault)]
-    try:
-        lines = read_list(reader.list_file())
-    except UserError:
-        return [], [("list", fault)]
-    entries, malformed = [], []
-    for number, line in enumerate(lines, start=1):
-        if line.split():
-            where = f"{reader.list_file()}, line {number}"
-            try:
-                entries.append(reader.parse(line, where))
-            except UserError:
-                malformed.append(("line", f"{where}: '{line.strip()}'"))
-    return entries, malformed
-
-
-def list_faults(entries: Sequence[Entry]) -> Found:
-    """Ids that stand twice, names that are no text."""
-    first: dict[str, Entry] = {}
+def garbled(entries: Sequence[Entry]) -> Found:
+    """Names that are no text."""
     for entry in entries:
-        earlier = first.setdefault(entry.id, entry)
-        if earlier is not entry:
-            yield "twice", f"{entry.where}: {entry.id}, first at {earlier.where}"
         if any("\ud800" <= character <= "\udfff" for character in entry.line):
             yield "garbled", f"{entry.where}: {entry.line}"
 
@@ -338,28 +252,21 @@ def overlap(train: Sequence[Entry], val: Sequence[Entry]) -> Found:
             yield "overlap", f"{entry.where}: {entry.id}, also at {places[entry.id]}"
 
 
-def outside(reader: BaseDataset, follow_links: bool) -> Iterator[tuple[Path, str, str]]:
-    """File, fault and place of what lies outside the root, by its path or by a symbolic link."""
-    root, real_root = os.path.abspath(reader.root), os.path.realpath(reader.root)
+def strays(reader: BaseDataset) -> Iterator[tuple[Path, Entry, str]]:
+    """Files that lie outside the root, by their path or by a symbolic link, and where."""
+    root = os.path.join(os.path.realpath(reader.root), "")
     for entry in reader.entries:
         for path in (entry.image, entry.mask):
-            if not _below(os.path.abspath(path), root):
-                yield path, "leaves", f"{entry.where}: {path}"
-                continue
             with contextlib.suppress(OSError, ValueError):  # impossible names: reading will tell
-                if not _below(real := os.path.realpath(path), real_root):
-                    fault = "followed" if follow_links else "link"
-                    yield path, fault, f"{entry.where}: {path} is {real}"
+                if not (real := os.path.realpath(path)).startswith(root):
+                    yield path, entry, real
 
 
-def _below(path: str, folder: str) -> bool:
-    return path.startswith(os.path.join(folder, ""))
-
-
-def extra_files(files: set[Path], refused: set[Path]) -> Found:
+def extra_files(entries: Mapping[str, Sequence[Entry]], outside: set[Path]) -> Found:
     """Pictures that are not listed, in the folders of the listed files."""
+    files = {path for listed in entries.values() for e in listed for path in (e.image, e.mask)}
     listed = {os.path.normpath(path) for path in files}
-    for folder in sorted({os.path.dirname(os.path.normpath(path)) for path in files - refused}):
+    for folder in sorted({os.path.dirname(os.path.normpath(path)) for path in files - outside}):
         with contextlib.suppress(OSError, ValueError):  # told where its files are missing
             for name in sorted(os.listdir(folder)):
                 path = os.path.join(folder, name)
@@ -367,224 +274,162 @@ def extra_files(files: set[Path], refused: set[Path]) -> Found:
                     yield "extra", path
 
 
-def check_lists(
-    known: DataSet, root: Path, follow_links: bool
-) -> tuple[dict[str, BaseDataset], set[Path], list[Finding]]:
-    """Read and judge both lists.
-
-    Returns:
-        The readers, with all entries that mean something; the files that must not be opened; what
-        was found.
-    """
-    readers, refused, findings = {}, set(), []
-    for split in WORDS:
-        reader = readers[split] = bare_reader(known, split, root)
-        reader.entries, found = read_entries(reader)
-        if not reader.entries and not found:
-            found = [("empty", f"{root}")]
-        strays = list(outside(reader, follow_links))
-        refused |= {path for path, fault, _ in strays if fault != "followed"}
-        found = [*found, *list_faults(reader.entries), *(stray[1:] for stray in strays)]
-        findings += collect(known, found, split)
-    entries = {split: reader.entries for split, reader in readers.items()}
-    files = {path for listed in entries.values() for e in listed for path in (e.image, e.mask)}
-    findings += collect(known, [*overlap(**entries), *extra_files(files, refused)])
-    return readers, refused, findings
-
-
-# ----------------------------------------------------------------------------------------- reading
-@dataclass(frozen=True)
-class Picture:
-    """What reading one file told.
+# ------------------------------------------------------------------------------- images and masks
+class Look(NamedTuple):
+    """What reading an image and its mask told.
 
     Attributes:
-        fault: why it cannot be used; empty when it can.
-        missing: there is no such file.
-        size: width and height.
-        mode: Pillow's name of the kind of pixels, before any conversion.
-        format: Pillow's name of the kind of file.
-        ids: the values of 8-bit pixels: in a mask, the label ids.
-        digest: hash of the file.
+        found: kinds of fault and their places.
+        ids: the label ids in the mask, without void.
+        digest: hash of the image file.
     """
 
-    fault: str = ""
-    missing: bool = False
-    size: tuple[int, int] = (0, 0)
-    mode: str = ""
-    format: str = ""
-    ids: tuple[int, ...] = ()
-    digest: bytes = b""
+    found: list[tuple[str, str]]
+    ids: list[int]
+    digest: str
 
 
-def look(path: Path) -> Picture:
-    """Read and decode one file as training does, whatever it holds."""
+@contextlib.contextmanager
+def noted(found: list[tuple[str, str]], what: str, place: str) -> Iterator[None]:
+    """Keep what the reader says and go on."""
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            return Picture("it is no file")
-        if status.st_size > LARGEST_FILE:
-            return Picture(f"it has {status.st_size:,} bytes")
-        content = path.read_bytes()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
-            image.load()
-            ids = np.flatnonzero(image.histogram()) if image.mode in ("P", "L") else ()
-            if image.mode != "RGB":
-                image.convert("RGB")
-    except FileNotFoundError:
-        return Picture("it does not exist", missing=True)
-    except UnidentifiedImageError:
-        return Picture("it is no image" if content else "it is empty")
+        yield
+    except UserError as fault:
+        if fault.kind != "leaves":  # told with the list
+            found.append((fault.kind, str(fault)))
     except Exception as error:  # on a damaged file Pillow raises nearly anything
-        return Picture(str(error) or type(error).__name__)
-    return Picture(
-        size=image.size,
-        mode=image.mode,
-        format=str(image.format),
-        ids=tuple(map(int, ids)),
-        digest=hashlib.sha256(content).digest(),
-    )
+        found.append((f"{what} damaged", f"{place}: {str(error) or type(error).__name__}"))
 
 
-def look_at_all(paths: Sequence[Path]) -> list[Picture]:
+def look(reader: BaseDataset, entry: Entry) -> Look:
+    """Read an image and its mask as training does, whatever they hold."""
+    found, ids, digest = [], [], ""
+    image = mask = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        place = f"{entry.where}: {entry.image}"
+        with noted(found, "image", place):
+            image = reader.read_image(entry)
+            found += [*enormous(place, image.size), *colours(place, image.mode)]
+            image.convert("RGB")
+            digest = sha256(entry.image)
+        place = f"{entry.where}: {entry.mask}"
+        with noted(found, "mask", place):
+            mask = reader.read_mask(entry)
+            found += enormous(place, mask.shape[::-1])
+            ids = reader.ids_of_mask(mask, entry)
+            if not {*ids} - ({BACKGROUND} if reader.background else set()):
+                found.append(("no class", place))
+        if mask is not None and not ids:  # beside a wrong id there may be right ones
+            ids = [label for label in label_ids(mask) if label in reader.ids and label != VOID]
+        if image is not None and mask is not None:
+            with noted(found, "mask", place):
+                reader.check_sizes(entry, image.size, mask.shape)
+    return Look(found, ids, digest)
+
+
+def enormous(place: str, size: tuple[int, ...]) -> Found:
+    """Pictures of a size at which Pillow warns."""
+    if np.prod(size) > (Image.MAX_IMAGE_PIXELS or np.inf):
+        yield "enormous", f"{place} is {'×'.join(map(str, size))}"
+
+
+def colours(place: str, mode: str) -> Found:
+    """Images that are not RGB."""
+    if mode == "L":
+        yield "grey", place
+    elif mode != "RGB":
+        # Pillow's modes of 16 and 32 bits are I, I;16, F and the like.
+        yield "deep" if mode[0] in "IF" else "mode", f"{place} has the mode {mode}"
+
+
+def look_at_all(reader: BaseDataset, entries: Sequence[Entry]) -> list[Look]:
     """`look`, as a job of a reading process."""
-    return [look(path) for path in paths]
+    keep_freed_memory()
+    return [look(reader, entry) for entry in entries]
 
 
-def read_pictures(paths: Iterable[Path]) -> dict[Path, Picture]:
-    """Read each file once, on all cores when there are many.
+def read_pictures(readers: Mapping[str, BaseDataset]) -> dict[str, list[Look]]:
+    """Read each image and mask of both lists, on all cores when there are many.
 
     Raises:
         UserError: a reading process died.
     """
-    files = list(dict.fromkeys(paths))
-    chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
-    workers = min(cores(), len(chunks))
-    pictures: list[Picture] = []
+    jobs = []
+    for split, reader in readers.items():
+        bare = copy(reader)  # without its entries, of which a job has its own
+        bare.entries = []
+        starts = range(0, len(reader), CHUNK)
+        jobs += [(split, bare, reader.entries[start : start + CHUNK]) for start in starts]
+    total, done, workers = sum(map(len, readers.values())), 0, min(cores(), len(jobs))
+    looks: dict[str, list[Look]] = {split: [] for split in readers}
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(
-            progress(total=len(files), desc="read images, masks", unit="file")
-        )
+        bar = stack.enter_context(progress(total=total, desc="read images, masks", unit="image"))
         run = map
-        if workers > 1 and len(chunks) >= PARALLEL:
+        if workers > 1 and len(jobs) >= PARALLEL:
             # spawn, because threads do not survive a fork
             run = stack.enter_context(ProcessPoolExecutor(workers, get_context("spawn"))).map
+        splits, bares, entries = zip(*jobs, strict=True) if jobs else ((), (), ())
         try:
-            for result in run(look_at_all, chunks):
-                pictures += result
+            for split, result in zip(splits, run(look_at_all, bares, entries), strict=True):
+                looks[split] += result
+                done += len(result)
                 bar.update(len(result))
         except BrokenExecutor:
             raise UserError(
-                f"a process that reads images died after {len(pictures)} of {len(files)} files; "
-                "most likely an enormous image needs more memory than there is."
+                f"a process that reads images died after {done} of {total} images; most likely an "
+                "enormous image needs more memory than there is."
             ) from None
-    return dict(zip(files, pictures, strict=True))
+    return looks
 
 
-# ------------------------------------------------------------------------------- images and masks
-class Row(NamedTuple):
-    """One entry and its two pictures; None: it lies outside the root and was not read."""
-
-    entry: Entry
-    image: Picture | None
-    mask: Picture | None
-
-    def place(self, what: str) -> str:
-        """List, line and file of the "image" or the "mask"."""
-        return f"{self.entry.where}: {getattr(self.entry, what)}"
+def followed(reader: BaseDataset) -> Found:
+    """Links that --follow_links allows."""
+    if reader.follow_links:
+        for path, entry, real in strays(reader):
+            if not reader.leaves(path):
+                yield "followed", f"{entry.where}: {path} is {real}"
 
 
-def read_rows(readers: Mapping[str, BaseDataset], refused: set[Path]) -> dict[str, list[Row]]:
-    """Read the images and masks of both lists."""
-    every = (entry for reader in readers.values() for entry in reader.entries)
-    paths = (path for entry in every for path in (entry.image, entry.mask) if path not in refused)
-    pictures = read_pictures(paths)
-    return {
-        split: [Row(e, pictures.get(e.image), pictures.get(e.mask)) for e in reader.entries]
-        for split, reader in readers.items()
-    }
-
-
-def row_faults(row: Row, classes: int) -> Found:
-    """What is wrong with an image and its mask; label ids are 0…classes and 255."""
-    good = []
-    for what in ("image", "mask"):
-        place, picture = row.place(what), getattr(row, what)
-        if picture is None:
-            continue
-        if picture.missing:
-            yield f"{what} missing", place
-        elif picture.fault:
-            yield f"{what} damaged", f"{place}: {picture.fault}"
-        else:
-            good.append(what)
-            if np.prod(picture.size) > (Image.MAX_IMAGE_PIXELS or np.inf):
-                yield "enormous", f"{place} is {_size(picture)}"
-    if "image" in good and row.image.mode != "RGB":
-        mode, place = row.image.mode, row.place("image")
-        if mode == "L":
-            yield "grey", place
-        else:
-            # Pillow's modes of 16 and 32 bits are I, I;16, F and the like.
-            yield "deep" if mode[0] in "IF" else "mode", f"{place} has the mode {mode}"
-    if "mask" in good:
-        place, wrong = row.place("mask"), [k for k in row.mask.ids if classes < k != VOID]
-        if row.mask.mode not in ("P", "L"):
-            yield "mask mode", f"{place} has the mode {row.mask.mode}"
-        elif row.mask.format == "JPEG":
-            yield "mask JPEG", place
-        elif wrong:
-            valid = f"0..{classes} and {VOID} (void)"
-            yield "ids", f"{place} holds {listing(wrong, most=10)}; valid are {valid}"
-        elif not any(0 < label <= classes for label in row.mask.ids):
-            yield "no class", place
-    if len(good) == 2 and row.image.size != row.mask.size:
-        sizes = f"is {_size(row.image)}, its mask {row.entry.mask} {_size(row.mask)}"
-        yield "sizes", f"{row.place('image')} {sizes}"
-
-
-def _size(picture: Picture) -> str:
-    return "×".join(map(str, picture.size))
-
-
-def copies(train: Sequence[Row], val: Sequence[Row]) -> Found:
+def copies(readers: Mapping[str, BaseDataset], looks: Mapping[str, Sequence[Look]]) -> Found:
     """Training images that equal a validation image of another id, byte by byte."""
-    known = {row.image.digest: row for row in val if row.image and row.image.digest}
-    for row in train:
-        twin = known.get(row.image.digest) if row.image else None
-        if twin and twin.entry.id != row.entry.id:
-            yield "copy", f"{row.place('image')} equals {twin.place('image')}"
+    train, val = (zip(readers[k].entries, looks[k], strict=True) for k in ("train", "val"))
+    known = {seen.digest: entry for entry, seen in val if seen.digest}
+    for entry, seen in train:
+        twin = known.get(seen.digest)
+        if twin and twin.id != entry.id:
+            place = f"{entry.where}: {entry.image}"
+            yield "copy", f"{place} equals {twin.where}: {twin.image}"
 
 
-def presence_of(rows: Sequence[Row]) -> np.ndarray:
-    """[images, 256] bool: which label ids occur in each mask; none where it cannot be used."""
-    presence = np.zeros((len(rows), 256), dtype=bool)
-    for index, row in enumerate(rows):
-        if row.mask is not None:
-            presence[index, list(row.mask.ids)] = True
+def presence_of(reader: BaseDataset, looks: Sequence[Look]) -> np.ndarray:
+    """[images, label ids] bool: which occur in each mask; none where it cannot be used."""
+    columns = {label: column for column, label in enumerate(reader.ids)}
+    presence = np.zeros((len(looks), len(columns)), dtype=bool)
+    for row, seen in enumerate(looks):
+        presence[row, [columns[label] for label in seen.ids]] = True
     return presence
 
 
-def absent_classes(split: str, presence: np.ndarray, names: Sequence[str]) -> Found:
+def absent_classes(split: str, presence: np.ndarray, task: Task) -> Found:
     """Classes without a pixel; none when no mask could be read."""
-    for label in range(1, len(names) if presence.any() else 1):
-        if not presence[:, label].any():
-            yield f"absent {split}", f"{label} ({names[label]})"
+    for label in task.classes if presence.any() else ():
+        if not presence[:, task.columns([label])].any():
+            yield f"absent {split}", f"{label} ({task.class_names[label]})"
 
 
 # --------------------------------------------------------------------------------- published lists
 def published_faults(
-    known: DataSet,
+    known: type[BaseDataset],
     readers: Mapping[str, BaseDataset],
     presence: Mapping[str, np.ndarray],
-    names: Sequence[str],
+    names: ClassNames,
 ) -> Found:
     """Whether the lists of every task, setting and step are the published ones."""
     published = {
         key.split("/")[1]: value
         for key, value in published_lists().items()
-        if key.startswith(f"{known.reader.name}/")
+        if key.startswith(f"{known.name}/")
     }
     derived = {}
     for task in every_step(known, names):
@@ -597,13 +442,14 @@ def published_faults(
     return compare_lists(derived, published)
 
 
-def every_step(known: DataSet, names: Sequence[str]) -> Iterator[Task]:
+def every_step(known: type[BaseDataset], names: ClassNames) -> Iterator[Task]:
     """Every step of every published schedule in every setting."""
     for setting in SETTINGS:
-        for name, steps in known.tasks.items():
+        for name, steps in known.tables.items():
             for step in range(len(steps)):
                 args = {"name": name, "setting": setting, "step": step}
-                yield make_task(known.reader.name, known.tasks, names, **args)
+                args["background"] = known.background
+                yield make_task(known.name, known.tables, names, **args)
 
 
 def compare_lists(derived: Mapping[str, Any], published: Mapping[str, Any]) -> Found:
@@ -617,9 +463,9 @@ def compare_lists(derived: Mapping[str, Any], published: Mapping[str, Any]) -> F
         yield "differs", f"{name}: {counts}"
 
 
-def incomplete(known: DataSet, readers: Mapping[str, BaseDataset]) -> str:
+def incomplete(known: type[BaseDataset], readers: Mapping[str, BaseDataset]) -> str:
     """How the numbers of images differ from the complete data set's; empty when they do not."""
-    counts = {split: len(reader) for split, reader in readers.items()}
+    counts = {split: len(reader.entries) for split, reader in readers.items()}
     return listing(
         f"{counts[split]:,} {word} images instead of {known.complete[split]:,}"
         for split, word in WORDS.items()
@@ -677,8 +523,8 @@ def check_steps(
         if counts["test"] == 0:
             found.append(("step test", f"step {step}"))
         ever, now = presence["train"].any(axis=0), presence["train"][lists["train"]].any(axis=0)
-        for label in task.new:
-            if ever[label] and not now[label]:
+        for label, column in zip(task.new, task.columns(task.new), strict=True):
+            if ever[column] and not now[column]:
                 found.append(("step class", f"step {step}: {label} ({task.class_names[label]})"))
     return lines, found
 
@@ -695,7 +541,7 @@ def refusal(config: ConfigParser) -> Found:
 
 
 # -------------------------------------------------------------------------------------------- main
-def check_tree(known: DataSet, config: ConfigParser, steps: bool) -> list[Finding]:
+def check_tree(known: type[BaseDataset], config: ConfigParser, steps: bool) -> list[Finding]:
     """Check the tree that a config names; print how large it is.
 
     Args:
@@ -707,24 +553,24 @@ def check_tree(known: DataSet, config: ConfigParser, steps: bool) -> list[Findin
         UserError: an impossible task, setting, step or list of class names.
     """
     args = config["data_loader"]["args"]
-    root, own = known.reader.find_root(args["data_dir"]), args["class_names"]
+    root, own = known.find_root(args["data_dir"]), args["class_names"]
     if not os.path.isdir(root):
         return collect(known, [("root", f"{root}")])
-    names, found = read_class_names(known, root, own)
+    readers, findings = read_lists(known, root, own, args.get("follow_links", False))
+    names = readers["val"].class_names
     block = {key: args["task"][key] for key in ("name", "setting", "step", "steps")}
-    task = make_task(known.reader.name, known.tasks, names, own_classes=own is not None, **block)
+    block |= {"own_classes": own is not None, "background": known.background}
+    task = make_task(known.name, known.tables, names, **block)
 
-    readers, refused, findings = check_lists(known, root, args.get("follow_links", False))
-    findings += collect(known, found)
     counts = (f"{len(reader)} {WORDS[split]} images" for split, reader in readers.items())
-    print(f"{printable(str(root))}: {listing(counts)}, {len(names) - 1} classes")
-    rows = read_rows(readers, refused)
-    presence = {split: presence_of(listed) for split, listed in rows.items()}
-    for split, listed in rows.items():
-        found = [fault for row in listed for fault in row_faults(row, len(names) - 1)]
-        found += absent_classes(split, presence[split], names)
+    print(f"{printable(str(root))}: {listing(counts)}, {len(task.classes)} classes")
+    looks, presence = read_pictures(readers), {}
+    for split, reader in readers.items():
+        presence[split] = presence_of(reader, looks[split])
+        found = [fault for seen in looks[split] for fault in seen.found]
+        found += [*followed(reader), *absent_classes(split, presence[split], task)]
         findings += collect(known, found, split)
-    findings += collect(known, copies(**rows))
+    findings += collect(known, copies(readers, looks))
 
     why = "the classes are the config's own" if own is not None else incomplete(known, readers)
     if not why and failed(findings):

@@ -33,7 +33,6 @@ from utils.distributed import SINGLE
 from utils.misc import (
     BACKGROUND,
     PROJECT_ROOT,
-    VOID,
     UserError,
     atomic_path,
     one_sentence_errors,
@@ -82,7 +81,7 @@ class Run:
 
     @torch.inference_mode()
     def predict(self, images: list[torch.Tensor], task: Task) -> list[np.ndarray]:
-        """Images [3, H, W] uint8, of any sizes → label ids [H, W] uint8."""
+        """Images [3, H, W] uint8, of any sizes → label ids [H, W], as `Task.label_ids` has them."""
         method = METHODS[self.config["method"]](task, self.config["hyperparameter"])
         model = build_student(self.config, method)
         load_strict(model, files.load(self.weights)["state_dict"], str(self.weights))
@@ -122,9 +121,8 @@ def choose_images(data: IncrementalDataLoader, count: int) -> list[int]:
     task, dataset = data.task, data.test_set
     shown: set[int] = set()
     chosen: list[int] = []
-    present = [
-        set(np.unique(dataset[i].label).tolist()) - {BACKGROUND, VOID} for i in range(len(dataset))
-    ]
+    no_class = {BACKGROUND, np.iinfo(dataset.table.dtype).max}
+    present = [set(np.unique(dataset[i].label).tolist()) - no_class for i in range(len(dataset))]
     new = set(range(task.new_channels.start, task.new_channels.stop))
     while len(chosen) < min(count, len(dataset)):
         left = [i for i in range(len(dataset)) if i not in chosen]
@@ -135,7 +133,7 @@ def choose_images(data: IncrementalDataLoader, count: int) -> list[int]:
 
 
 def colour(labels: np.ndarray) -> Image.Image:
-    """Label ids in the VOC palette."""
+    """Label ids in the VOC palette, which begins anew after 256 of them."""
     image = Image.fromarray(labels.astype(np.uint8))
     image.putpalette(voc_palette())
     return image.convert("RGB")
@@ -145,11 +143,12 @@ def picture(runs: list[Run], count: int, side: int) -> Image.Image:
     """A row per test image: image, truth, prediction of every run; below, the classes."""
     last = max(runs, key=lambda run: run.config["data_loader"]["args"]["task"]["step"])
     data = last.data()
+    data.setup("test")
     samples = [data.test_set[i] for i in choose_images(data, count)]
     images = [sample.image for sample in samples]
-    ids = np.full(256, VOID, dtype=np.uint8)
-    ids[: 1 + len(data.task.seen)] = data.task.label_ids()
-    truths = [ids[sample.label.numpy()] for sample in samples]
+    task = data.task
+    ids = np.append(task.label_ids(), np.uint16(task.void))  # void, the largest label, is last
+    truths = [ids[np.minimum(sample.label.numpy(), len(ids) - 1)] for sample in samples]
     columns = [[Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]]
     columns.append([colour(truth) for truth in truths])
     found = {int(label) for truth in truths for label in np.unique(truth)}
@@ -161,7 +160,7 @@ def picture(runs: list[Run], count: int, side: int) -> Image.Image:
 
     font, gap, head = ImageFont.load_default(size=14), 6, 26
     width = gap + len(columns) * (side + gap)
-    names = [label for label in sorted(found) if label not in (BACKGROUND, VOID)]
+    names = sorted(found.intersection(task.classes))
     legend, rows = [], 1
     x = gap
     for label in names:
@@ -185,7 +184,8 @@ def picture(runs: list[Run], count: int, side: int) -> Image.Image:
     palette, bottom = voc_palette(), head + len(samples) * (side + gap)
     for x, row, label, text in legend:
         y = bottom + row * 22 + 4
-        draw.rectangle((x, y, x + 14, y + 14), fill=tuple(palette[3 * label : 3 * label + 3]))
+        first = 3 * (label % 256)
+        draw.rectangle((x, y, x + 14, y + 14), fill=tuple(palette[first : first + 3]))
         draw.text((x + 18, y + 7), text, fill="black", font=font, anchor="lm")
     return sheet
 

@@ -15,11 +15,13 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from base import base_dataset
 from base.base_dataset import Entry
 from data_loader.voc import VOC, VOC_CLASSES
 from scripts import check_data
@@ -27,13 +29,12 @@ from scripts.check_data import (
     DATA_SETS,
     FAULTS,
     Finding,
-    bare_reader,
-    check_lists,
     check_tree,
     collect,
     incomplete,
     main,
     published_faults,
+    read_lists,
     read_pictures,
     report,
 )
@@ -111,12 +112,15 @@ def test_the_environment_names_the_root(toy_root, monkeypatch, capsys):
 
 
 def test_reading_in_processes_gives_the_same(toy_root, monkeypatch):
-    paths = sorted((toy_root / "JPEGImages").iterdir())
-    alone = read_pictures(paths)
+    readers = {split: VOC(split, str(toy_root)) for split in ("train", "val")}
+    alone = read_pictures(readers)
     monkeypatch.setattr(check_data, "CHUNK", 9)
-    assert read_pictures([*paths, paths[0]]) == alone
-    assert list(alone) == paths
-    assert all(picture.size == SIZE for picture in alone.values())
+    assert read_pictures(readers) == alone
+    assert {split: len(looks) for split, looks in alone.items()} == {"train": 48, "val": 24}
+    for split, looks in alone.items():
+        for entry, seen in zip(readers[split].entries, looks, strict=True):
+            assert set(seen.ids) == set(np.unique(np.asarray(Image.open(entry.mask)))) - {255}
+            assert seen.digest == hashlib.sha256(entry.image.read_bytes()).hexdigest()
 
 
 def test_a_reading_process_that_dies_is_one_sentence(toy_root, monkeypatch):
@@ -127,7 +131,7 @@ def test_a_reading_process_that_dies_is_one_sentence(toy_root, monkeypatch):
     monkeypatch.setattr(check_data, "CHUNK", 9)
     monkeypatch.setattr(check_data, "ProcessPoolExecutor", lambda *_: Broken())
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    with pytest.raises(UserError, match="died after 0 of 144 files"):
+    with pytest.raises(UserError, match="died after 0 of 72 images"):
         main(["voc", "--data_dir", str(toy_root)])
 
 
@@ -188,72 +192,94 @@ def turned(picture: Image.Image) -> Image.Image:
 FILE_FAULTS: dict[str, tuple[Plant, str, str, str, str]] = {
     "no image": (
         *(at("image", Path.unlink), "error", "training image does not exist"),
-        *("{image}", "extract JPEGImages/ from VOCtrainval_11-May-2012.tar"),
+        *("image {image}", "extract JPEGImages/ from VOCtrainval_11-May-2012.tar"),
     ),
     "no mask": (
         *(at("mask", Path.unlink), "error", "training mask does not exist"),
-        *("{mask}", "put SegmentationClassAug (the augmented masks, from the Semantic Boundaries"),
+        *(
+            "mask {mask}",
+            "put SegmentationClassAug (the augmented masks, from the Semantic Boundaries",
+        ),
     ),
     "truncated image": (
         *(at("image", cut), "error", "training image cannot be read"),
-        *("{image}: ", "replace the file, which is damaged"),
+        *("image {image} cannot be read: ", "replace the file, which is damaged"),
     ),
     "truncated mask": (
         *(at("mask", cut), "error", "training mask cannot be read"),
-        *("{mask}: ", "replace the file, which is damaged"),
+        *("mask {mask} cannot be read: ", "replace the file, which is damaged"),
     ),
     "text": (
         *(at("mask", lambda path: path.write_text("no picture")), "error"),
-        *("training mask cannot be read", "{mask}: it is no image", "replace the file"),
+        *(
+            "training mask cannot be read",
+            "mask {mask} cannot be read: cannot identify",
+            "replace the file",
+        ),
     ),
     "empty": (
         *(at("image", lambda path: path.write_bytes(b"")), "error"),
-        *("training image cannot be read", "{image}: it is empty", "replace the file"),
+        *(
+            "training image cannot be read",
+            "image {image} cannot be read: cannot identify",
+            "replace the file",
+        ),
     ),
     "folder": (
         *(at("image", lambda path: (path.unlink(), path.mkdir())), "error"),
-        *("training image cannot be read", "{image}: it is no file", "replace the file"),
+        *(
+            "training image cannot be read",
+            "image {image} cannot be read: it is no regular file",
+            "replace the file",
+        ),
     ),
     "pipe": (
         *(at("image", pipe), "error", "training image cannot be read"),
-        *("{image}: it is no file", "replace the file"),
+        *("image {image} cannot be read: it is no regular file", "replace the file"),
     ),
     "bomb": (
         *(at("mask", inflate), "error", "training mask cannot be read"),
-        *("{mask}: Image size (3600000000 pixels) exceeds limit", "replace the file"),
+        *(
+            "mask {mask} cannot be read: Image size (3600000000 pixels) exceeds limit",
+            "replace the file",
+        ),
     ),
     "colour": (
         *(change("mask", lambda mask: mask.convert("RGB"), "PNG"), "error"),
-        *("training mask is no 8-bit index mask", "{mask} has the mode RGB", "map each colour"),
+        *("training mask is no index mask", "mask {mask} has the mode RGB", "map each colour"),
     ),
     "transparent": (
         *(change("mask", lambda mask: mask.convert("RGBA"), "PNG"), "error"),
-        *("training mask is no 8-bit index mask", "{mask} has the mode RGBA", "palette or grey"),
+        *("training mask is no index mask", "mask {mask} has the mode RGBA", "palette or grey"),
     ),
     "16 bit mask": (
-        *(change("mask", lambda mask: Image.new("I;16", SIZE), "PNG"), "error"),
-        *("training mask is no 8-bit index mask", "{mask} has the mode I;16", "8 bits"),
+        *(change("mask", lambda mask: Image.new("I;16", SIZE, 255), "PNG"), "error"),
+        *("label id out of range in a training mask", "mask {mask} holds the label id 255; valid"),
+        "correct the mask",
     ),
     "JPEG mask": (
         *(change("mask", lambda mask: mask.convert("L"), "JPEG"), "error"),
-        *("training mask is a JPEG", "{mask}", "as a PNG"),
+        *("training mask is a JPEG", "mask {mask}", "as a PNG"),
     ),
     "id 21": (
         *(label(21), "error", "label id out of range in a training mask"),
-        *("{mask} holds 21; valid are 0..20 and 255 (void)", "data_loader.args.class_names"),
+        *(
+            "mask {mask} holds the label id 21; valid are 0..20 and 255 (void)",
+            "data_loader.args.class_names",
+        ),
     ),
     "id 254": (
         *(label(254), "error", "label id out of range in a training mask"),
-        *("{mask} holds 254; valid are 0..20 and 255 (void)", "correct the mask"),
+        *("mask {mask} holds the label id 254; valid are 0..20 and 255 (void)", "correct the mask"),
     ),
     "sizes": (
         *(change("image", turned, "JPEG"), "error", "training image and mask differ in size"),
-        *("{image} is 48×64, its mask {mask} 64×48", "EXIF rotation"),
+        *("image {image} is 48×64 pixels, but its mask {mask} is 64×48", "EXIF rotation"),
     ),
     "link": (
         *(at("image", link), "error"),
         "training file that a symbolic link puts outside the root; it was not opened",
-        *("{image} is ", "pass --follow_links"),
+        *("image {image} is a link to ", "pass --follow_links"),
     ),
     "grey": (
         *(change("image", lambda image: image.convert("L"), "JPEG"), "note"),
@@ -293,7 +319,7 @@ def test_a_validation_mask_comes_from_elsewhere(tree):
     entry = entries_of(tree, "val")[3]
     entry.mask.unlink()
     finding = check(tree)["validation mask does not exist"]
-    assert finding.where == (f"{tree / VAL_LIST}, line 4: {entry.mask}",)
+    assert finding.where == (f"{tree / VAL_LIST}, line 4: mask {entry.mask} does not exist.",)
     assert finding.advice.startswith("extract SegmentationClass/ from VOCtrainval")
 
 
@@ -305,7 +331,7 @@ def test_an_enormous_image(tree, monkeypatch):
     finding = check(tree)["training image or mask is enormous"]
     assert (finding.severity, len(finding.where)) == ("warning", 2)
     assert finding.where[0].endswith(f"{entry.image} is 80×60")
-    monkeypatch.setattr(check_data, "LARGEST_FILE", 500)
+    monkeypatch.setattr(base_dataset, "LARGEST_FILE", 500)
     assert "it has 1," in check(tree)["validation image cannot be read"].where[0]
 
 
@@ -356,7 +382,7 @@ def test_every_fault_of_a_tree_is_found(tree, capsys):
     shown, everything = ([*args, "--data_dir", str(tree)] for args in (["voc"], ["voc", "--all"]))
     assert (main(shown), main(everything)) == (1, 1)
     short, long = capsys.readouterr().out.split("verdict: ")[:2]
-    text = "error: 3 × training mask is no 8-bit index mask\n    "
+    text = "error: 2 × training mask is no index mask\n    "
     assert text in short
     assert text in long
     assert len(found["image or mask that no list names"].where) == 7
@@ -399,19 +425,19 @@ def rewrite(path: str, change: Callable[[list[str]], list[str]]) -> Callable[[Pa
         (
             rewrite(TRAIN_LIST, lambda lines: [*lines, lines[4]]),
             "id that stands twice in the training list",
-            f"{{root}}/{TRAIN_LIST}, line 49: toy_000004, first at {{root}}/{TRAIN_LIST}, line 5",
+            f"{{root}}/{TRAIN_LIST}, line 49: image toy_000004 stands in the list twice, first at ",
             "delete one of the two",
         ),
         (
             rewrite(VAL_LIST, lambda lines: [*lines, "toy_000004.jpg SegmentationClass"]),
             "validation mask cannot be read",
-            f"{{root}}/{VAL_LIST}, line 25: {{root}}/SegmentationClass: it is no file",
+            f"{{root}}/{VAL_LIST}, line 25: mask {{root}}/SegmentationClass cannot be read: it ",
             "replace the file",
         ),
         (
             rewrite(TRAIN_LIST, lambda lines: [*lines, f"/{'x' * 300}.jpg a\0b"]),
             "training mask cannot be read",
-            f"{{root}}/{TRAIN_LIST}, line 49: {{root}}/a\0b: embedded null byte",
+            f"{{root}}/{TRAIN_LIST}, line 49: mask {{root}}/a\0b cannot be read: embedded",
             "replace the file",
         ),
     ],
@@ -430,12 +456,12 @@ def test_a_faulty_line_hides_no_other(tree):
     entries = {split: entries_of(tree, split) for split in ("train", "val")}
     for path in (TRAIN_LIST, VAL_LIST):
         rewrite(path, lambda lines: ["a b c", *lines[:9], "/a.jpg", "", *lines[9:]])(tree)
-    readers, _, findings = check_lists(DATA_SETS["voc"], tree, follow_links=False)
+    readers, findings = read_lists(VOC, tree, None, follow_links=False)
     for split, word, path in (("train", "training", TRAIN_LIST), ("val", "validation", VAL_LIST)):
         (finding,) = (f for f in findings if f.what == f"malformed line of the {word} list")
         assert finding.where == (
-            f"{tree / path}, line 1: 'a b c'",
-            f"{tree / path}, line 11: '/a.jpg'",
+            f"{tree / path}, line 1: 'a b c' is neither an id nor 'IMAGE_PATH MASK_PATH'.",
+            f"{tree / path}, line 11: '/a.jpg' is neither an id nor 'IMAGE_PATH MASK_PATH'.",
         )
         assert [replace(entry, where="") for entry in readers[split].entries] == [
             replace(entry, where="") for entry in entries[split]
@@ -501,9 +527,9 @@ def test_faults_of_an_ade_tree(ade):
     found = check(ade, "ade")
     errors = {what: found[what] for what in found if found[what].severity == "error"}
     places = {
-        "faulty list of class names": "99 classes instead of 150",
+        "faulty list of class names": f"{ade}/objectInfo150.txt has 99 classes instead of 150",
         "validation list cannot be read": f"the image folder {ade}/images/validation does not",
-        "training mask does not exist": f"{ade}/images/training, file 3: {ade}/annotations/",
+        "training mask does not exist": f"{ade}/images/training, file 3: mask {ade}/annotations/",
         "label id out of range in a training mask": f"{ade}/images/training, file 1: ",
     }
     assert set(errors) == set(places)
@@ -537,8 +563,7 @@ def test_a_file_name_that_is_no_text(ade, capsys):
 @pytest.fixture
 def complete(toy_root, monkeypatch) -> dict[str, dict]:
     """The toy data as if they were complete and their lists the published ones."""
-    known = replace(DATA_SETS["voc"], complete={"train": 48, "val": 24})
-    monkeypatch.setitem(DATA_SETS, "voc", known)
+    monkeypatch.setattr(VOC, "complete", {"train": 48, "val": 24})
     tables = {}
     for split in ("train", "val"):
         masks = [np.asarray(Image.open(entry.mask)) for entry in entries_of(toy_root, split)]
@@ -586,11 +611,9 @@ def test_the_true_voc_masks_give_all_published_lists():
     stored = np.load(DATA / "voc_presence.npz", allow_pickle=False)
     known, readers, presence = DATA_SETS["voc"], {}, {}
     for split in ("train", "val"):
-        readers[split] = bare_reader(known, split, Path())
-        readers[split].entries = [
-            Entry(name, name, Path(), Path(), "") for name in stored[f"{split}_ids"].tolist()
-        ]
-        presence[split] = np.zeros((len(readers[split]), 256), bool)
+        names = stored[f"{split}_ids"].tolist()
+        readers[split] = SimpleNamespace(entries=[Entry(n, n, Path(), Path(), "") for n in names])
+        presence[split] = np.zeros((len(names), 256), bool)
         presence[split][:, :21] = np.unpackbits(stored[split], axis=1)[:, :21]
         presence[split][:, 255] = stored[f"{split}255"]
     assert incomplete(known, readers) == ""
@@ -601,8 +624,7 @@ def test_the_true_voc_masks_give_all_published_lists():
 def test_the_true_ade_masks_give_all_published_lists():
     known, readers, presence = DATA_SETS["ade"], {}, {}
     for split, (ids, table) in ade_presence().items():
-        readers[split] = bare_reader(known, split, Path())
-        readers[split].entries = [Entry(name, name, Path(), Path(), "") for name in ids]
+        readers[split] = SimpleNamespace(entries=[Entry(n, n, Path(), Path(), "") for n in ids])
         presence[split] = table
     assert incomplete(known, readers) == ""
     (only,) = published_faults(known, readers, presence, [str(n) for n in range(151)])
@@ -728,7 +750,7 @@ def test_exit_codes_of_the_script(tmp_path):
 @pytest.mark.parametrize("data_set", DATA_SETS)
 def test_every_fault_has_its_words(data_set):
     known = DATA_SETS[data_set]
-    faults = [fault for fault in FAULTS if hasattr(known.reader, "parse") or fault != "line"]
+    faults = [fault for fault in FAULTS if hasattr(known, "parse") or fault != "line"]
     for split in ("train", "val"):
         findings = collect(known, [(fault, "a\x1b\ud800") for fault in faults], split)
         assert len(findings) == len(faults)

@@ -15,7 +15,7 @@ from base.base_method import Batch
 from base.base_model import ModelOutput
 from base.task import Task
 from data_loader import memory
-from data_loader.leakage import audit, ranges
+from data_loader.leakage import audit
 from data_loader.memory import Candidate
 from scripts.make_toy_voc import CLASS_NAMES
 from tests.conftest import train, write_config
@@ -23,7 +23,7 @@ from trainer.build import build_data
 from trainer.memory import find_candidates, pseudo_label
 from trainer.methods import METHODS
 from utils.distributed import SINGLE, Ranks
-from utils.misc import UserError
+from utils.misc import UserError, ranges
 from utils.parse_config import ConfigParser
 
 SETTINGS = ("overlap", "disjoint", "sequential")
@@ -119,7 +119,7 @@ def test_files_with_either_kind_of_name(tmp_path):
         "step_1": {"memory_candidates": [["a", [1]]], "memory_list": ["a"]},
     }
     path.write_text(json.dumps(entries))
-    stored = memory.read(path)
+    stored = memory.read(path, (1, 2, 3))
     assert memory.exemplars(stored, 2) == candidates(b=[3], a=[1])
     assert memory.origins(stored, 2) == {"b": 1, "a": 0}
     memory.write(path, 3, [], stored, {"a": a, "b": b})  # what comes after is of one kind
@@ -187,9 +187,11 @@ def own_data(root, tmp_path, ranks=SINGLE, **task):
     tree = json.loads(config.read_text())
     tree["data_loader"]["args"]["memory"] = policy
     config.write_text(json.dumps(tree))
-    return build_data(
+    data = build_data(
         ConfigParser.from_args("train", "configs/config_voc.json", argv=["-c", str(config)]), ranks
     )
+    data.setup("train", "val", "test")
+    return data
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +253,7 @@ def test_crops_may_miss_classes_and_whole_masks_may_not(toy_root, tmp_path):
             "train", "configs/config_voc.json", argv=["-c", str(config)]
         )
         data = build_data(parsed, SINGLE)
+        data.setup("train")
         found[how] = {
             c.name: set(c.ids)
             for c in find_candidates(
@@ -332,7 +335,7 @@ def test_audit_stops_a_leak(every_id, tmp_path):
     with pytest.raises(AssertionError, match="label ids 5 leak into the loss"):
         data.leakage()
     assert ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
-    presence = np.zeros((1, 256), dtype=bool)
+    presence = np.zeros((1, len(data.task.ids)), dtype=bool)
     assert "show none" in audit(data.task, [("images", presence, data.train_set.table, ())])
 
 
@@ -505,7 +508,6 @@ def test_ranks_share_the_exemplars(every_id, tmp_path):
         for one in ranks:
             data = own_data(every_id, tmp_path, step=2, setting="overlap", labels="current")
             data.replay({"1": 0, "12": 0})
-            _ = data.train_set  # before there seem to be ranks to wait for
             data.ranks = one
             data.blocks["train"] = {**data.blocks["train"], "batch_size": 4 // len(ranks)}
             data.train_loader.batch_sampler.set_epoch(2)

@@ -109,6 +109,7 @@ def test_evaluation_is_float32_unless_asked(monkeypatch):
     """Published figures are; `eval_amp` may choose otherwise, and both are named."""
     trainer = trainer_of("dkd")
     trainer.precision = Precision("cpu", torch.bfloat16)
+    trainer.data.one_size = lambda kind: True
     monkeypatch.setattr(trainer, "_on_device", lambda batch: batch)
     seen = []
     predict = trainer.method.predict

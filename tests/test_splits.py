@@ -14,12 +14,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from base.base_dataset import BaseDataset, Entry
 from base.task import SETTINGS, Task, make_task
 from data_loader import splits
-from data_loader.data_loaders import VOCIncrementalDataLoader
+from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.splits import (
     compare_with_published,
     derive,
@@ -34,6 +35,7 @@ from data_loader.splits import (
 from data_loader.task_tables import ADE_TASKS, VOC_TASKS
 from data_loader.voc import VOC, VOC_CLASSES
 from tests.conftest import ade_presence
+from utils.distributed import Ranks
 from utils.logger import log
 from utils.misc import UserError
 
@@ -196,7 +198,7 @@ def expected_table(dataset: VOC) -> np.ndarray:
     table = np.zeros((len(dataset), 256), bool)
     for row, entry in enumerate(dataset.entries):
         table[row, np.unique(np.asarray(Image.open(entry.mask)))] = True
-    return table
+    return table[:, :21]
 
 
 @pytest.fixture
@@ -206,7 +208,7 @@ def no_reading(monkeypatch):
     def refuse(dataset, entry):
         raise AssertionError("a mask was read")
 
-    return lambda: monkeypatch.setattr(BaseDataset, "_read_mask", refuse)
+    return lambda: monkeypatch.setattr(BaseDataset, "read_mask", refuse)
 
 
 @pytest.fixture
@@ -240,7 +242,7 @@ def save_mask(path: Path, ids: list[int]) -> None:
 def test_the_table_is_read_once(toy, tmp_path, no_reading):
     expected = expected_table(toy)
     table = presence_table(toy, tmp_path / "cache" / "new")
-    assert (table.dtype, table.shape) == (bool, (48, 256))
+    assert (table.dtype, table.shape) == (bool, (48, 21))
     assert (table == expected).all()
     no_reading()
     assert (presence_table(toy, tmp_path / "cache" / "new") == expected).all()
@@ -298,8 +300,8 @@ def _stored(**arrays):
         lambda path, _: path.write_bytes(b""),
         lambda path, _: np.savez(path, something=np.zeros(3)),
         _stored(key=np.array("the key of other data")),
-        _stored(presence=np.zeros((47, 32), np.uint8)),
-        _stored(presence=np.zeros((48, 32), np.int64)),
+        _stored(presence=np.zeros((47, 3), np.uint8)),
+        _stored(presence=np.zeros((48, 3), np.int64)),
         _stored(presence=np.array([{"an": "object"}])),
     ],
     ids=["truncated", "text", "empty", "foreign", "key", "rows", "type", "pickle"],
@@ -348,13 +350,23 @@ def test_the_scan_names_a_missing_mask(toy, tmp_path):
 
 
 # ---------------------------------------------------------------------------------- published lists
-def loaders(root: Path, lists_dir: Path, **changes) -> VOCIncrementalDataLoader:
+class CountedRanks(Ranks):
+    """One process that counts how often it would wait for others."""
+
+    waits = 0
+
+    def barrier(self) -> None:
+        CountedRanks.waits += 1
+
+
+def loaders(root: Path, lists_dir: Path, **changes) -> IncrementalDataLoader:
     """The bundle of the shipped config for overlap 15-1, step 0."""
     config = json.loads((PROJECT / "configs" / "config_voc.json").read_text(encoding="utf-8"))
     args = {**config["data_loader"]["args"], "num_workers": 0, "data_dir": str(root)}
     args["class_names"] = changes.pop("class_names", None)
     args["task"] |= {"idxs_path": str(lists_dir), **changes}
-    return VOCIncrementalDataLoader(**args)
+    ranks = CountedRanks(0, 1, torch.device("cpu"))
+    return IncrementalDataLoader(VOC, **args, ranks=ranks)
 
 
 def publish(lists_dir: Path, kind: str, names: list[str]) -> Path:
@@ -371,8 +383,10 @@ def test_published_lists_are_used_as_they_are(toy_root, tmp_path, no_reading, lo
     lists["test"] = entries["val"][5:1:-1]
     for kind, some in lists.items():
         publish(tmp_path, kind, [getattr(entry, text) for entry in some])
+    presence_table(VOC("train", str(toy_root)), tmp_path)  # the leakage audit needs it
     no_reading()
     bundle = loaders(toy_root, tmp_path)
+    bundle.setup(*lists)
     for kind, some in lists.items():
         names = [entry.id for entry in some]
         assert getattr(bundle, f"{kind}_set").names == names
@@ -394,6 +408,7 @@ def test_published_lists_of_something_else_are_not_used(toy_root, tmp_path, chan
     raw = VOC("train", str(toy_root))
     publish(tmp_path, "train", [raw.entries[0].line])
     bundle = loaders(toy_root, tmp_path, **changes)
+    bundle.setup("train")
     assert bundle.train_set.indices.tolist() == list(
         select(expected_table(raw), bundle.task, "train")
     )
@@ -405,7 +420,40 @@ def test_a_published_name_that_the_data_set_lacks(toy_root, tmp_path):
     path = publish(tmp_path, "train", [raw.entries[0].line, raw.entries[1].line, "2007_000032"])
     message = rf"{path}, entry 2: '2007_000032' is not in the data set's train list"
     with pytest.raises(UserError, match=message):
-        loaders(toy_root, tmp_path).train_set  # noqa: B018
+        loaders(toy_root, tmp_path).setup("train")
+
+
+def test_one_call_on_all_ranks_sets_up_and_nothing_else_waits(toy_root, tmp_path, no_reading):
+    bundle = loaders(toy_root, tmp_path, name="15-5", step=1)
+    waits = CountedRanks.waits
+    for ask in (
+        lambda: bundle.train_set,
+        lambda: bundle.val_loader,
+        lambda: bundle.test_loader,
+        bundle.candidate_set,
+        bundle.leakage,
+        bundle.train_hash,
+    ):
+        with pytest.raises(AssertionError, match="comes first, on all ranks"):
+            ask()
+    bundle.setup("train", "val", "test")
+    assert CountedRanks.waits == waits + 1
+    no_reading()
+    assert min(len(bundle.train_set), len(bundle.val_set), len(bundle.test_set)) > 1
+    assert len(bundle.candidate_loader()) > 1
+    assert bundle.leakage()
+    assert len(bundle.train_hash()) == 64
+    assert CountedRanks.waits == waits + 1
+
+
+def test_evaluation_scans_no_training_mask(toy_root, tmp_path):
+    bundle = loaders(toy_root, tmp_path)
+    bundle.setup("test")
+    assert len(bundle.test_set) > 1
+    (cache,) = tmp_path.iterdir()
+    assert cache.name.startswith("presence_voc_val_")
+    with pytest.raises(AssertionError, match=r"setup\('train'\) comes first"):
+        _ = bundle.train_set
 
 
 # Left out: a zip archive named .npy and a broken header, which read_published lets through as

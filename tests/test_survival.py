@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 
-from data_loader.data_loaders import LOADERS
 from scripts.chaos import Chaos, Job
 from tests.conftest import train, write_config
 from trainer import memory as replay_memory
@@ -600,29 +599,27 @@ def log_of(config, caplog, *flags):
     return (parsed.log_dir() / "info.log").read_text()
 
 
-def test_batches_are_compared_with_the_published(toy_root, tmp_path, caplog):
-    """VOC's own classes: another global batch than 32 is a warning, and so is BN's at step 0."""
+def test_a_run_is_compared_with_the_recipe(toy_root, tmp_path, caplog):
+    """On VOC's own classes one warning tells all that the published runs have otherwise."""
     config = write_config(tmp_path / "toy.json", toy_root)
     tree = json.loads(config.read_text())
     del tree["data_loader"]["args"]["class_names"]
     config.write_text(json.dumps(tree))
+    recipe = "WARNING figures will differ from the published ones, whose recipe is configs/recipes"
     flags = ("--epochs", "1")
     log = log_of(config, caplog, *flags, "--name", "a")
-    assert "WARNING the published runs have a global batch of 32 images, this one has 8" in log
+    assert log.count(recipe) == 1
+    assert "trainer.epochs is 1 instead of 60" in log
+    assert "the global batch is 8 instead of 32 (change --batch_size" in log
     assert "BatchNorm: statistics over 8 images" in log
-    assert "WARNING BatchNorm at step 0 sees 8 images at a time, the published runs 32" in log
     log = log_of(config, caplog, *flags, "--accumulate", "4", "--name", "b")
-    assert "the published runs have a global batch" not in log
-    assert "WARNING BatchNorm at step 0 sees 8 images" in log
+    assert "the global batch is" not in log
+    assert "BatchNorm sees 8 images at a time instead of 32" in log
     log = log_of(config, caplog, *flags, "--bs", "32", "--name", "c")
-    assert "published runs" not in log
-    log = log_of(config, caplog, *flags, "--task_step", "1", "--freeze_bn", "--name", "c")
+    assert "BatchNorm sees" not in log
+    assert "trainer.epochs is 1 instead of 60" in log
+    log = log_of(config, caplog, *flags, "--task_step", "1", "--name", "c", "--lr", "0.5")
     assert "BatchNorm: frozen, with the statistics of the weights it starts from" in log
-    assert "sees" not in log
-
-
-def test_published_batches():
-    assert {cls.__name__: cls.published_batch for cls in LOADERS.values()} == {
-        "VOCIncrementalDataLoader": 32,
-        "ADEIncrementalDataLoader": 24,
-    }
+    assert "optimizer.args.lr is 0.5 instead of 0.0001" in log
+    log = log_of(config, caplog, "--task_step", "1", "--name", "c", "--no-freeze_bn", "--test")
+    assert recipe not in log.split("trainer.epochs is 1")[-1], "a test trains nothing"

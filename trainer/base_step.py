@@ -44,9 +44,9 @@ def adopt(config: ConfigParser, ranks: Ranks, data: IncrementalDataLoader) -> No
         UserError: as `check_base`.
     """
     path, theirs = _finished_step(config.base)
-    _ = data.train_set  # on all ranks: the class cache may have to be made first
+    data.setup("train")
     if ranks.is_main:
-        mine = record(config, data, data.train_hash)
+        mine = record(config, data, data.train_hash())
         _compare(path, mine, theirs)
         for remark in remarks(mine, theirs):
             log.info("the base step comes from another %s", remark)

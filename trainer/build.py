@@ -11,7 +11,7 @@ from typing import Any
 from base.base_method import FAMILIES, BaseMethod
 from base.base_model import BaseModel
 from base.task import Task
-from data_loader.data_loaders import LOADERS, IncrementalDataLoader
+from data_loader.data_loaders import IncrementalDataLoader, loaders
 from models import fused_loss
 from models.folding import fold, fuse
 from models.model import MODELS
@@ -28,7 +28,7 @@ def build_data(config: ConfigParser, ranks: Ranks) -> IncrementalDataLoader:
     """Task, data sets and loaders of the step."""
     return config.build(
         "data_loader",
-        LOADERS,
+        loaders(),
         cache_dir=config.cache_dir,
         accumulate=config["trainer"]["accumulate"],
         seed=config["seed"],

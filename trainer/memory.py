@@ -21,7 +21,7 @@ from data_loader.memory import Candidate
 from data_loader.transforms import normalize
 from utils.distributed import Ranks
 from utils.logger import log, progress
-from utils.misc import BACKGROUND, VOID, UserError, listing, seed_from
+from utils.misc import BACKGROUND, UserError, listing, seed_from
 from utils.parse_config import ConfigParser
 
 CONFIDENT = 0.9  # score from which a background pixel counts as the class it looks like
@@ -50,12 +50,12 @@ def replay(
     """
     task = data.task
     file = config.step_dir() / memory.FILE
-    candidates = data.candidate_loader()  # on all ranks: the class cache may have to be made first
     if ranks.is_main and not (config.resume is not None and file.is_file()):
         earlier = _earlier(config, task)
         kept = memory.exemplars(earlier, task.step - 1)
         size = config["data_loader"]["args"]["memory"]["mem_size"]
-        pool = memory.merge(kept, find_candidates(candidates, method, student, ranks.device))
+        found = find_candidates(data.candidate_loader(), method, student, ranks.device)
+        pool = memory.merge(kept, found)
         seed = seed_from(config["seed"], task.step, "memory")
         chosen = memory.choose(pool, task.old, size, seed)
         _report(file, task, chosen, len(pool), len(kept), size)
@@ -74,7 +74,7 @@ def _earlier(config: ConfigParser, task: Task) -> dict:
     """The memories of the earlier steps; step 1 has none."""
     if task.step == 1:
         return {}
-    return memory.read(previous_file(config))
+    return memory.read(previous_file(config), task.old)
 
 
 def previous_file(config: ConfigParser) -> Path:
@@ -108,7 +108,7 @@ def find_candidates(
             channels, scores = method.confident(old, labels.shape[-2:])
             labels = pseudo_label(channels.cpu(), scores.cpu(), labels)
         for name, label in zip(batch.name, labels.numpy(), strict=True):
-            channels = np.setdiff1d(label, (BACKGROUND, VOID))
+            channels = np.setdiff1d(label, (BACKGROUND, np.iinfo(label.dtype).max))
             found.append(Candidate(name, tuple(task.label_ids()[channels].tolist())))
     return found
 

@@ -33,7 +33,7 @@ def settings(config: ConfigParser, data: IncrementalDataLoader) -> dict[str, Any
         "data set": task.dataset,
         "setting": task.setting,
         "classes": [list(ids) for ids in task.steps[: task.step + 1]],
-        "class names": list(task.class_names),
+        "class names": [task.class_names[label] for label in task.ids],
         "global batch": data.global_batch,
         "images that BatchNorm sees": None if frozen else data.norm_batch,
     }

@@ -128,7 +128,7 @@ def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
     method = build_method(config, task)
     _introduce(config, ranks, method, data)
     # Whatever is wrong with a list or an image set is told now, not after the last epoch.
-    _ = data.train_set, data.val_set, data.test_set
+    data.setup("train", "val", "test")
 
     torch.manual_seed(seed_from(config["seed"], task.step, "weights"))
     student = build_student(config, method, ranks)
@@ -147,7 +147,7 @@ def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
     optimizer = build_optimizer(config, method, student)
     scheduler = build_scheduler(config, optimizer, config["trainer"]["epochs"] * iterations)
     torch.manual_seed(seed_from(config["seed"], task.step, "dropout", ranks.rank))
-    train_hash = ranks.gather(data.train_hash if ranks.is_main else None)[0]
+    train_hash = ranks.gather(data.train_hash() if ranks.is_main else None)[0]
     trainer = Trainer(
         config,
         ranks,
@@ -178,6 +178,7 @@ def evaluate(config: ConfigParser, ranks: Ranks, weights: Path, metrics: Path) -
     data = build_data(config, ranks)
     method = build_method(config, data.task)
     _introduce(config, ranks, method, data)
+    data.setup("test")
     checkpoint = files.load(weights)
     student = build_student(config, method, ranks)
     load_strict(student, checkpoint["state_dict"], f"weight file {weights}")

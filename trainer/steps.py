@@ -5,7 +5,7 @@ Imports no torch: that a whole task is finished is answered at once.
 
 from __future__ import annotations
 
-from data_loader.task_tables import TABLES
+from data_loader import DATA_SETS
 from utils.config_file import flatten, read_json
 from utils.config_schema import SCHEMA
 from utils.misc import UserError, choose, listing
@@ -32,7 +32,7 @@ def _numbers(config: ConfigParser) -> range:
     task = config["data_loader"]["args"]["task"]
     schedule = task["steps"]
     if schedule is None:
-        tables = TABLES[config["data_loader"]["type"]]
+        tables = DATA_SETS[config["data_loader"]["type"]].tables
         schedule = tables[choose("data_loader.args.task.name", task["name"], tables)]
     first, last = config.steps.first, config.steps.last
     last = len(schedule) - 1 if last is None else last

@@ -343,8 +343,7 @@ class Trainer(BaseTrainer):
 
     def _tune_convolutions(self, kind: str) -> None:
         """Let cuDNN try its ways once on a GPU; where image sizes differ, it would go on trying."""
-        one_size = self.config["data_loader"]["args"][kind]["args"]["transform"]
-        torch.backends.cudnn.benchmark = one_size
+        torch.backends.cudnn.benchmark = self.data.one_size(kind)
 
     def _on_device(self, batch: Sample) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalised images and labels of a batch."""

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.misc import VOID
-
 Groups = Mapping[str, Sequence[int]]
 
 
@@ -30,11 +28,12 @@ class ConfusionMatrix:
         """Count a batch.
 
         Args:
-            labels: [N, H, W] integer channels, 255 = void (not counted).
+            labels: [N, H, W] integer channels; the largest number of their type (uint8: 255) is
+                void and not counted.
             preds: [N, H, W] integer channels.
         """
         cell = labels.long() * self.classes + preds
-        cell = torch.where(labels == VOID, self.classes**2, cell).flatten()
+        cell = torch.where(labels == torch.iinfo(labels.dtype).max, self.classes**2, cell).flatten()
         # Not bincount, which makes the host wait for a GPU to learn the largest value.
         self.cells.index_add_(0, cell, self.one.expand_as(cell))
 

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 from utils import interrupt
@@ -23,15 +24,21 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 EXIT_USER_ERROR = 2
 
 BACKGROUND = 0  # label of every pixel without a (visible) class
-VOID = 255  # label of pixels that no metric counts
+VOID = 255  # label of pixels that no metric counts; in more bits, the largest number as well
+WIDE_VOID = 65535  # its label id where an id of the data set needs 16 bits
 PART = ".part"  # ending of files that are being written
 
 
 class UserError(ValueError):
-    """Something the user can mend, told in one line: what is wrong, where, what is valid."""
+    """Something the user can mend, told in one line: what is wrong, where, what is valid.
 
-    def __init__(self, message: str):
+    Attributes:
+        kind: of a fault of the data, for the doctor (`scripts/check_data.py`), which collects them.
+    """
+
+    def __init__(self, message: str, kind: str = ""):
         super().__init__(message.replace("\n", " "))  # a quoted value may hold a newline
+        self.kind = kind
 
 
 @contextlib.contextmanager
@@ -164,11 +171,38 @@ def seed_from(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
+def void_id(label_ids: Iterable[int]) -> int:
+    """The label id of void in a data set with these: the largest number of 8 bits, or of 16."""
+    return VOID if max(label_ids) < VOID else WIDE_VOID
+
+
+def ranges(labels: Iterable[int], to: str = "-") -> str:
+    """Label ids as `1-15, 17`, or `none`."""
+    words: list[list[int]] = []
+    for label in sorted(labels):
+        if words and label == words[-1][-1] + 1:
+            words[-1] = [words[-1][0], label]
+        else:
+            words.append([label])
+    return listing((to.join(map(str, word)) for word in words), most=20) or "none"
+
+
 def cores() -> int:
     """How many CPU cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let this process keep the memory of one image for the next; whoever reads many calls it.
+
+    glibc returns freed memory to the system as soon as twice its largest block freed so far lies
+    idle: after nearly every image, and taking it back, page by page, cost a third of a sample. One
+    large block, freed untouched, ends that; a second one would be taken from what is kept.
+    """
+    bytes(16 << 20)
 
 
 def voc_palette() -> list[int]:

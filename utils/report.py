@@ -25,12 +25,13 @@ def metrics_json(
         about: what was evaluated (data set, task, step, split, weights, …).
         confusion: [K, K] pixel counts, rows = labels, columns = preds.
         names: class name per channel.
-        label_ids: the data set's id per channel.
+        label_ids: the data set's id per channel; a channel of void is no class and is left out.
         results: of `Evaluator.evaluate`.
 
     Returns:
         JSON-ready; values in percent, classes in order of their channel.
     """
+    void = np.iinfo(np.asarray(label_ids).dtype).max
     iou = Mean_Intersection_over_Union(confusion, {})["by_class"]
     accuracy = Pixel_Accuracy_Class(confusion, {})["by_class"]
     return {
@@ -48,6 +49,7 @@ def metrics_json(
                 "pixels": int(confusion[channel].sum()),
             }
             for channel in range(len(names))
+            if label_ids[channel] != void
         ],
         "confusion": confusion.tolist(),
     }
@@ -56,11 +58,12 @@ def metrics_json(
 def table(report: Mapping[str, Any]) -> str:
     """The classes of a `metrics_json` report, a row each."""
     width = max(len("class"), *(len(row["name"]) for row in report["classes"]))
-    lines = [f"{'id':>3}  {'class':<{width}}  {'IoU':>6}  {'acc.':>6}  {'pixels':>11}"]
+    digits = max(3, *(len(str(row["label_id"])) for row in report["classes"]))
+    lines = [f"{'id':>{digits}}  {'class':<{width}}  {'IoU':>6}  {'acc.':>6}  {'pixels':>11}"]
     for row in report["classes"]:
         # A class without pixels counts in the means as it does in the metrics: with 0.
         lines.append(
-            f"{row['label_id']:>3}  {row['name']:<{width}}  {row['IoU']:6.2f}  "
+            f"{row['label_id']:>{digits}}  {row['name']:<{width}}  {row['IoU']:6.2f}  "
             f"{row['accuracy']:6.2f}  {row['pixels']:>11,}"
         )
     return "\n".join(lines)
