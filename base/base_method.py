@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from base.base_model import ModelOutput
+from base.base_model import HeadPlan, ModelOutput
 from base.task import Task
 
 
@@ -44,13 +44,13 @@ class BaseMethod(ABC):
         """Whether the loop shall run the previous step's model beside the student."""
 
     @property
-    def outputs(self) -> Mapping[str, Any]:
-        """Keyword arguments of the model's forward: which outputs the method wants."""
-        return {}
+    def wants(self) -> frozenset[str]:
+        """Names out of `base_model.OUTPUTS`: what the losses read beside the logits."""
+        return frozenset()
 
     @abstractmethod
-    def head_sizes(self) -> list[int]:
-        """Outputs of each head of the model, first to last."""
+    def heads(self) -> HeadPlan:
+        """Which heads the model of this step has."""
 
     @abstractmethod
     def prepare(self, student: nn.Module) -> None:

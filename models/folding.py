@@ -3,6 +3,9 @@
 With frozen statistics BatchNorm is y = scale · x + shift per channel, so conv and BatchNorm are one
 convolution of weight `scale · w` and bias `shift`: no pass over the features, none of them kept for
 the backward pass. Called by `trainer/run.py`; equal to the separate modules up to rounding.
+
+Backbone and decoder are folded. Heads are a method's to read and to change at any time, and a fold
+would keep what they were; nor is there much to save, for they are a small part of the work.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from base.base_model import BaseModel
 
 
 class FoldedConv2d(nn.Conv2d):
@@ -36,7 +41,7 @@ class PassedOn(nn.BatchNorm2d):
         return x
 
 
-def fold(model: nn.Module) -> None:
+def fold(model: BaseModel) -> None:
     """Fold the frozen BatchNorm of a model that goes on training, in place.
 
     Names, parameters and what a state dict holds stay as they are; scale and shift are computed
@@ -49,7 +54,7 @@ def fold(model: nn.Module) -> None:
     model.register_load_state_dict_post_hook(_compute)
 
 
-def fuse(model: nn.Module) -> None:
+def fuse(model: BaseModel) -> None:
     """Make each convolution and its BatchNorm one, in place, for a model that is only run.
 
     Computes the same bits as `fold`, but multiplies the weights once; the state dict is another.
@@ -62,7 +67,7 @@ def fuse(model: nn.Module) -> None:
         setattr(parent, norm, nn.Identity())
 
 
-def _compute(model: nn.Module, *_: object) -> None:
+def _compute(model: BaseModel, *_: object) -> None:
     for parent, name, norm in _pairs(model):
         conv = parent.get_submodule(name)
         scale, shift = _affine(parent.get_submodule(norm))
@@ -77,13 +82,14 @@ def _affine(norm: _BatchNorm) -> tuple[torch.Tensor, torch.Tensor]:
         return scale[:, None, None, None], norm.bias - norm.running_mean * scale
 
 
-def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+def _pairs(model: BaseModel) -> Iterator[tuple[nn.Module, str, str]]:
     """Parent, name of the convolution and name of its BatchNorm, which is registered right after.
 
     So it is in torchvision's ResNets and in the ASPP; another arrangement is refused.
     """
-    found = 0
-    for parent in model.modules():
+    found, parts = 0, model.parts()
+    modules = [*parts.backbone.modules(), *parts.decoder.modules()]
+    for parent in modules:
         children = list(parent.named_children())
         for (name, conv), (after, norm) in pairwise(children):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, _BatchNorm):
@@ -91,5 +97,5 @@ def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
                 assert conv.out_channels == norm.num_features
                 found += 1
                 yield parent, name, after
-    norms = sum(isinstance(module, _BatchNorm) for module in model.modules())
+    norms = sum(isinstance(module, _BatchNorm) for module in modules)
     assert found == norms, "every BatchNorm must follow its convolution"

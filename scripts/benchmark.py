@@ -460,14 +460,15 @@ class Net:
         self.config = ConfigParser.from_args("train", "configs/config_voc.json", argv=argv)
         self.method = METHODS["dkd"](self.task, self.config["hyperparameter"])
         torch.manual_seed(0)
-        sizes, arch = self.method.head_sizes(), {"backbone": backbone, "backbone_pretrained": False}
-        self.teacher = build_model(self.config, sizes[:-1], **arch)
+        plan, arch = self.method.heads(), {"backbone": backbone, "backbone_pretrained": False}
+        self.teacher = build_model(self.config, plan.previous(), **arch)
         for name, parameter in self.teacher.named_parameters():
             if name.endswith("bn3.weight"):
                 # Else the frozen BatchNorm of a random network lets every block double its values.
                 torch.nn.init.constant_(parameter, 0.2)
-        self.student = build_model(self.config, sizes, **arch, dropout=False)
-        load_previous_step(self.student, self.teacher.state_dict(), len(sizes) - 1, "the teacher")
+        self.student = build_model(self.config, plan, **arch, dropout=False)
+        new, weights = len(plan.sizes) - 1, self.teacher.state_dict()
+        load_previous_step(self.student, weights, new, "the teacher")
         self.method.prepare(self.student)
         self.teacher.requires_grad_(False).eval().to(device)
         self.student.train().to(device)
@@ -511,9 +512,9 @@ class Net:
         def step(images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
             optimizer.zero_grad()
             with self.autocast():
-                outputs = self.student(images, decompose=True)
+                outputs = self.student(images, self.method.wants)
                 with torch.no_grad():
-                    targets = self.teacher(images, decompose=True)
+                    targets = self.teacher(images, self.method.wants)
             terms = plain_losses(self.method, outputs, targets, labels)
             loss = weighted(self.method, terms)
             scaler.scale(loss).backward()
@@ -527,11 +528,11 @@ class Net:
     def network_only(self, images: torch.Tensor) -> None:
         """Teacher forward, student forward and backward; the loss is the sum of the outputs."""
         with self.autocast():
-            outputs = self.student(images, decompose=True)
+            outputs = self.student(images, self.method.wants)
             with torch.no_grad():
-                self.teacher(images, decompose=True)
+                self.teacher(images, self.method.wants)
         self.student.zero_grad(set_to_none=True)
-        sum(output.float().sum() for output in outputs).backward()
+        sum(output.float().sum() for output in outputs if output is not None).backward()
 
 
 def make_step(

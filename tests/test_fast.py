@@ -15,7 +15,7 @@ from torch import nn
 from base.task import Task
 from models.folding import FoldedConv2d, fold, fuse
 from models.model import DeepLabV3
-from tests.conftest import PROJECT, train
+from tests.conftest import PROJECT, dkd_heads, train
 from tests.test_golden_trajectory import SWITCHES, fill_by_name, make_config, make_trainer
 from trainer.run import quicken
 from trainer.trainer import Trainer
@@ -24,7 +24,7 @@ from utils.metric import ConfusionMatrix
 from utils.misc import UserError
 from utils.parse_config import ConfigParser
 
-HEADS = [1, 3, 2]
+HEADS = dkd_heads(1, 3, 2)
 TASK = Task("voc", "own", "overlap", 1, ((1, 2, 3), (4, 5)), tuple(f"class{i}" for i in range(6)))
 
 
@@ -34,8 +34,8 @@ def switched(step=1, **on):
     return ConfigParser(config.flat() | {f"fast.{name}": value for name, value in on.items()})
 
 
-def network(heads=HEADS, backbone="tiny", dtype=torch.float32, **kwargs):
-    model = DeepLabV3(heads, backbone=backbone, dropout=False, **{"freeze_all_bn": True} | kwargs)
+def network(plan=HEADS, backbone="tiny", dtype=torch.float32, **kwargs):
+    model = DeepLabV3(plan, backbone=backbone, dropout=False, **{"freeze_all_bn": True} | kwargs)
     fill_by_name(model)
     return model.to(dtype).train()
 
@@ -57,7 +57,7 @@ def test_folded_model_is_the_same_function(backbone, dtype, most):
     fold(folded)
     fuse(fused)
     images = torch.randn(2, 3, 64, 64, dtype=dtype)
-    outs = [model(images, decompose=True) for model in (plain, folded, fused)]
+    outs = [model(images, {"pos_neg"})[:3] for model in (plain, folded, fused)]
     for expected, got, same in zip(*outs, strict=True):
         assert relative(got, expected) < most
         assert torch.equal(same, got), "what is evaluated is to the bit what is trained"
@@ -115,7 +115,7 @@ def test_folded_features_are_not_kept_for_the_backward_pass():
 
 def test_trained_batchnorm_is_not_folded():
     student = network(freeze_all_bn=False)
-    teacher = network([1, 3], freeze_all_bn=False).eval().requires_grad_(False)
+    teacher = network(HEADS.previous(), freeze_all_bn=False).eval().requires_grad_(False)
     expected = teacher(torch.ones(1, 3, 64, 64)).logits
     quicken(switched(fold_bn=True), student, teacher, trains=True)
     assert not any(isinstance(module, FoldedConv2d) for module in student.modules())
@@ -125,14 +125,16 @@ def test_trained_batchnorm_is_not_folded():
 
 
 def test_batchnorm_that_follows_no_convolution_is_refused():
+    model = network()
+    model.aspp.last_conv = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))
     with pytest.raises(AssertionError, match="follow"):
-        fold(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)))
+        fold(model)
 
 
 # ----------------------------------------------------------------------------------- every switch
 def three_steps(config, dtype):
     """Losses, gradients and parameters of three iterations of step 1."""
-    teacher = network([1, 3], dtype=dtype).eval().requires_grad_(False)
+    teacher = network(HEADS.previous(), dtype=dtype).eval().requires_grad_(False)
     trainer = make_trainer(config, TASK, network(dtype=dtype), teacher)
     random = torch.Generator().manual_seed(1)
     losses = []
@@ -164,7 +166,7 @@ def test_three_steps_are_the_same(switch, dtype, most, of_gradients):
 
 @pytest.mark.parametrize("trains", [True, False])
 def test_channels_last(trains):
-    student, teacher = network(), network([1, 3]).eval()
+    student, teacher = network(), network(HEADS.previous()).eval()
     layouts = []
     for model in (student, teacher):
         model.aspp.last_conv[0].register_forward_hook(lambda *a: layouts.append(a[2].stride(1)))
@@ -176,12 +178,12 @@ def test_channels_last(trains):
 
 
 @pytest.mark.parametrize("on", [True, False])
-@pytest.mark.parametrize("decompose", [True, False])
-def test_gradients_lie_as_their_parameters(on, decompose):
+@pytest.mark.parametrize("wants", [{"pos_neg"}, ()])
+def test_gradients_lie_as_their_parameters(on, wants):
     """Else every exchange between processes rearranges them, and PyTorch warns about it."""
     model = network()
     quicken(switched(**dict.fromkeys(SWITCHES, on)), model, trains=True)
-    outputs = model(torch.randn(2, 3, 64, 64), decompose=decompose)
+    outputs = model(torch.randn(2, 3, 64, 64), wants)
     sum(part.square().mean() for part in outputs if part is not None).backward()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -206,7 +208,7 @@ def test_dropout_does_not_depend_on_the_layout():
 
 
 def optimizer_of(config, model):
-    trainer = make_trainer(config, TASK, model, network([1, 3]).eval())
+    trainer = make_trainer(config, TASK, model, network(HEADS.previous()).eval())
     return trainer.optimizer
 
 

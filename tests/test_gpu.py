@@ -9,7 +9,7 @@ import torch
 from base.task import Task
 from models import fused_loss
 from models.model import DeepLabV3
-from tests.conftest import train
+from tests.conftest import dkd_heads, train
 from tests.test_golden_trajectory import make_config, make_trainer
 from tests.test_loss import TERMS, both, chunked, make
 from utils import checkpoint as files
@@ -69,8 +69,9 @@ def test_the_host_never_waits():
     """Iterations, with a loss scale, and the counting of an evaluation: all of it is queued."""
     device = torch.device("cuda", 0)
     task = Task("voc", "own", "overlap", 1, ((1, 2, 3), (4, 5)), tuple("012345"))
-    student = DeepLabV3([1, 3, 2], backbone="tiny", freeze_all_bn=True, dropout=False).to(device)
-    teacher = DeepLabV3([1, 3], backbone="tiny").to(device).eval().requires_grad_(False)
+    plan = dkd_heads(1, 3, 2)
+    student = DeepLabV3(plan, backbone="tiny", freeze_all_bn=True, dropout=False).to(device)
+    teacher = DeepLabV3(plan.previous(), backbone="tiny").to(device).eval().requires_grad_(False)
     config = make_config(1, "PolyLR", lr=1e-4)
     trainer = make_trainer(config, task, student, teacher, Ranks(0, 1, device))
     images = torch.randn(2, 3, 64, 64, device=device)

@@ -7,15 +7,16 @@ from torch import nn
 from models.backbone import BACKBONES
 from models.model import DeepLabV3
 from models.weights import load_imagenet, load_previous_step, load_strict
+from tests.conftest import dkd_heads
 from utils.misc import UserError
 
 
-def tiny(heads=(1, 3), **kwargs):
-    return DeepLabV3(heads, backbone="tiny", **kwargs)
+def tiny(sizes=(1, 3), **kwargs):
+    return DeepLabV3(dkd_heads(*sizes), backbone="tiny", **kwargs)
 
 
 def test_state_dict_names_of_released_weights():
-    names = DeepLabV3([1, 15, 1]).state_dict().keys()
+    names = DeepLabV3(dkd_heads(1, 15, 1)).state_dict().keys()
     assert len(names) == 672
     for name in (
         "backbone.conv1.weight",
@@ -41,7 +42,7 @@ def test_state_dict_names_of_released_weights():
     [("resnet50", 8), ("resnet101", 16), ("resnet152", 16), ("tiny", 8), ("tiny", 16)],
 )
 def test_output_stride(backbone, stride):
-    model = DeepLabV3([1, 2], backbone=backbone, output_stride=stride).eval()
+    model = DeepLabV3(dkd_heads(1, 2), backbone=backbone, output_stride=stride).eval()
     with torch.inference_mode():
         out = model(torch.randn(1, 3, 65, 97))
     assert out.logits.shape == (1, 3, -(-65 // stride), -(-97 // stride))
@@ -52,7 +53,7 @@ def test_output_stride(backbone, stride):
 def test_positive_negative_and_bias_make_the_logit():
     model = tiny((1, 4, 2)).eval()
     with torch.inference_mode():
-        out = model(torch.randn(2, 3, 64, 64), decompose=True)
+        out = model(torch.randn(2, 3, 64, 64), {"pos_neg"})
     bias = torch.cat([head.bias for head in list(model.cls)[1:]]).view(1, -1, 1, 1)
     assert out.pos.shape == out.neg.shape == (2, 6, 4, 4)
     assert out.pos.min() >= 0
@@ -164,14 +165,14 @@ def test_imagenet_weights_from_a_file(tmp_path):
     old_style = {k: v for k, v in source.items() if not k.endswith("num_batches_tracked")}
     file = tmp_path / "resnet50.pth"
     torch.save({**old_style, "fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1)}, file)
-    model = DeepLabV3([1, 2], backbone="resnet50", backbone_pretrained=str(file))
+    model = DeepLabV3(dkd_heads(1, 2), backbone="resnet50", backbone_pretrained=str(file))
     loaded = model.backbone.state_dict()
     assert all(torch.equal(loaded[name], source[name]) for name in old_style)
     torch.save(dict(list(old_style.items())[5:]), file)
     with pytest.raises(UserError, match=r"missing: bn1\.bias"):
-        load_imagenet(model.backbone, spec.weights, str(file))
+        load_imagenet(model.backbone, "resnet50", str(file))
     with pytest.raises(UserError, match="there is no file"):
-        load_imagenet(model.backbone, spec.weights, str(tmp_path / "none.pth"))
+        load_imagenet(model.backbone, "resnet50", str(tmp_path / "none.pth"))
 
 
 def test_imagenet_download_failure_says_where_to_put_the_file(monkeypatch, tmp_path):
@@ -182,7 +183,7 @@ def test_imagenet_download_failure_says_where_to_put_the_file(monkeypatch, tmp_p
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fail)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(UserError) as caught:
-        DeepLabV3([1, 2], backbone="resnet101", backbone_pretrained=True)
+        DeepLabV3(dkd_heads(1, 2), backbone="resnet101", backbone_pretrained=True)
     message = str(caught.value)
     assert str(tmp_path / "checkpoints" / "resnet101-63fe2227.pth") in message
     assert "arch.args.backbone_pretrained" in message

@@ -19,8 +19,11 @@ from typing import Any
 import pytest
 import torch
 
+from base.base_model import HeadPlan
+from models.backbone import BACKBONES
 from models.model import DeepLabV3
 from scripts.make_toy_voc import CLASS_NAMES
+from tests.conftest import dkd_heads
 from trainer.run import check, run
 from utils.misc import EXIT_USER_ERROR, one_sentence_errors
 from utils.parse_config import ConfigParser
@@ -92,17 +95,17 @@ def check_it(flags: str = "", mode: str = "train") -> None:
     check(ConfigParser.from_args(mode, "configs/config_voc.json", argv=argv))
 
 
-def save_weights(name: str, head_sizes: list[int], **more: Any) -> None:
+def save_weights(name: str, plan: HeadPlan, **more: Any) -> None:
     """A weight file of the tiny model, as a finished run leaves it."""
     Path(name).parent.mkdir(parents=True, exist_ok=True)
-    model = DeepLabV3(head_sizes, backbone="tiny")
+    model = DeepLabV3(plan, backbone="tiny")
     torch.save({"state_dict": model.state_dict(), "epoch": 3, **more}, name)
 
 
 def test_the_config_of_these_tests_is_good(workplace):
     check_it()
     check_it("--task_name 19-1 --task_setting disjoint --lr 0.5 -d cpu --method finetune --ac 0")
-    save_weights("w.pth", [1, 15])
+    save_weights("w.pth", dkd_heads(1, 15))
     check_it("-r w.pth", mode="eval")
     assert sorted(path.name for path in workplace.rglob("*")) == ["config.json", "w.pth"]
 
@@ -314,18 +317,18 @@ def full_disk(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
 
 
-def weights_of(*head_sizes: int, name: str = "w.pth", **more: Any) -> Callable[[Any], None]:
-    return lambda monkeypatch: save_weights(name, list(head_sizes), **more)
+def weights_of(*sizes: int, name: str = "w.pth", **more: Any) -> Callable[[Any], None]:
+    return lambda monkeypatch: save_weights(name, dkd_heads(*sizes), **more)
 
 
 def truncated(monkeypatch):
-    save_weights("w.pth", [1, 15])
+    save_weights("w.pth", dkd_heads(1, 15))
     whole = Path("w.pth").read_bytes()
     Path("w.pth").write_bytes(whole[: len(whole) // 2])
 
 
 def one_bit_flipped(monkeypatch):
-    save_weights("w.pth", [1, 15])
+    save_weights("w.pth", dkd_heads(1, 15))
     whole = bytearray(Path("w.pth").read_bytes())
     whole[len(whole) // 2] ^= 1
     Path("w.pth").write_bytes(whole)
@@ -336,13 +339,14 @@ def malicious(monkeypatch):
 
 
 def own_base(monkeypatch):
-    save_weights(f"{FOLDER}/checkpoint-epoch3.pth", [1, 15], finished=True)
+    save_weights(f"{FOLDER}/checkpoint-epoch3.pth", dkd_heads(1, 15), finished=True)
 
 
 def two_steps(monkeypatch):
     for step in (0, 1):
         folder = FOLDER.replace("15-5", "15-1").replace("step_0", f"step_{step}")
-        save_weights(f"{folder}/checkpoint-epoch3.pth", [1, 15, 1][: step + 2], finished=True)
+        plan = dkd_heads(*(1, 15, 1)[: step + 2])
+        save_weights(f"{folder}/checkpoint-epoch3.pth", plan, finished=True)
 
 
 BASE = f"{FOLDER}/checkpoint-epoch3.pth"
@@ -480,14 +484,14 @@ def test_wrong_input(case, workplace, monkeypatch, capsys):
 
 
 def test_weight_file_for_the_tiny_backbone(workplace):
-    write("w.pth")
+    torch.save(BACKBONES["tiny"].build(16).state_dict(), "w.pth")
     change_config(**{"arch.args.backbone_pretrained": "w.pth"})
     check_it()
 
 
 def test_unknown_hyperparameter_beside_a_weight(workplace):
     change_config(**{"hyperparameter.unkd": 3})
-    save_weights("w.pth", [1, 15])
+    save_weights("w.pth", dkd_heads(1, 15))
     check(ConfigParser.from_args("eval", "configs/config_voc.json", argv=["-r", "w.pth"]))
 
 

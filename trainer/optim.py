@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from base.base_method import BaseMethod
+from base.base_model import BaseModel
 from utils.lr_scheduler import SCHEDULERS
 from utils.parse_config import ConfigParser
 
@@ -17,7 +18,7 @@ HEAD_LR = 10  # ASPP and classifiers learn this many times faster than the backb
 
 
 def incremental_groups(
-    student: nn.Module, step: int, lr: float, weight_decay: float
+    student: BaseModel, step: int, lr: float, weight_decay: float
 ) -> list[dict[str, Any]]:
     """The groups of the paper's code: backbone, ASPP, classifiers.
 
@@ -29,23 +30,24 @@ def incremental_groups(
         params = [p for module in modules for p in module.parameters() if p.requires_grad]
         return {"name": name, "params": params, "lr": scale * lr, "weight_decay": decay}
 
+    parts = student.parts()
     if step == 0:
         return [
-            group("backbone", student.backbone, scale=1, decay=weight_decay),
-            group("aspp", student.aspp, scale=HEAD_LR, decay=weight_decay),
-            group("cls", student.cls, scale=HEAD_LR, decay=weight_decay),
+            group("backbone", parts.backbone, scale=1, decay=weight_decay),
+            group("aspp", parts.decoder, scale=HEAD_LR, decay=weight_decay),
+            group("cls", *parts.heads, scale=HEAD_LR, decay=weight_decay),
         ]
-    *old, new = student.cls
+    *old, new = parts.heads
     return [
-        group("backbone", student.backbone, scale=1, decay=0),
-        group("aspp", student.aspp, scale=HEAD_LR, decay=0),
+        group("backbone", parts.backbone, scale=1, decay=0),
+        group("aspp", parts.decoder, scale=HEAD_LR, decay=0),
         group("cls_old", *old, scale=HEAD_LR, decay=0),
         group("cls_new", new, scale=HEAD_LR, decay=weight_decay),
     ]
 
 
 def build_optimizer(
-    config: ConfigParser, method: BaseMethod, student: nn.Module
+    config: ConfigParser, method: BaseMethod, student: BaseModel
 ) -> torch.optim.Optimizer:
     """The optimizer of `optimizer.type` over the method's parameter groups."""
     args = dict(config["optimizer"]["args"])

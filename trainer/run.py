@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from base.base_method import BaseMethod
-from base.base_model import BaseModel
+from base.base_model import BaseModel, HeadPlan
 from base.base_trainer import parse_monitor
 from base.task import Task
 from data_loader.data_loaders import LOADERS, IncrementalDataLoader
@@ -100,7 +100,7 @@ def check(config: ConfigParser) -> Launch:
     config.resolve("evaluator", EVALUATORS)
     arch = config["arch"]["args"]
     pretrained = arch["backbone_pretrained"] if _starts_from_imagenet(config) else False
-    check_arch(arch["backbone"], arch["norm_act"], pretrained)
+    check_arch(arch["backbone"], arch["output_stride"], arch["norm_act"], pretrained)
     choose("method", config["method"], METHODS)
     settings = {name for method in METHODS.values() for name in method.settings}
     for name in config["hyperparameter"]:
@@ -129,7 +129,7 @@ def check(config: ConfigParser) -> Launch:
         )
     method = METHODS[config["method"]](data.task, config["hyperparameter"])
     state = files.load(weights)["state_dict"]
-    check_fit(_skeleton(config, method.head_sizes()), state, f"weight file {weights}")
+    check_fit(_skeleton(config, method.heads()), state, f"weight file {weights}")
     return plan
 
 
@@ -168,11 +168,11 @@ def _check_training(config: ConfigParser, plan: Launch, data: IncrementalDataLoa
 def _check_start(config: ConfigParser, task: Task) -> None:
     """Whether the weights to start from fit, and the disk has room for those to come."""
     method = METHODS[config["method"]](task, config["hyperparameter"])
-    head_sizes = method.head_sizes()
-    model = _skeleton(config, head_sizes)
+    plan = method.heads()
+    model = _skeleton(config, plan)
     if task.step > 0:
         state, source = read_previous(config, task)
-        check_previous_step(model, state, len(head_sizes) - 1, source)
+        check_previous_step(model, state, len(plan.sizes) - 1, source)
         if task.step > 1 and config["data_loader"]["args"]["memory"]["mem_size"] > 0:
             read_memory(previous_file(config))
     if config.resume is not None:
@@ -192,10 +192,10 @@ def _check_start(config: ConfigParser, task: Task) -> None:
         )
 
 
-def _skeleton(config: ConfigParser, head_sizes: list[int]) -> BaseModel:
+def _skeleton(config: ConfigParser, plan: HeadPlan) -> BaseModel:
     """The model without any values: names and shapes only."""
     with torch.device("meta"):
-        return build_model(config, head_sizes, backbone_pretrained=False)
+        return build_model(config, plan, backbone_pretrained=False)
 
 
 def _starts_from_imagenet(config: ConfigParser) -> bool:
@@ -259,15 +259,15 @@ def build_data(config: ConfigParser, ranks: Ranks) -> IncrementalDataLoader:
     )
 
 
-def build_model(config: ConfigParser, head_sizes: list[int], **changes: Any) -> BaseModel:
+def build_model(config: ConfigParser, plan: HeadPlan, **changes: Any) -> BaseModel:
     """A model of `arch`, on the CPU.
 
     Args:
         config: the configuration.
-        head_sizes: outputs per head.
+        plan: which heads.
         changes: keyword arguments that replace those of `arch.args`.
     """
-    return config.resolve("arch", MODELS)(head_sizes, **{**config["arch"]["args"], **changes})
+    return config.resolve("arch", MODELS)(plan, **{**config["arch"]["args"], **changes})
 
 
 def build_student(config: ConfigParser, method: BaseMethod, ranks: Ranks = SINGLE) -> BaseModel:
@@ -277,7 +277,7 @@ def build_student(config: ConfigParser, method: BaseMethod, ranks: Ranks = SINGL
     if not _starts_from_imagenet(config):
         changes["backbone_pretrained"] = False
     with ranks.main_first():  # one process downloads, the others read its file
-        return build_model(config, method.head_sizes(), **changes)
+        return build_model(config, method.heads(), **changes)
 
 
 def read_previous(config: ConfigParser, task: Task) -> tuple[dict[str, torch.Tensor], str]:
@@ -317,11 +317,11 @@ def load_previous(config: ConfigParser, method: BaseMethod, student: BaseModel) 
         UserError: as `read_previous`; or the weights do not fit.
     """
     state, source = read_previous(config, method.task)
-    head_sizes = method.head_sizes()
-    load_previous_step(student, state, len(head_sizes) - 1, source)
+    plan = method.heads()
+    load_previous_step(student, state, len(plan.sizes) - 1, source)
     if not method.needs_teacher:
         return None
-    teacher = build_model(config, head_sizes[:-1], backbone_pretrained=False)
+    teacher = build_model(config, plan.previous(), backbone_pretrained=False)
     load_strict(teacher, state, source)
     return teacher.requires_grad_(False).eval()
 

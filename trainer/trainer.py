@@ -291,11 +291,11 @@ class Trainer(BaseTrainer):
     ) -> dict[str, torch.Tensor]:
         """Add the gradients of one batch, weighted by `share`, to the parameters'."""
         with self.precision.autocast():
-            outputs = self.model(images, **self.method.outputs)
+            outputs = self.model(images, self.method.wants)
             targets = None
             if self.teacher is not None:
                 with torch.no_grad():
-                    targets = self.teacher(images, **self.method.outputs)
+                    targets = self.teacher(images, self.method.wants)
         terms = self.method.losses(outputs, targets, labels)
         weights = self.method.hyperparameter
         loss = share * sum(weights[name] * term.sum() for name, term in terms.items())

@@ -163,8 +163,12 @@ SCHEMA: dict[str, Key] = {
         local=True,
     ),
     "arch.type": Key("the model's class", (str,)),
-    "arch.args.backbone": Key("resnet50, resnet101, resnet152 or tiny (CPU demos, tests)", (str,)),
-    "arch.args.output_stride": Key("image size over feature size", (int,), choices=(8, 16)),
+    "arch.args.backbone": Key(
+        "resnet50, resnet101, resnet152, swin_t, swin_b or tiny (CPU demos, tests)", (str,)
+    ),
+    "arch.args.output_stride": Key(
+        "image size over feature size; ResNet: 8 or 16, Swin: 32", (int,), choices=(8, 16, 32)
+    ),
     "arch.args.norm_act": Key("bn_sync: BatchNorm + ReLU, synchronised over GPUs", (str,)),
     "arch.args.backbone_pretrained": Key(
         "true: ImageNet weights from torchvision; a path: from that file; false: none", (bool, str)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from base.base_method import BaseMethod
+from base.base_model import HeadPlan
 from models.upsampling import strongest
 from trainer.optim import incremental_groups
 from utils.misc import BACKGROUND
@@ -18,8 +19,8 @@ THRESHOLD = 0.5  # a pixel is background where no class scores higher
 class SigmoidMethod(BaseMethod):
     """An auxiliary head and one classifier per step, as the paper's network has them."""
 
-    def head_sizes(self) -> list[int]:
-        return [1, *self.task.classes_per_step]
+    def heads(self) -> HeadPlan:
+        return HeadPlan((1, *self.task.classes_per_step), detached_first=True)
 
     def parameter_groups(
         self, student: nn.Module, lr: float, weight_decay: float
