@@ -54,8 +54,9 @@ class Backbone(nn.Module):
 
     def __init__(self, net: resnet.ResNet):
         super().__init__()
-        for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
-            setattr(self, name, getattr(net, name))
+        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
+        self.layer1, self.layer2 = net.layer1, net.layer2
+        self.layer3, self.layer4 = net.layer3, net.layer4
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = TRAIN_MOMENTUM
@@ -64,7 +65,8 @@ class Backbone(nn.Module):
         """Features at the output stride; the stages lie at strides 4, 8 and on."""
         x, stages = self.maxpool(self.relu(self.bn1(self.conv1(images)))), []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            *blocks, last = layer
+            *blocks, last = layer.children()
+            assert isinstance(last, resnet.Bottleneck)
             for block in blocks:
                 x = block(x)
             x = _without_last_relu(last, x)
@@ -139,8 +141,9 @@ class Swin(nn.Module):
 
 def _resnet_spec(layers: list[int], weights: WeightsEnum) -> BackboneSpec:
     # torchvision still ships files from before torch 0.4.1, which do not count batches.
-    files = {"dropped": ("fc.",), "may_miss": ("num_batches_tracked",)}
-    return BackboneSpec(_resnet(layers), 2048, weights=weights, **files)
+    counters = ("num_batches_tracked",)
+    build = _resnet(layers)
+    return BackboneSpec(build, 2048, weights=weights, dropped=("fc.",), may_miss=counters)
 
 
 def _swin_spec(

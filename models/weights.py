@@ -122,12 +122,9 @@ def check_imagenet(name: str, pretrained: bool | str) -> None:
     Raises:
         UserError: there are none, or the file is missing, damaged or another backbone's.
     """
-    if pretrained is True and BACKBONES[name].weights is None:
-        raise UserError(
-            f"there are no ImageNet weights for arch.args.backbone '{name}'; set "
-            "arch.args.backbone_pretrained to false or to the path of a weight file."
-        )
-    if isinstance(pretrained, str):
+    if pretrained is True:
+        _published(name)
+    elif pretrained:
         spec = BACKBONES[name]
         with torch.device("meta"):
             backbone = spec.build(spec.strides[0])
@@ -152,13 +149,24 @@ def load_imagenet(backbone: nn.Module, name: str, pretrained: bool | str) -> Non
 
 def _of_backbone(name: str, pretrained: bool | str) -> tuple[State, str]:
     """The weights without the classifier, and what they are in words."""
-    spec = BACKBONES[name]
     if isinstance(pretrained, str):
         state, file = _read(Path(pretrained)), pretrained
     else:
-        state, file = _download(spec.weights), spec.weights.url
-    kept = {key: tensor for key, tensor in state.items() if not key.startswith(spec.dropped)}
+        weights = _published(name)
+        state, file = _download(weights), weights.url
+    dropped = BACKBONES[name].dropped
+    kept = {key: tensor for key, tensor in state.items() if not key.startswith(dropped)}
     return kept, f"the ImageNet weight file {file} for arch.args.backbone '{name}'"
+
+
+def _published(name: str) -> WeightsEnum:
+    weights = BACKBONES[name].weights
+    if weights is None:
+        raise UserError(
+            f"there are no ImageNet weights for arch.args.backbone '{name}'; set "
+            "arch.args.backbone_pretrained to false or to the path of a weight file."
+        )
+    return weights
 
 
 def _may_miss(name: str, backbone: nn.Module) -> list[str]:

@@ -29,7 +29,7 @@ from models.weights import check_fit, check_previous_step, load_previous_step, l
 from trainer.base_step import adopt, check_base
 from trainer.memory import previous_file, replay
 from trainer.methods import METHODS
-from trainer.optim import OPTIMIZERS, build_optimizer, build_scheduler
+from trainer.optim import AVERAGES, build_optimizer, build_scheduler, check_optimizer
 from trainer.record import differences, record
 from trainer.trainer import Trainer, build_evaluators, describe, task_record
 from utils import checkpoint as files
@@ -135,11 +135,9 @@ def check(config: ConfigParser) -> Launch:
 
 def _check_training(config: ConfigParser, plan: Launch, data: IncrementalDataLoader) -> None:
     """What only training needs; weights of another version may be evaluated without it."""
-    config.resolve("optimizer", OPTIMIZERS)
+    check_optimizer(config)
     config.resolve("lr_scheduler", SCHEDULERS)
-    trainer, sgd = config["trainer"], config["optimizer"]["args"]
-    if sgd["nesterov"] and not sgd["momentum"]:
-        raise UserError("optimizer.args.nesterov needs a momentum above 0; give one, or set false.")
+    trainer = config["trainer"]
     if trainer["early_stop"] > 0 and trainer["monitor"] == "off":
         raise UserError("trainer.early_stop needs trainer.monitor, which is off; name a metric.")
     synchronised = plan.world > 1 and plan.devices[0].type == "cuda"
@@ -179,7 +177,8 @@ def _check_start(config: ConfigParser, task: Task) -> None:
         state = files.load(config.resume)["state_dict"]
         check_fit(model, state, f"the checkpoint to resume from, {config.resume},")
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    size = 4 * (sum(t.numel() for t in model.state_dict().values()) + trainable)  # and momentum
+    averages = AVERAGES[config["optimizer"]["type"]] * trainable
+    size = 4 * (sum(t.numel() for t in model.state_dict().values()) + averages)
     folder = config.step_dir()
     # The one that is being written, last.pth and previous.pth; kept ones share their room.
     missing = 3 - sum((folder / name).is_file() for name in (files.LAST, files.PREVIOUS))
