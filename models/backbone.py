@@ -136,7 +136,10 @@ class Swin(nn.Module):
             x = part(x)
             if with_stages and number % 2 == 0:
                 stages.append(x.permute(0, 3, 1, 2))
-        return self.norm(x).permute(0, 3, 1, 2), tuple(stages)
+        # In memory as the images lie, so that the ASPP's gradients lie as its parameters do.
+        channels_last = images.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        return self.norm(x).permute(0, 3, 1, 2).contiguous(memory_format=layout), tuple(stages)
 
 
 def _resnet_spec(layers: list[int], weights: WeightsEnum) -> BackboneSpec:

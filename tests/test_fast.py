@@ -17,6 +17,7 @@ from models.folding import FoldedConv2d, fold, fuse
 from models.model import DeepLabV3
 from tests.conftest import PROJECT, dkd_heads, train
 from tests.test_golden_trajectory import SWITCHES, fill_by_name, make_config, make_trainer
+from trainer.optim import OPTIMIZERS
 from trainer.run import quicken
 from trainer.trainer import Trainer
 from utils import checkpoint as files
@@ -28,10 +29,14 @@ HEADS = dkd_heads(1, 3, 2)
 TASK = Task("voc", "own", "overlap", 1, ((1, 2, 3), (4, 5)), tuple(f"class{i}" for i in range(6)))
 
 
-def switched(step=1, **on):
+def switched(step=1, optimizer="SGD", **on):
     """A config with only these switches on."""
     config = make_config(step, "PolyLR", fast=False, lr=1e-4)
-    return ConfigParser(config.flat() | {f"fast.{name}": value for name, value in on.items()})
+    values = config.flat() | {f"fast.{name}": value for name, value in on.items()}
+    if optimizer == "AdamW":
+        values["optimizer.type"] = optimizer
+        del values["optimizer.args.momentum"], values["optimizer.args.nesterov"]
+    return ConfigParser(values)
 
 
 def network(plan=HEADS, backbone="tiny", dtype=torch.float32, **kwargs):
@@ -212,20 +217,24 @@ def optimizer_of(config, model):
     return trainer.optimizer
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("fused", [True, None])
-def test_fused_update_whatever_the_checkpoint_says(fused):
+def test_fused_update_whatever_the_checkpoint_says(fused, optimizer):
     """A checkpoint brings the options of the optimizer that wrote it."""
-    here = optimizer_of(switched(fused_optimizer=bool(fused)), network())
-    there = optimizer_of(switched(fused_optimizer=not fused), network())
+    here = optimizer_of(switched(optimizer=optimizer, fused_optimizer=bool(fused)), network())
+    there = optimizer_of(switched(optimizer=optimizer, fused_optimizer=not fused), network())
     assert {group["fused"] for group in here.param_groups} == {fused}
     here.load_state_dict(deepcopy(there.state_dict()))
     assert {group["fused"] for group in here.param_groups} == {fused}
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("fast", [True, False])
-def test_checkpoint_of_the_other_way_continues(fast):
-    """Also its momentum, which lies in memory as the weights did where it was written."""
-    way, other = (switched(**dict.fromkeys(SWITCHES, on)) for on in (fast, not fast))
+def test_checkpoint_of_the_other_way_continues(fast, optimizer):
+    """Also its averages, which lie in memory as the weights did where they were written."""
+    way, other = (
+        switched(optimizer=optimizer, **dict.fromkeys(SWITCHES, on)) for on in (fast, not fast)
+    )
     there, _, _ = three_steps(other, torch.float64)
     here, _, _ = three_steps(way, torch.float64)
     state = deepcopy(there.state())
@@ -239,11 +248,12 @@ def test_checkpoint_of_the_other_way_continues(fast):
         assert relative(here.student.get_parameter(name), parameter) < 1e-12, name
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("fused", [True, False])
-def test_update_that_the_loss_scale_skips(fused):
-    """The first one often is: it must leave weights and momentum alone."""
+def test_update_that_the_loss_scale_skips(fused, name):
+    """The first one often is: it must leave weights and averages alone."""
     model = network()
-    optimizer = optimizer_of(switched(fused_optimizer=fused), model)
+    optimizer = optimizer_of(switched(optimizer=name, fused_optimizer=fused), model)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     weight = model.cls[2].weight
     start, lr = weight.detach().clone(), optimizer.param_groups[3]["lr"]
@@ -254,8 +264,11 @@ def test_update_that_the_loss_scale_skips(fused):
         scaler.update()
         if value == torch.inf:
             assert torch.equal(weight, start)
-    gradient = 2 + 1e-4 * start
-    torch.testing.assert_close(weight, start - lr * 1.9 * gradient)  # Nesterov's first update
+    first = {  # Nesterov's first update, and Adam's, which goes by the sign alone
+        "SGD": start - lr * 1.9 * (2 + 1e-4 * start),
+        "AdamW": start * (1 - lr * 1e-4) - lr,
+    }
+    torch.testing.assert_close(weight, first[name])
 
 
 def test_compile(monkeypatch):

@@ -447,6 +447,15 @@ PREPARED = {
         "--task_name 15-1 --task_step 2 --freeze_bn --mem_size 10",
         prepare=two_steps,
     ),
+    "an ImageNet weight file of another backbone": Case(
+        ["weight file w.pth for arch.args.backbone 'swin_t' does not fit", "missing: features.0.0"],
+        config={
+            "arch.args.backbone": "swin_t",
+            "arch.args.output_stride": 32,
+            "arch.args.backbone_pretrained": "w.pth",
+        },
+        prepare=lambda monkeypatch: torch.save(BACKBONES["tiny"].build(16).state_dict(), "w.pth"),
+    ),
     "a node outside the run": Case(
         ["rank is 2", "world_size is 2", "0..1"], SPAWN, config={"rank": 2, "world_size": 2}
     ),
