@@ -404,14 +404,15 @@ def make_loss(
     labels = torch.where(labels < 2, labels * VOID, labels + channels.start - 2)
     labels = labels.to(torch.uint8).to(device)
     losses = partial(plain_losses, method) if way == "plain" else method.losses
+    leaves = {name: x for name, x in student._asdict().items() if x is not None}
 
     def call() -> dict[str, torch.Tensor]:
         fused_loss.switched_on = way == "fused"
-        for leaf in student:
+        for leaf in leaves.values():
             leaf.grad = None
         terms = losses(student, teacher, labels)
         weighted(method, terms).backward()
-        slopes = {f"{name} slope": x.grad for name, x in student._asdict().items()}
+        slopes = {f"{name} slope": x.grad for name, x in leaves.items()}
         return {name: term.detach() for name, term in terms.items()} | slopes
 
     return call

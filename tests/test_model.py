@@ -352,17 +352,24 @@ def test_imagenet_weights_from_a_file(tmp_path):
         load_imagenet(model.backbone, "resnet50", str(tmp_path / "none.pth"))
 
 
-def test_imagenet_download_failure_says_where_to_put_the_file(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("backbone", "stride", "file"),
+    [("resnet101", 16, "resnet101-63fe2227.pth"), ("swin_t", 32, "swin_t-704ceda3.pth")],
+)
+def test_imagenet_download_failure_says_where_to_put_the_file(
+    backbone, stride, file, monkeypatch, tmp_path
+):
     def fail(*args, **kwargs):
         assert kwargs["weights_only"]
         raise OSError("no route to host")
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", fail)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    arch = {"backbone": backbone, "output_stride": stride, "backbone_pretrained": True}
     with pytest.raises(UserError) as caught:
-        DeepLabV3(dkd_heads(1, 2), backbone="resnet101", backbone_pretrained=True)
+        DeepLabV3(dkd_heads(1, 2), **arch)
     message = str(caught.value)
-    assert str(tmp_path / "checkpoints" / "resnet101-63fe2227.pth") in message
+    assert str(tmp_path / "checkpoints" / file) in message
     assert "arch.args.backbone_pretrained" in message
 
 
