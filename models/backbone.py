@@ -108,9 +108,9 @@ class Swin(nn.Module):
     """torchvision's Swin transformer at its own strides: 4, 8, 16 and, for the features, 32.
 
     Its last stage cannot be dilated as a ResNet's can: patch merging makes one token of four by
-    weights that know where each of them lies, and ImageNet taught the last stage's windows to see
-    a 32nd of the image's resolution. Features enlarged to stride 16 would cost the ASPP and the
-    heads four times as much and show nothing new, so only stride 32 is offered. Class-incremental
+    weights that know where each of them lies, and the last stage's windows were trained on that
+    grid. Features enlarged to stride 16 would cost the ASPP and the heads four times as much and
+    show nothing new, so only stride 32 is offered. Class-incremental
     segmentation does the same: CoinSeg (Zhang et al., ICCV 2023) puts the head of DeepLabV3 on the
     normalised output of Swin's last stage.
 
