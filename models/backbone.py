@@ -110,9 +110,9 @@ class Swin(nn.Module):
     Its last stage cannot be dilated as a ResNet's can: patch merging makes one token of four by
     weights that know where each of them lies, and the last stage's windows were trained on that
     grid. Features enlarged to stride 16 would cost the ASPP and the heads four times as much and
-    show nothing new, so only stride 32 is offered. Class-incremental
-    segmentation does the same: CoinSeg (Zhang et al., ICCV 2023) puts the head of DeepLabV3 on the
-    normalised output of Swin's last stage.
+    show nothing new, so only stride 32 is offered. Class-incremental segmentation does the same:
+    CoinSeg (Zhang et al., ICCV 2023) puts the head of DeepLabV3 on the normalised output of Swin's
+    last stage.
 
     A stage's map is the output of its last block: there is no ReLU, and no LayerNorm yet.
     """
