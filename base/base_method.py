@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from base.base_model import BaseModel, ModelOutput
+from base.base_model import BaseModel, HeadPlan, ModelOutput
 from base.task import Task
 from utils.config_schema import NUMBER, Key
 from utils.misc import UserError, choose
@@ -155,13 +155,13 @@ class BaseMethod(ABC):
         return True
 
     @property
-    def outputs(self) -> Mapping[str, Any]:
-        """Keyword arguments of the model's forward: which outputs the method wants."""
-        return {}
+    def wants(self) -> frozenset[str]:
+        """Names of the outputs that the method wants beside logits, out of `OUTPUTS`."""
+        return frozenset()
 
     @abstractmethod
-    def head_sizes(self) -> list[int]:
-        """Outputs of each head of the model, first to last."""
+    def heads(self) -> HeadPlan:
+        """Which heads the model has."""
 
     @abstractmethod
     def start(self, student: nn.Module, earlier: Mapping[str, Any]) -> None:

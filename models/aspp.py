@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-RATES = {16: (6, 12, 18), 8: (12, 24, 36)}  # dilations per output stride
+# Dilations per output stride, the same distances in the image; the paper's for 16 and 8.
+RATES = {32: (3, 6, 9), 16: (6, 12, 18), 8: (12, 24, 36)}
 
 
 def _conv_bn_relu(inputs: int, outputs: int, kernel: int, dilation: int = 1) -> list[nn.Module]:
@@ -29,7 +30,14 @@ class ASPP(nn.Module):
     Source: Chen et al., Rethinking Atrous Convolution for Semantic Image Segmentation (DeepLabV3).
     """
 
-    def __init__(self, inputs: int, outputs: int, output_stride: int):
+    def __init__(self, inputs: int, outputs: int, output_stride: int, *, last_conv: bool = True):
+        """
+        Args:
+            inputs: channels of the backbone's features.
+            outputs: channels of each branch and of the result.
+            output_stride: a key of `RATES`.
+            last_conv: end in the 3×3 convolution; False where each head begins with its own.
+        """
         super().__init__()
         self.convs = nn.ModuleList(
             [
@@ -42,7 +50,8 @@ class ASPP(nn.Module):
             ]
         )
         self.project = nn.Sequential(*_conv_bn_relu(5 * outputs, outputs, 1), Dropout(0.1))
-        self.last_conv = nn.Sequential(*_conv_bn_relu(outputs, outputs, 3))
+        last = _conv_bn_relu(outputs, outputs, 3) if last_conv else []
+        self.last_conv = nn.Sequential(*last)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """[N, inputs, h, w] → [N, outputs, h, w], non-negative since it ends in a ReLU."""

@@ -1,39 +1,63 @@
-"""The classifiers: one 1×1 convolution per step, the auxiliary head in front, decomposed logits.
+"""The classifiers of a model, by plan: one per step, 1×1 convolutions or small blocks.
 
-The paper's names: G_t for a step's classifier, H_t for the auxiliary one. There is no background
-channel: a pixel is background when no class is over 0.5.
+The paper's names: G_t for a step's classifier, H_t for the auxiliary one. What a channel means,
+auxiliary score, background or class, is the method's word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from base.base_model import HeadPlan
+
+
+def make_head(channels: int, outputs: int, kind: str) -> nn.Module:
+    """A head of `HeadPlan.kind`: features [N, channels, h, w] → logits [N, outputs, h, w].
+
+    Source of the block: Cha et al., SSUL (NeurIPS 2021), the heads of its published code.
+    """
+    if kind == "conv1x1":
+        return nn.Conv2d(channels, outputs, 1)
+    return nn.Sequential(
+        nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.Conv2d(channels, outputs, 1),
+    )
+
 
 class Heads(nn.ModuleList):
-    """`heads[0]` is the auxiliary head, `heads[1 + t]` the classifier of step t."""
+    """The heads of a plan in its order; the unknown one is not among them."""
 
-    def __init__(self, channels: int, sizes: Sequence[int]):
+    def __init__(self, channels: int, plan: HeadPlan):
         """
         Args:
             channels: of the features.
-            sizes: outputs per head, [1, classes of step 0, classes of step 1, …].
+            plan: which heads.
         """
-        super().__init__(nn.Conv2d(channels, size, 1) for size in sizes)
+        super().__init__(make_head(channels, size, plan.kind) for size in plan.sizes)
+        self.plan = plan
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """[N, channels, h, w] → logits [N, 1 + C, h, w].
+        """[N, channels, h, w] → logits [N, C, h, w] of all heads.
 
-        The auxiliary head sees detached features: it learns from them without shaping them.
+        A detached first head learns from the features without shaping them.
         """
-        auxiliary, *classifiers = self
-        logits = [
-            F.conv2d(features.detach(), *_stacked([auxiliary])),
-            F.conv2d(features, *_stacked(classifiers)),
-        ]
+        if self.plan.kind == "block":
+            first = features.detach() if self.plan.detached_first else features
+            logits = [head(features if n else first) for n, head in enumerate(self)]
+        elif self.plan.detached_first:
+            auxiliary, *classifiers = self
+            logits = [
+                F.conv2d(features.detach(), *_stacked([auxiliary])),
+                F.conv2d(features, *_stacked(classifiers)),
+            ]
+        else:
+            return F.conv2d(features, *_stacked(self))
         return torch.cat(logits, dim=1)
 
     def decomposed(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,8 +67,16 @@ class Heads(nn.ModuleList):
         pos + neg + bias = logit. Source: the paper's decomposition of logits for L_dkd.
 
         Returns:
-            pos and neg, each [N, C, h, w].
+            pos and neg, each [N, C - 1, h, w].
+
+        Raises:
+            ValueError: heads that are no 1×1 convolutions behind a detached first one.
         """
+        if self.plan.kind != "conv1x1" or not self.plan.detached_first:
+            raise ValueError(
+                "'pos_neg' decomposes the logits of 1×1 heads behind a detached first one: the "
+                f"plan needs kind 'conv1x1' and detached_first, but is {self.plan}."
+            )
         _, *classifiers = self
         weight, _ = _stacked(classifiers)
         return F.conv2d(features, weight.clamp(min=0)), F.conv2d(features, weight.clamp(max=0))
@@ -55,16 +87,23 @@ class Heads(nn.ModuleList):
         It has learnt to say "none of these" on every pixel, which is what a new class should start
         with.
         """
-        with torch.no_grad():
-            self[-1].weight.copy_(self[0].weight.expand_as(self[-1].weight))
-            self[-1].bias.copy_(self[0].bias.expand_as(self[-1].bias))
+        self.start_from(self[0])
+
+    def start_from(self, head: nn.Module) -> None:
+        """Copy a head of one output, BatchNorm included, into every row of the newest one."""
+        source = head.state_dict()
+        for name, value in self[-1].state_dict().items():
+            value.copy_(source[name].expand_as(value))
 
 
-def _stacked(heads: Iterable[nn.Conv2d]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The heads as one: weight [C, channels, 1, 1] and bias [C].
+def _stacked(heads: Iterable[nn.Module]) -> tuple[torch.Tensor, torch.Tensor]:
+    """1×1 heads as one: weight [C, channels, 1, 1] and bias [C].
 
     The weights are stacked as matrices: so their gradients lie in memory as the parameters do, and
     processes exchange them without a copy.
     """
-    weight = torch.cat([head.weight.flatten(1) for head in heads])
-    return weight[..., None, None], torch.cat([head.bias for head in heads])
+    weights, biases = zip(
+        *((head.get_parameter("weight"), head.get_parameter("bias")) for head in heads), strict=True
+    )
+    weight = torch.cat([weight.flatten(1) for weight in weights])
+    return weight[..., None, None], torch.cat(biases)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Collection
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from base.base_model import BaseModel, ModelOutput
+from base.base_model import OUTPUTS, BaseModel, HeadPlan, ModelOutput, Parts
 from models.aspp import ASPP
 from models.backbone import BACKBONES
-from models.heads import Heads
-from models.weights import load_imagenet
-from utils.misc import UserError, choose
+from models.heads import Heads, make_head
+from models.weights import check_imagenet, load_imagenet
+from utils.misc import UserError, choose, listing
 
 NORMS = ("bn_sync",)
 
@@ -22,13 +21,14 @@ NORMS = ("bn_sync",)
 class DeepLabV3(BaseModel):
     """The segmentation network of the paper: F_t = backbone and ASPP, then the heads.
 
-    Its state-dict names (`backbone.…`, `aspp.…`, `cls.K.…`) are an interface: released weights load
-    strictly.
+    Its state-dict names (`backbone.…`, `aspp.…`, `cls.K.…`, `unknown.…`) are an interface: released
+    weights load strictly. Where the heads are blocks, each has the last 3×3 convolution of its own,
+    and the ASPP ends before it, as in SSUL.
     """
 
     def __init__(
         self,
-        head_sizes: Sequence[int],
+        plan: HeadPlan,
         *,
         backbone: str = "resnet101",
         output_stride: int = 16,
@@ -39,72 +39,101 @@ class DeepLabV3(BaseModel):
     ):
         """
         Args:
-            head_sizes: outputs per head, [1, classes of step 0, …].
+            plan: which heads.
             backbone: name out of `BACKBONES`.
-            output_stride: 8 or 16.
+            output_stride: image size over feature size, one that the backbone offers.
             norm_act: "bn_sync" (BatchNorm + ReLU, synchronised over GPUs by the trainer).
             backbone_pretrained: ImageNet weights: True, False or a local file.
             freeze_all_bn: keep statistics and affine parameters of every BatchNorm.
             dropout: whether dropout is active in train mode.
 
         Raises:
-            UserError: an unknown backbone or norm, or weights that cannot be had.
+            UserError: an unknown backbone or norm, a stride that the backbone does not offer, or
+                weights that cannot be had.
         """
-        check_arch(backbone, norm_act, backbone_pretrained)
+        check_arch(backbone, output_stride, norm_act)
         super().__init__(frozen_bn=freeze_all_bn, dropout=dropout)
         spec = BACKBONES[backbone]
+        width, block = spec.aspp_channels, plan.kind == "block"
         self.backbone = spec.build(output_stride)
-        self.aspp = ASPP(spec.channels, spec.aspp_channels, output_stride)
-        self.cls = Heads(spec.aspp_channels, head_sizes)
-        for module in (*self.aspp.modules(), *self.cls.modules()):
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight)
-            elif isinstance(module, _BatchNorm):
-                nn.init.ones_(module.weight)
-                nn.init.zeros_(module.bias)
+        self.aspp = ASPP(spec.channels, width, output_stride, last_conv=not block)
+        self.cls = Heads(width, plan)
+        self.unknown = make_head(width, 1, plan.kind) if plan.unknown else None
+        parts = self.parts()
+        for part in (parts.decoder, *parts.heads, *([parts.unknown] if parts.unknown else [])):
+            for module in part.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight)
+                elif isinstance(module, _BatchNorm):
+                    nn.init.ones_(module.weight)
+                    nn.init.zeros_(module.bias)
         if backbone_pretrained:
-            load_imagenet(self.backbone, spec.weights, backbone_pretrained)
+            load_imagenet(self.backbone, backbone, backbone_pretrained)
         self.freeze()
 
-    def forward(self, images: torch.Tensor, decompose: bool = False) -> ModelOutput:
+    def forward(self, images: torch.Tensor, wants: Collection[str] = ()) -> ModelOutput:
         """
         Args:
             images: [N, 3, H, W] float32, normalised.
-            decompose: also return the decomposed logits.
+            wants: names out of `OUTPUTS`: what to return beside the logits.
 
         Returns:
             Outputs at feature resolution; whoever needs full size calls `upsample`.
+
+        Raises:
+            ValueError: an output that heads of this plan do not have.
         """
-        features = self.aspp(self.backbone(images))  # [N, 256, h, w]
+        assert OUTPUTS.issuperset(wants), f"outputs are {sorted(OUTPUTS)}, not {sorted(wants)}"
+        unknown, pos, neg = None, None, None
+        maps, stages = self.backbone(images, "stages" in wants)
+        features = self.aspp(maps)  # [N, 256, h, w]
         logits = self.cls(features)
-        return ModelOutput(logits, *(self.cls.decomposed(features) if decompose else ()))
+        if "pos_neg" in wants:
+            pos, neg = self.cls.decomposed(features)
+        if "unknown" in wants:
+            if self.unknown is None:
+                raise ValueError("'unknown' is wanted, but the plan of the heads has no such head.")
+            unknown = self.unknown(features)
+        return ModelOutput(
+            logits,
+            pos,
+            neg,
+            stages=stages if "stages" in wants else None,
+            features=features if "features" in wants else None,
+            unknown=unknown,
+        )
 
-    def channels_last(self) -> None:
-        """All but the heads, whose gradients come the other way round."""
-        for part in (self.backbone, self.aspp):
-            part.to(memory_format=torch.channels_last)
+    def parts(self) -> Parts:
+        return Parts(self.backbone, self.aspp, tuple(self.cls), self.unknown)
 
 
-def check_arch(backbone: str, norm_act: str, backbone_pretrained: bool | str) -> None:
+def check_arch(
+    backbone: str,
+    output_stride: int,
+    norm_act: str,
+    backbone_pretrained: bool | str = False,
+) -> None:
     """Judge the `arch.args` that a type cannot judge, before anything is allocated.
 
     Raises:
-        UserError: an unknown backbone or norm, or a backbone without ImageNet weights.
+        UserError: an unknown backbone or norm, a stride that the backbone does not offer, or
+            ImageNet weights that do not exist or are another backbone's.
     """
     choose("arch.args.backbone", backbone, BACKBONES)
+    strides = BACKBONES[backbone].strides
+    if output_stride not in strides:
+        raise UserError(
+            f"arch.args.output_stride is {output_stride}, which backbone '{backbone}' does not "
+            f"offer; valid: {listing(map(str, strides))}."
+        )
     if norm_act == "iabn_sync":
         raise UserError(
             "arch.args.norm_act 'iabn_sync' needs a compiled package that most machines cannot "
             "build and is not supported; use 'bn_sync'."
         )
     choose("arch.args.norm_act", norm_act, NORMS)
-    if backbone_pretrained is True and BACKBONES[backbone].weights is None:
-        raise UserError(
-            f"there are no ImageNet weights for arch.args.backbone '{backbone}'; set "
-            "arch.args.backbone_pretrained to false or to the path of a weight file."
-        )
-    if isinstance(backbone_pretrained, str) and not Path(backbone_pretrained).is_file():
-        raise UserError(f"arch.args.backbone_pretrained: there is no file {backbone_pretrained}.")
+    if backbone_pretrained:
+        check_imagenet(backbone, backbone_pretrained)
 
 
 MODELS: dict[str, type[BaseModel]] = {"DeepLabV3": DeepLabV3}

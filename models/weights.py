@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torchvision.models import WeightsEnum
 
+from models.backbone import BACKBONES
 from utils.logger import log
 from utils.misc import UserError, listing
 
@@ -89,12 +90,13 @@ def check_previous_step(model: nn.Module, state: State, new_head: int, source: s
     Raises:
         UserError: as `check_fit`; or `state` already has the new head.
     """
-    head = [f"cls.{new_head}.weight", f"cls.{new_head}.bias"]
-    already = [name for name in state if name.removeprefix("module.") in head]
+    prefix = f"cls.{new_head}."
+    already = [name for name in state if name.removeprefix("module.").startswith(prefix)]
     if already:
         raise UserError(
             f"{source} already has {already[0]}: these are not the weights of the step before."
         )
+    head = [name for name in model.state_dict() if name.startswith(prefix)]
     check_fit(model, state, source, may_miss=head)
     return head
 
@@ -110,24 +112,65 @@ def load_previous_step(model: nn.Module, state: State, new_head: int, source: st
     log.info("%s: loaded strictly; not in it, as it must be: %s", source, ", ".join(head))
 
 
-def load_imagenet(backbone: nn.Module, weights: WeightsEnum | None, pretrained: bool | str) -> None:
-    """Load ImageNet weights, without the classifier `fc`, into a backbone.
+def check_imagenet(name: str, pretrained: bool | str) -> None:
+    """Whether there are ImageNet weights for a backbone; a file is read and compared.
+
+    Args:
+        name: out of `BACKBONES`.
+        pretrained: True: those of torchvision; a path: that file.
+
+    Raises:
+        UserError: there are none, or the file is missing, damaged or another backbone's.
+    """
+    if pretrained is True:
+        _published(name)
+    elif pretrained:
+        spec = BACKBONES[name]
+        with torch.device("meta"):
+            backbone = spec.build(spec.strides[0])
+        check_fit(backbone, *_of_backbone(name, pretrained), may_miss=_may_miss(name, backbone))
+
+
+def load_imagenet(backbone: nn.Module, name: str, pretrained: bool | str) -> None:
+    """Load ImageNet weights, without the classifier, into a backbone.
 
     Args:
         backbone: with torchvision's names.
-        weights: torchvision's entry, for the download.
+        name: out of `BACKBONES`, whose entry says how a weight file maps.
         pretrained: True: download (or take from torch's cache); a path: that file.
 
     Raises:
-        UserError: the download fails, the file is missing or does not fit.
+        UserError: as `check_imagenet`, or the download fails.
     """
-    state = _read(Path(pretrained)) if isinstance(pretrained, str) else _download(weights)
-    fc = [name for name in state if name.startswith("fc.")]
-    state = {name: tensor for name, tensor in state.items() if name not in fc}
-    # Files older than torch 0.4.1, as torchvision still ships, do not count batches.
-    counters = [name for name in backbone.state_dict() if name.endswith("num_batches_tracked")]
-    load_strict(backbone, state, "the ImageNet weight file", may_miss=counters)
-    log.info("ImageNet weights loaded strictly; left out: %s", ", ".join(fc) or "nothing")
+    state, source = _of_backbone(name, pretrained)
+    load_strict(backbone, state, source, may_miss=_may_miss(name, backbone))
+    log.info("%s: loaded strictly, without the classifier", source)
+
+
+def _of_backbone(name: str, pretrained: bool | str) -> tuple[State, str]:
+    """The weights without the classifier, and what they are in words."""
+    if isinstance(pretrained, str):
+        state, file = _read(Path(pretrained)), pretrained
+    else:
+        weights = _published(name)
+        state, file = _download(weights), weights.url
+    dropped = BACKBONES[name].dropped
+    kept = {key: tensor for key, tensor in state.items() if not key.startswith(dropped)}
+    return kept, f"the ImageNet weight file {file} for arch.args.backbone '{name}'"
+
+
+def _published(name: str) -> WeightsEnum:
+    weights = BACKBONES[name].weights
+    if weights is None:
+        raise UserError(
+            f"there are no ImageNet weights for arch.args.backbone '{name}'; set "
+            "arch.args.backbone_pretrained to false or to the path of a weight file."
+        )
+    return weights
+
+
+def _may_miss(name: str, backbone: nn.Module) -> list[str]:
+    return [key for key in backbone.state_dict() if key.endswith(BACKBONES[name].may_miss)]
 
 
 def _read(path: Path) -> dict[str, Any]:

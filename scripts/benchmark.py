@@ -376,14 +376,15 @@ def make_loss(
     labels = torch.where(labels < 2, labels * VOID, labels + channels.start - 2)
     labels = labels.to(torch.uint8).to(device)
     losses = partial(defined_losses, method) if way == "plain" else method.losses
+    leaves = {name: x for name, x in student._asdict().items() if x is not None}
 
     def call() -> dict[str, torch.Tensor]:
         fused_loss.switched_on = way == "fused"
-        for leaf in student:
+        for leaf in leaves.values():
             leaf.grad = None
         terms = losses(Batch(None, labels), student, teacher, None)
         weighted(method, terms).backward()
-        slopes = {f"{name} slope": x.grad for name, x in student._asdict().items()}
+        slopes = {f"{name} slope": x.grad for name, x in leaves.items()}
         return {name: term.detach() for name, term in terms.items()} | slopes
 
     return call
@@ -435,14 +436,15 @@ class Net:
         self.config = ConfigParser.from_args("train", "configs/config_voc.json", argv=argv)
         self.method = METHODS["dkd"](self.task, self.config["hyperparameter"])
         torch.manual_seed(0)
-        sizes, arch = self.method.head_sizes(), {"backbone": backbone, "backbone_pretrained": False}
-        self.teacher = build_model(self.config, sizes[:-1], **arch)
+        plan, arch = self.method.heads(), {"backbone": backbone, "backbone_pretrained": False}
+        self.teacher = build_model(self.config, plan.previous(), **arch)
         for name, parameter in self.teacher.named_parameters():
             if name.endswith("bn3.weight"):
                 # Else the frozen BatchNorm of a random network lets every block double its values.
                 torch.nn.init.constant_(parameter, 0.2)
-        self.student = build_model(self.config, sizes, **arch, dropout=False)
-        load_previous_step(self.student, self.teacher.state_dict(), len(sizes) - 1, "the teacher")
+        self.student = build_model(self.config, plan, **arch, dropout=False)
+        new, weights = len(plan.sizes) - 1, self.teacher.state_dict()
+        load_previous_step(self.student, weights, new, "the teacher")
         self.method.start(self.student, {})
         self.teacher.requires_grad_(False).eval().to(device)
         self.student.train().to(device)
@@ -486,9 +488,9 @@ class Net:
         def step(images: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
             optimizer.zero_grad()
             with self.autocast():
-                outputs = self.student(images, decompose=True)
+                outputs = self.student(images, self.method.wants)
                 with torch.no_grad():
-                    targets = self.teacher(images, decompose=True)
+                    targets = self.teacher(images, self.method.wants)
             terms = defined_losses(self.method, Batch(images, labels), outputs, targets, None)
             loss = weighted(self.method, terms)
             scaler.scale(loss).backward()
@@ -502,11 +504,11 @@ class Net:
     def network_only(self, images: torch.Tensor) -> None:
         """Teacher forward, student forward and backward; the loss is the sum of the outputs."""
         with self.autocast():
-            outputs = self.student(images, decompose=True)
+            outputs = self.student(images, self.method.wants)
             with torch.no_grad():
-                self.teacher(images, decompose=True)
+                self.teacher(images, self.method.wants)
         self.student.zero_grad(set_to_none=True)
-        sum(output.float().sum() for output in outputs).backward()
+        sum(output.float().sum() for output in outputs if output is not None).backward()
 
 
 def make_step(

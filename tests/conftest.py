@@ -14,6 +14,7 @@ if not torch.cuda.is_available():
     # Triton's kernels are interpreted on the CPU; it looks when it is imported, which others do.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from base.base_model import HeadPlan
 from models import fused_loss
 from scripts.make_toy_voc import CLASS_NAMES, make_toy_voc
 from trainer.run import run
@@ -60,6 +61,11 @@ def kernel(monkeypatch):
         "serves",
         lambda logits: fused_loss.switched_on and logits.dtype != torch.float64,
     )
+
+
+def dkd_heads(*sizes: int) -> HeadPlan:
+    """The heads of DKD's network: the auxiliary one, then one per step."""
+    return HeadPlan(sizes, detached_first=True)
 
 
 def write_config(path: Path, data_dir: Path, **task) -> Path:

@@ -255,6 +255,18 @@ def test_arguments_of_the_default_scheduler_go_when_the_file_names_another(tmp_p
     assert scheduler({"lr_scheduler": warmup}, "voc") == warmup
 
 
+def test_arguments_of_the_default_optimizer_go_when_the_file_names_another(tmp_path):
+    def optimizer(tree: dict[str, Any]) -> dict[str, Any]:
+        return parse_json({"optimizer": tree}, tmp_path).as_dict()["optimizer"]
+
+    both = {"lr": 0.001, "weight_decay": 0.0001}
+    assert optimizer({"type": "AdamW"}) == {"type": "AdamW", "args": both}
+    own = {"lr": 6e-5, "betas": [0.9, 0.99], "eps": 1e-6}
+    assert optimizer({"type": "AdamW", "args": own})["args"] == both | own
+    sgd = {"momentum": 0.9, "nesterov": True}
+    assert optimizer({"args": {"lr": 1}})["args"] == both | sgd | {"lr": 1}
+
+
 @pytest.mark.parametrize(("dataset", "other"), [("voc", "ADE"), ("ade", "VOC")])
 def test_config_of_another_data_set_is_refused(dataset, other):
     file = PROJECT / f"configs/config_{other.lower()}.json"
@@ -437,6 +449,8 @@ def test_broken_file(text, says, tmp_path):
         (LR, False, "is false, but must be a number > 0"),
         (LR, "0.1", 'is "0.1", but must be a number > 0'),
         (LR, 0, "is 0, but must be a number > 0"),
+        ("optimizer.args.betas", 0.9, "is 0.9, but must be a list of two numbers"),
+        ("optimizer.args.eps", 0, "is 0, but must be a number > 0"),
         ("optimizer.args.momentum", 1.5, "is 1.5, but must be a number >= 0 and <= 1"),
         ("hyperparameter.kd", {}, "is {}, but must be a number >= 0"),
         ("name", 3, "is 3, but must be a non-empty string"),
@@ -465,7 +479,10 @@ def test_wrong_type_or_range(key, value, says, tmp_path):
     [
         ("trainr", ["'trainr'", "did you mean 'trainer'?", "valid here: amp_dtype, arch, data_"]),
         ("trainer.epoch", ["'trainer.epoch'", "did you mean 'epochs'?", "early_stop, epochs, mon"]),
-        ("optimizer.args.betas", ["'optimizer.args.betas'", "valid here: lr, momentum, nesterov"]),
+        (
+            "optimizer.args.beta",
+            ["'optimizer.args.beta'", "'betas'?", "betas, eps, lr, momentum, nest"],
+        ),
         ("evaluator.args.x", ["'evaluator.args.x'", "valid here: nothing"]),
     ],
 )

@@ -15,27 +15,32 @@ from torch import nn
 from base.task import Task
 from models.folding import FoldedConv2d, fold, fuse
 from models.model import DeepLabV3
-from tests.conftest import PROJECT, train
+from tests.conftest import PROJECT, dkd_heads, train
 from tests.test_golden_trajectory import SWITCHES, fill_by_name, make_config, make_trainer
 from trainer.build import apply_fast
+from trainer.optim import OPTIMIZERS
 from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils.metric import ConfusionMatrix
 from utils.misc import UserError
 from utils.parse_config import ConfigParser
 
-HEADS = [1, 3, 2]
+HEADS = dkd_heads(1, 3, 2)
 TASK = Task("voc", "own", "overlap", 1, ((1, 2, 3), (4, 5)), tuple(f"class{i}" for i in range(6)))
 
 
-def switched(step=1, **on):
+def switched(step=1, optimizer="SGD", **on):
     """A config with only these switches on."""
     config = make_config(step, "PolyLR", fast=False, lr=1e-4)
-    return ConfigParser(config.flat() | {f"fast.{name}": value for name, value in on.items()})
+    values = config.flat() | {f"fast.{name}": value for name, value in on.items()}
+    if optimizer == "AdamW":
+        values["optimizer.type"] = optimizer
+        del values["optimizer.args.momentum"], values["optimizer.args.nesterov"]
+    return ConfigParser(values)
 
 
-def network(heads=HEADS, backbone="tiny", dtype=torch.float32, **kwargs):
-    model = DeepLabV3(heads, backbone=backbone, dropout=False, **{"freeze_all_bn": True} | kwargs)
+def network(plan=HEADS, backbone="tiny", dtype=torch.float32, **kwargs):
+    model = DeepLabV3(plan, backbone=backbone, dropout=False, **{"freeze_all_bn": True} | kwargs)
     fill_by_name(model)
     return model.to(dtype).train()
 
@@ -57,7 +62,7 @@ def test_folded_model_is_the_same_function(backbone, dtype, most):
     fold(folded)
     fuse(fused)
     images = torch.randn(2, 3, 64, 64, dtype=dtype)
-    outs = [model(images, decompose=True) for model in (plain, folded, fused)]
+    outs = [model(images, {"pos_neg"})[:3] for model in (plain, folded, fused)]
     for expected, got, same in zip(*outs, strict=True):
         assert relative(got, expected) < most
         assert torch.equal(same, got), "what is evaluated is to the bit what is trained"
@@ -115,7 +120,7 @@ def test_folded_features_are_not_kept_for_the_backward_pass():
 
 def test_trained_batchnorm_is_not_folded():
     student = network(freeze_all_bn=False)
-    teacher = network([1, 3], freeze_all_bn=False).eval().requires_grad_(False)
+    teacher = network(HEADS.previous(), freeze_all_bn=False).eval().requires_grad_(False)
     expected = teacher(torch.ones(1, 3, 64, 64)).logits
     apply_fast(switched(fold_bn=True), student, teacher, trains=True)
     assert not any(isinstance(module, FoldedConv2d) for module in student.modules())
@@ -125,14 +130,16 @@ def test_trained_batchnorm_is_not_folded():
 
 
 def test_batchnorm_that_follows_no_convolution_is_refused():
+    model = network()
+    model.aspp.last_conv = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))
     with pytest.raises(AssertionError, match="follow"):
-        fold(nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)))
+        fold(model)
 
 
 # ----------------------------------------------------------------------------------- every switch
 def three_steps(config, dtype):
     """Losses, gradients and parameters of three iterations of step 1."""
-    teacher = network([1, 3], dtype=dtype).eval().requires_grad_(False)
+    teacher = network(HEADS.previous(), dtype=dtype).eval().requires_grad_(False)
     trainer = make_trainer(config, TASK, network(dtype=dtype), teacher)
     random = torch.Generator().manual_seed(1)
     losses = []
@@ -164,7 +171,7 @@ def test_three_steps_are_the_same(switch, dtype, most, of_gradients):
 
 @pytest.mark.parametrize("trains", [True, False])
 def test_channels_last(trains):
-    student, teacher = network(), network([1, 3]).eval()
+    student, teacher = network(), network(HEADS.previous()).eval()
     layouts = []
     for model in (student, teacher):
         model.aspp.last_conv[0].register_forward_hook(lambda *a: layouts.append(a[2].stride(1)))
@@ -176,12 +183,12 @@ def test_channels_last(trains):
 
 
 @pytest.mark.parametrize("on", [True, False])
-@pytest.mark.parametrize("decompose", [True, False])
-def test_gradients_lie_as_their_parameters(on, decompose):
+@pytest.mark.parametrize("wants", [{"pos_neg"}, ()])
+def test_gradients_lie_as_their_parameters(on, wants):
     """Else every exchange between processes rearranges them, and PyTorch warns about it."""
     model = network()
     apply_fast(switched(**dict.fromkeys(SWITCHES, on)), model, trains=True)
-    outputs = model(torch.randn(2, 3, 64, 64), decompose=decompose)
+    outputs = model(torch.randn(2, 3, 64, 64), wants)
     sum(part.square().mean() for part in outputs if part is not None).backward()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -206,24 +213,28 @@ def test_dropout_does_not_depend_on_the_layout():
 
 
 def optimizer_of(config, model):
-    trainer = make_trainer(config, TASK, model, network([1, 3]).eval())
+    trainer = make_trainer(config, TASK, model, network(HEADS.previous()).eval())
     return trainer.optimizer
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("fused", [True, None])
-def test_fused_update_whatever_the_checkpoint_says(fused):
+def test_fused_update_whatever_the_checkpoint_says(fused, optimizer):
     """A checkpoint brings the options of the optimizer that wrote it."""
-    here = optimizer_of(switched(fused_optimizer=bool(fused)), network())
-    there = optimizer_of(switched(fused_optimizer=not fused), network())
+    here = optimizer_of(switched(optimizer=optimizer, fused_optimizer=bool(fused)), network())
+    there = optimizer_of(switched(optimizer=optimizer, fused_optimizer=not fused), network())
     assert {group["fused"] for group in here.param_groups} == {fused}
     here.load_state_dict(deepcopy(there.state_dict()))
     assert {group["fused"] for group in here.param_groups} == {fused}
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("fast", [True, False])
-def test_checkpoint_of_the_other_way_continues(fast):
-    """Also its momentum, which lies in memory as the weights did where it was written."""
-    way, other = (switched(**dict.fromkeys(SWITCHES, on)) for on in (fast, not fast))
+def test_checkpoint_of_the_other_way_continues(fast, optimizer):
+    """Also its averages, which lie in memory as the weights did where they were written."""
+    way, other = (
+        switched(optimizer=optimizer, **dict.fromkeys(SWITCHES, on)) for on in (fast, not fast)
+    )
     there, _, _ = three_steps(other, torch.float64)
     here, _, _ = three_steps(way, torch.float64)
     state = deepcopy(there.state())
@@ -237,11 +248,12 @@ def test_checkpoint_of_the_other_way_continues(fast):
         assert relative(here.student.get_parameter(name), parameter) < 1e-12, name
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("fused", [True, False])
-def test_update_that_the_loss_scale_skips(fused):
-    """The first one often is: it must leave weights and momentum alone."""
+def test_update_that_the_loss_scale_skips(fused, name):
+    """The first one often is: it must leave weights and averages alone."""
     model = network()
-    optimizer = optimizer_of(switched(fused_optimizer=fused), model)
+    optimizer = optimizer_of(switched(optimizer=name, fused_optimizer=fused), model)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     weight = model.cls[2].weight
     start, lr = weight.detach().clone(), optimizer.param_groups[3]["lr"]
@@ -252,8 +264,11 @@ def test_update_that_the_loss_scale_skips(fused):
         scaler.update()
         if value == torch.inf:
             assert torch.equal(weight, start)
-    gradient = 2 + 1e-4 * start
-    torch.testing.assert_close(weight, start - lr * 1.9 * gradient)  # Nesterov's first update
+    first = {  # Nesterov's first update, and Adam's, which goes by the sign alone
+        "SGD": start - lr * 1.9 * (2 + 1e-4 * start),
+        "AdamW": start * (1 - lr * 1e-4) - lr,
+    }
+    torch.testing.assert_close(weight, first[name])
 
 
 def test_compile(monkeypatch):

@@ -14,7 +14,7 @@ from base.base_model import ModelOutput
 from base.task import Task
 from models.upsampling import upsample
 from models.weights import load_previous_step, load_strict
-from tests.conftest import DATA
+from tests.conftest import DATA, dkd_heads
 from trainer.build import apply_fast, build_model
 from trainer.methods import METHODS
 from trainer.optim import build_optimizer, build_scheduler
@@ -155,7 +155,7 @@ LOGITS, STEP1 = 0.12, 0.08
 def test_trajectory(golden, dtype, fast):
     task = Task("voc", "15-5", "overlap", 0, STEPS, NAMES)
     config = make_config(0, "PolyLR", fast, pos_weight=2, lr=1e-3)
-    model = build_model(config, [1, 15], backbone_pretrained=False)
+    model = build_model(config, dkd_heads(1, 15), backbone_pretrained=False)
     assert len(model.state_dict()) == 670
     fill_by_name(model)
     trainer = make_trainer(config, task, model.to(dtype))
@@ -168,7 +168,7 @@ def test_trajectory(golden, dtype, fast):
     check_parameters(golden, 0, model, 1e-3)
     model.eval()
     with torch.inference_mode():
-        out = model(torch.from_numpy(golden["step0_image0"]).to(dtype), decompose=True)
+        out = model(torch.from_numpy(golden["step0_image0"]).to(dtype), {"pos_neg"})
     full = upsample(out.logits, (65, 65))[:, :, ::16, ::16]
     for got, key in ((full, "logits"), (out.pos, "pos"), (out.neg, "neg")):
         assert relative(got, golden[f"step0_eval_{key}"]) < LOGITS, key
@@ -176,7 +176,8 @@ def test_trajectory(golden, dtype, fast):
     task = Task("voc", "15-5", "overlap", 1, STEPS, NAMES)
     config = make_config(1, "WarmupPolyLR", fast, pos_weight=1, lr=1e-4)
     teacher = model.requires_grad_(False)
-    student = build_model(config, [1, 15, 5], backbone_pretrained=False, dropout=False).to(dtype)
+    student = build_model(config, dkd_heads(1, 15, 5), backbone_pretrained=False, dropout=False)
+    student.to(dtype)
     load_previous_step(student, teacher.state_dict(), 2, "step 0's weights")
     trainer = make_trainer(config, task, student, teacher)
     terms = ("mbce", "kd", "ac", "dkd_pos", "dkd_neg")

@@ -1,6 +1,7 @@
 """What only a CUDA device can show: mixed precision, the NCCL group, agreement with the CPU."""
 
 import json
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -9,12 +10,13 @@ import torch
 from base.task import Task
 from models import fused_loss
 from models.model import DeepLabV3
-from tests.conftest import train
+from tests.conftest import dkd_heads, train
 from tests.test_golden_trajectory import make_config, make_trainer
 from tests.test_loss import TERMS, both, chunked, make
 from utils import checkpoint as files
 from utils.distributed import Ranks
 from utils.metric import ConfusionMatrix
+from utils.parse_config import ConfigParser
 
 pytestmark = [
     pytest.mark.gpu,
@@ -69,8 +71,9 @@ def test_the_host_never_waits():
     """Iterations, with a loss scale, and the counting of an evaluation: all of it is queued."""
     device = torch.device("cuda", 0)
     task = Task("voc", "own", "overlap", 1, ((1, 2, 3), (4, 5)), tuple("012345"))
-    student = DeepLabV3([1, 3, 2], backbone="tiny", freeze_all_bn=True, dropout=False).to(device)
-    teacher = DeepLabV3([1, 3], backbone="tiny").to(device).eval().requires_grad_(False)
+    plan = dkd_heads(1, 3, 2)
+    student = DeepLabV3(plan, backbone="tiny", freeze_all_bn=True, dropout=False).to(device)
+    teacher = DeepLabV3(plan.previous(), backbone="tiny").to(device).eval().requires_grad_(False)
     config = make_config(1, "PolyLR", lr=1e-4)
     trainer = make_trainer(config, task, student, teacher, Ranks(0, 1, device))
     images = torch.randn(2, 3, 64, 64, device=device)
@@ -88,6 +91,30 @@ def test_the_host_never_waits():
         iteration()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_adamw_counts_where_it_computes(fused):
+    """Fused on the device, else on the CPU; also after a checkpoint of the other way."""
+    device = torch.device("cuda", 0)
+    task = Task("voc", "own", "overlap", 1, ((1, 2, 3), (4, 5)), tuple("012345"))
+    batch = torch.randn(2, 3, 64, 64, device=device), torch.ones(2, 64, 64, device=device).byte()
+
+    def adamw(fused):
+        student = DeepLabV3(dkd_heads(1, 3, 2), backbone="tiny", freeze_all_bn=True).to(device)
+        values = make_config(1, "PolyLR", lr=1e-4, method="finetune").flat()
+        del values["optimizer.args.momentum"], values["optimizer.args.nesterov"]
+        values |= {"optimizer.type": "AdamW", "fast.fused_optimizer": fused, "use_amp": False}
+        ranks = Ranks(0, 1, device)
+        return make_trainer(ConfigParser(values), task, student, None, ranks, "finetune")
+
+    here, there = adamw(fused), adamw(not fused)
+    there.train_step([batch])
+    here.optimizer.load_state_dict(deepcopy(there.optimizer.state_dict()))
+    here.train_step([batch])
+    steps = [state["step"] for state in here.optimizer.state.values()]
+    assert {step.device.type for step in steps} == {"cuda" if fused else "cpu"}
+    assert {step.item() for step in steps} == {2}
 
 
 def test_evaluation_agrees_with_the_cpu(toy_config):

@@ -10,6 +10,7 @@ from base.base_method import Batch
 from base.base_model import ModelOutput
 from base.task import Task
 from models.model import DeepLabV3
+from tests.conftest import dkd_heads
 from tests.test_golden_trajectory import WAYS, make_config, make_trainer
 from trainer.build import build_model
 from trainer.methods import METHODS
@@ -34,7 +35,7 @@ def plain_step_loss(student, teacher, images, labels, task, hyperparameter):
     """The loss of a step as the paper states it, class by class, without our functions."""
 
     def features(model):
-        return model.aspp(model.backbone(images))
+        return model.aspp(model.backbone(images)[0])
 
     def full(logits):
         return F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
@@ -82,13 +83,13 @@ def plain_sgd(groups, state, lrs):
 def test_training_steps_equal_the_plain_formulas(step, fast):
     """Three iterations in float64: losses and every parameter to ten digits."""
     task = at_step(step)
-    heads = [1, *task.classes_per_step]
+    heads = dkd_heads(1, *task.classes_per_step)
     frozen = step > 0
-    make = lambda sizes: DeepLabV3(  # noqa: E731
-        sizes, backbone="tiny", freeze_all_bn=frozen, dropout=False
+    make = lambda plan: DeepLabV3(  # noqa: E731
+        plan, backbone="tiny", freeze_all_bn=frozen, dropout=False
     ).double()
     ours, plain = make(heads), make(heads)
-    teacher = make(heads[:-1]).eval().requires_grad_(False) if step else None
+    teacher = make(heads.previous()).eval().requires_grad_(False) if step else None
     if step:
         plain.cls.start_from_auxiliary()
     config = make_config(min(step, 1), "WarmupPolyLR", fast, pos_weight=2, lr=1e-3)
@@ -126,7 +127,7 @@ def test_groups_hold_every_trainable_parameter(method, step):
     task = at_step(step)
     config = make_config(step, "PolyLR", lr=1e-3, method=method)
     contract = METHODS[method](task, config["hyperparameter"])
-    model = build_model(config, contract.head_sizes(), backbone="tiny", backbone_pretrained=False)
+    model = build_model(config, contract.heads(), backbone="tiny", backbone_pretrained=False)
     contract.start(model, {})
     optimizer = build_optimizer(config, contract, model)
     lrs = [group["lr"] for group in optimizer.param_groups]
@@ -139,12 +140,12 @@ def test_every_term_has_a_weight():
     for name, method in METHODS.items():
         task = at_step(1)
         contract = method(task, {})
-        model = DeepLabV3(contract.head_sizes(), backbone="tiny")
-        out = model(torch.randn(2, 3, 64, 64), **contract.outputs)
+        model = DeepLabV3(contract.heads(), backbone="tiny")
+        out = model(torch.randn(2, 3, 64, 64), contract.wants)
         teacher = None
         if contract.needs_teacher:
-            teacher = DeepLabV3(contract.head_sizes()[:-1], backbone="tiny")(
-                torch.randn(2, 3, 64, 64), **contract.outputs
+            teacher = DeepLabV3(contract.heads().previous(), backbone="tiny")(
+                torch.randn(2, 3, 64, 64), contract.wants
             )
         batch = Batch(None, torch.zeros(2, 64, 64, dtype=torch.uint8))
         terms = contract.losses(batch, out, teacher, None)
@@ -155,7 +156,7 @@ def test_every_term_has_a_weight():
 def test_finetune_teaches_old_classes_to_be_background():
     task = at_step(1)
     contract = METHODS["finetune"](task, {})
-    model = DeepLabV3([1, 3, 2], backbone="tiny")
+    model = DeepLabV3(dkd_heads(1, 3, 2), backbone="tiny")
     contract.start(model, {})
     out = model(torch.randn(2, 3, 64, 64))
     batch = Batch(None, torch.zeros(2, 64, 64, dtype=torch.uint8))
@@ -168,7 +169,7 @@ def test_finetune_teaches_old_classes_to_be_background():
 
 def test_new_head_of_dkd_without_auxiliary_stays_random():
     task = at_step(1)
-    model = DeepLabV3([1, 3, 2], backbone="tiny")
+    model = DeepLabV3(dkd_heads(1, 3, 2), backbone="tiny")
     before = model.cls[2].weight.clone()
     METHODS["dkd"](task, {"ac": 0}).start(model, {})
     assert torch.equal(model.cls[2].weight, before)

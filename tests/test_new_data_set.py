@@ -23,8 +23,9 @@ from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.transforms import EvalTransform, Resize, TrainTransform, eval_transform
 from models.loss import mbce
 from tests.conftest import PROJECT, evaluation
+from trainer.build import build_data
 from trainer.memory import pseudo_label
-from trainer.run import build_data, run
+from trainer.run import run
 from trainer.trainer import Trainer
 from utils.distributed import SINGLE
 from utils.metric import ConfusionMatrix
@@ -373,8 +374,7 @@ def test_loss_pseudo_labels_and_counts_of_wide_labels():
             matrix[label, pred] += 1
     assert (confusion.matrix() == matrix).all()
 
-    sure = torch.full((300, 2, 2), -9.0)
-    sure[299] = 9.0
-    label = torch.tensor([[0, 7], [void, 256]], dtype=torch.int32)
-    filled = pseudo_label(sure, label)
-    assert (filled.dtype, filled.tolist()) == (torch.int32, [[300, 7], [void, 256]])
+    channels = torch.full((1, 2, 2), 300)
+    labels = torch.tensor([[[0, 7], [void, 256]]], dtype=torch.int32)
+    filled = pseudo_label(channels, torch.ones(1, 2, 2), labels)
+    assert (filled.dtype, filled.tolist()) == (torch.int32, [[[300, 7], [void, 256]]])

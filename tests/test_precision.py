@@ -15,6 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from base.base_method import Batch
+from base.base_model import HeadPlan
 from base.task import Task
 from data_loader import transforms
 from models.fast_loss import BinaryCrossEntropy
@@ -47,13 +48,13 @@ def trainer_of(method: str, step: int = 1, **changes: object) -> Trainer:
     task = at_step(step)
     contract = METHODS[method](task, config["hyperparameter"])
 
-    def network(heads: list[int]) -> torch.nn.Module:
+    def network(heads: HeadPlan) -> torch.nn.Module:
         return build_model(config, heads, backbone="tiny", backbone_pretrained=False, dropout=False)
 
-    student = network(contract.head_sizes())
+    student = network(contract.heads())
     teacher = None
     if contract.needs_teacher:
-        teacher = network(contract.head_sizes()[:-1]).requires_grad_(False).eval()
+        teacher = network(contract.heads().previous()).requires_grad_(False).eval()
     return make_trainer(config, task, student, teacher, method=method)
 
 
@@ -346,13 +347,15 @@ def test_everything_is_made_on_the_device_of_the_images(method, step, monkeypatc
     monkeypatch.setattr(transforms, "_imagenet_statistics", imagenet.__wrapped__)  # no fake is kept
     with FakeTensorMode():
         with device:  # the networks only: what follows must choose for itself
-            heads = contract.head_sizes()
-            student = DeepLabV3(heads, backbone="tiny")
+            plan = contract.heads()
+            student = DeepLabV3(plan, backbone="tiny")
             contract.start(student, {})
-            models = [student, *([DeepLabV3(heads[:-1], backbone="tiny")] * contract.needs_teacher)]
+            models = [student]
+            if contract.needs_teacher:
+                models.append(DeepLabV3(plan.previous(), backbone="tiny"))
         images = transforms.normalize(torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=device))
         labels = torch.zeros(2, 64, 64, dtype=torch.uint8, device=device)
-        outputs = [model(images, **contract.outputs) for model in models]
+        outputs = [model(images, contract.wants) for model in models]
         terms = contract.losses(Batch(images, labels), outputs[0], (*outputs, None)[1], None)
         for name, term in terms.items():
             assert (term.device.type, term.dtype) == ("cuda", torch.float32), name

@@ -15,7 +15,7 @@ from PIL import Image
 from data_loader.splits import presence_table
 from data_loader.voc import VOC
 from models.model import DeepLabV3
-from tests.conftest import write_config
+from tests.conftest import dkd_heads, write_config
 from trainer.run import run
 from utils.config_schema import SCHEMA
 from utils.distributed import plan_launch
@@ -61,7 +61,7 @@ def write_tree(root):
 def test_weights_that_would_run_code(tmp_path, trace, toy_root, legacy):
     config = write_config(tmp_path / "toy.json", toy_root)
     weights = tmp_path / "w.pth"
-    state = {"state_dict": DeepLabV3([1, 15], backbone="tiny").state_dict()}
+    state = {"state_dict": DeepLabV3(dkd_heads(1, 15), backbone="tiny").state_dict()}
     torch.save(
         {**state, "epoch": Malicious(trace)}, weights, _use_new_zipfile_serialization=not legacy
     )
@@ -203,7 +203,7 @@ def test_config_beside_weights_chooses_no_place(tmp_path, toy_root, monkeypatch)
     }
     tree["data_loader"]["args"]["follow_links"] = True
     config.write_text(json.dumps(tree))
-    model = DeepLabV3([1, 15], backbone="tiny")
+    model = DeepLabV3(dkd_heads(1, 15), backbone="tiny")
     torch.save({"state_dict": model.state_dict()}, folder / "w.pth")
     parsed = ConfigParser.from_args(
         "eval", "configs/config_voc.json", argv=["-r", str(folder / "w.pth")]

@@ -19,8 +19,11 @@ from typing import Any
 import pytest
 import torch
 
+from base.base_model import HeadPlan
+from models.backbone import BACKBONES
 from models.model import DeepLabV3
 from scripts.make_toy_voc import CLASS_NAMES
+from tests.conftest import dkd_heads
 from trainer.run import prepare, run
 from trainer.steps import unfinished
 from utils.misc import EXIT_USER_ERROR, one_sentence_errors
@@ -93,17 +96,17 @@ def check_it(flags: str = "", mode: str = "train") -> None:
     prepare([ConfigParser.from_args(mode, "configs/config_voc.json", argv=argv)])
 
 
-def save_weights(name: str, head_sizes: list[int], **more: Any) -> None:
+def save_weights(name: str, plan: HeadPlan, **more: Any) -> None:
     """A weight file of the tiny model, as a finished run leaves it."""
     Path(name).parent.mkdir(parents=True, exist_ok=True)
-    model = DeepLabV3(head_sizes, backbone="tiny")
+    model = DeepLabV3(plan, backbone="tiny")
     torch.save({"state_dict": model.state_dict(), "epoch": 3, **more}, name)
 
 
 def test_the_config_of_these_tests_is_good(workplace):
     check_it()
     check_it("--task_name 19-1 --task_setting disjoint --lr 0.5 -d cpu --method finetune --mbce 2")
-    save_weights("w.pth", [1, 15])
+    save_weights("w.pth", dkd_heads(1, 15))
     check_it("-r w.pth", mode="eval")
     assert sorted(path.name for path in workplace.rglob("*")) == ["config.json", "w.pth"]
 
@@ -191,13 +194,31 @@ WRONG_FLAGS_OF_AN_EVALUATION = [
 WRONG_VALUES = [
     ("arch.type", "DeepLab", ["arch.type is 'DeepLab'", "did you mean 'DeepLabV3'?"]),
     ("arch.args.backbone", "resnet18", ["arch.args.backbone", "resnet50, resnet101, resnet152"]),
+    ("arch.args.backbone", "swin_b", ["output_stride is 16", "'swin_b' does not offer", "32"]),
     ("arch.args.norm_act", "iabn_sync", ["arch.args.norm_act 'iabn_sync'", "use 'bn_sync'"]),
     ("arch.args.norm_act", "group", ["arch.args.norm_act is 'group'", "valid: bn_sync"]),
     ("arch.args.backbone_pretrained", True, ["no ImageNet weights", "'tiny'", "to false"]),
     ("arch.args.output_stride", 4, ["config.json: arch.args.output_stride is 4", "8, 16"]),
     ("amp_dtype", "float32", ["amp_dtype", '"float16", "bfloat16"']),
     ("dist_backend", "mpi", ["dist_backend", '"nccl", "gloo"']),
-    ("optimizer.type", "Adam", ["optimizer.type is 'Adam'", "valid: SGD"]),
+    ("arch.args.output_stride", 32, ["output_stride is 32", "'tiny' does not offer", "8, 16."]),
+    ("optimizer.type", "Adam", ["optimizer.type is 'Adam'", "valid: SGD, AdamW"]),
+    ("optimizer.args.eps", 1e-6, ["eps is no argument of SGD", "lr, weight_decay, momentum, nest"]),
+    (
+        "optimizer",
+        {"type": "AdamW", "args": {"momentum": 0.9}},
+        ["momentum is no argument of AdamW", "valid: lr, weight_decay, betas, eps"],
+    ),
+    (
+        "optimizer",
+        {"type": "AdamW", "args": {"betas": [0.9, 1]}},
+        ["optimizer.args.betas is [0.9, 1]", "two numbers >= 0 and below 1"],
+    ),
+    (
+        "optimizer",
+        {"type": "AdamW", "args": {"betas": [0.9]}},
+        ["optimizer.args.betas is [0.9]", "two numbers"],
+    ),
     ("optimizer.args.momentum", 0, ["optimizer.args.nesterov", "momentum above 0"]),
     ("lr_scheduler.type", "Poly", ["lr_scheduler.type", "'PolyLR'?", "PolyLR, WarmupPolyLR"]),
     ("lr_scheduler.args.warmup_iters", 0.1, ["warmup_iters is no argument of PolyLR", "power"]),
@@ -327,18 +348,18 @@ def full_disk(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
 
 
-def weights_of(*head_sizes: int, name: str = "w.pth", **more: Any) -> Callable[[Any], None]:
-    return lambda monkeypatch: save_weights(name, list(head_sizes), **more)
+def weights_of(*sizes: int, name: str = "w.pth", **more: Any) -> Callable[[Any], None]:
+    return lambda monkeypatch: save_weights(name, dkd_heads(*sizes), **more)
 
 
 def truncated(monkeypatch):
-    save_weights("w.pth", [1, 15])
+    save_weights("w.pth", dkd_heads(1, 15))
     whole = Path("w.pth").read_bytes()
     Path("w.pth").write_bytes(whole[: len(whole) // 2])
 
 
 def one_bit_flipped(monkeypatch):
-    save_weights("w.pth", [1, 15])
+    save_weights("w.pth", dkd_heads(1, 15))
     whole = bytearray(Path("w.pth").read_bytes())
     whole[len(whole) // 2] ^= 1
     Path("w.pth").write_bytes(whole)
@@ -349,13 +370,14 @@ def malicious(monkeypatch):
 
 
 def own_base(monkeypatch):
-    save_weights(f"{FOLDER}/checkpoint-epoch3.pth", [1, 15], finished=True)
+    save_weights(f"{FOLDER}/checkpoint-epoch3.pth", dkd_heads(1, 15), finished=True)
 
 
 def two_steps(monkeypatch):
     for step in (0, 1):
         folder = FOLDER.replace("15-5", "15-1").replace("step_0", f"step_{step}")
-        save_weights(f"{folder}/checkpoint-epoch3.pth", [1, 15, 1][: step + 2], finished=True)
+        plan = dkd_heads(*(1, 15, 1)[: step + 2])
+        save_weights(f"{folder}/checkpoint-epoch3.pth", plan, finished=True)
 
 
 BASE = f"{FOLDER}/checkpoint-epoch3.pth"
@@ -438,6 +460,15 @@ PREPARED = {
         "--task_name 15-1 --task_step 2 --freeze_bn --mem_size 10",
         prepare=two_steps,
     ),
+    "an ImageNet weight file of another backbone": Case(
+        ["weight file w.pth for arch.args.backbone 'swin_t' does not fit", "missing: features.0.0"],
+        config={
+            "arch.args.backbone": "swin_t",
+            "arch.args.output_stride": 32,
+            "arch.args.backbone_pretrained": "w.pth",
+        },
+        prepare=lambda monkeypatch: torch.save(BACKBONES["tiny"].build(16).state_dict(), "w.pth"),
+    ),
     "a node outside the run": Case(
         ["rank is 2", "world_size is 2", "0..1"], SPAWN, config={"rank": 2, "world_size": 2}
     ),
@@ -493,14 +524,14 @@ def test_wrong_input(case, workplace, monkeypatch, capsys):
 
 
 def test_weight_file_for_the_tiny_backbone(workplace):
-    write("w.pth")
+    torch.save(BACKBONES["tiny"].build(16).state_dict(), "w.pth")
     change_config(**{"arch.args.backbone_pretrained": "w.pth"})
     check_it()
 
 
 def test_unknown_hyperparameter_beside_a_weight(workplace):
     change_config(**{"hyperparameter.unkd": 3})
-    save_weights("w.pth", [1, 15])
+    save_weights("w.pth", dkd_heads(1, 15))
     prepare([ConfigParser.from_args("eval", "configs/config_voc.json", argv=["-r", "w.pth"])])
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from base.base_method import FAMILIES, BaseMethod
-from base.base_model import BaseModel
+from base.base_model import BaseModel, HeadPlan
 from base.task import Task
 from data_loader.data_loaders import IncrementalDataLoader, loaders
 from models import fused_loss
@@ -36,15 +36,15 @@ def build_data(config: ConfigParser, ranks: Ranks) -> IncrementalDataLoader:
     )
 
 
-def build_model(config: ConfigParser, head_sizes: list[int], **changes: Any) -> BaseModel:
+def build_model(config: ConfigParser, plan: HeadPlan, **changes: Any) -> BaseModel:
     """A model of `arch`, on the CPU.
 
     Args:
         config: the configuration.
-        head_sizes: outputs per head.
+        plan: which heads.
         changes: keyword arguments that replace those of `arch.args`.
     """
-    return config.resolve("arch", MODELS)(head_sizes, **{**config["arch"]["args"], **changes})
+    return config.resolve("arch", MODELS)(plan, **{**config["arch"]["args"], **changes})
 
 
 def build_student(config: ConfigParser, method: BaseMethod, ranks: Ranks = SINGLE) -> BaseModel:
@@ -53,7 +53,7 @@ def build_student(config: ConfigParser, method: BaseMethod, ranks: Ranks = SINGL
     if not starts_from_imagenet(config):
         changes["backbone_pretrained"] = False
     with ranks.main_first():  # one process downloads, the others read its file
-        return build_model(config, method.head_sizes(), **changes)
+        return build_model(config, method.heads(), **changes)
 
 
 def build_method(config: ConfigParser, task: Task) -> BaseMethod:
@@ -120,11 +120,11 @@ def load_previous(
     """
     previous, source = read_previous(config, method)
     state, earlier = previous["state_dict"], previous.get("method_state", {})
-    head_sizes = method.head_sizes()
-    load_previous_step(student, state, len(head_sizes) - 1, source)
+    plan = method.heads()
+    load_previous_step(student, state, len(plan.sizes) - 1, source)
     if not method.needs_teacher:
         return None, earlier
-    teacher = build_model(config, head_sizes[:-1], backbone_pretrained=False)
+    teacher = build_model(config, plan.previous(), backbone_pretrained=False)
     load_strict(teacher, state, source)
     return teacher.requires_grad_(False).eval(), earlier
 

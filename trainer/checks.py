@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from base.base_model import BaseModel
+from base.base_model import BaseModel, HeadPlan
 from base.base_trainer import parse_monitor
 from base.task import Task
 from data_loader.data_loaders import IncrementalDataLoader
@@ -27,7 +27,7 @@ from trainer.build import (
 )
 from trainer.memory import previous_file
 from trainer.methods import METHODS
-from trainer.optim import OPTIMIZERS
+from trainer.optim import AVERAGES, check_optimizer
 from trainer.trainer import build_evaluators
 from utils import checkpoint as files
 from utils.distributed import Launch, Ranks
@@ -47,7 +47,7 @@ def check_names(config: ConfigParser) -> None:
     config.resolve("evaluator", EVALUATORS)
     arch = config["arch"]["args"]
     pretrained = arch["backbone_pretrained"] if starts_from_imagenet(config) else False
-    check_arch(arch["backbone"], arch["norm_act"], pretrained)
+    check_arch(arch["backbone"], arch["output_stride"], arch["norm_act"], pretrained)
     for name in config["metrics"]:
         choose("an entry of metrics", name, METRICS)
     if not config["metrics"]:
@@ -83,7 +83,7 @@ def check(config: ConfigParser, plan: Launch) -> None:
         )
     method = build_method(config, data.task)
     state = files.load(weights)["state_dict"]
-    check_fit(_skeleton(config, method.head_sizes()), state, f"weight file {weights}")
+    check_fit(_skeleton(config, method.heads()), state, f"weight file {weights}")
 
 
 def with_settings(config: ConfigParser) -> ConfigParser:
@@ -110,11 +110,9 @@ def with_settings(config: ConfigParser) -> ConfigParser:
 
 def _check_training(config: ConfigParser, plan: Launch, data: IncrementalDataLoader) -> None:
     """What only training needs; weights of another version may be evaluated without it."""
-    config.resolve("optimizer", OPTIMIZERS)
+    check_optimizer(config)
     config.resolve("lr_scheduler", SCHEDULERS)
-    trainer, sgd = config["trainer"], config["optimizer"]["args"]
-    if sgd["nesterov"] and not sgd["momentum"]:
-        raise UserError("optimizer.args.nesterov needs a momentum above 0; give one, or set false.")
+    trainer = config["trainer"]
     if trainer["early_stop"] > 0 and trainer["monitor"] == "off":
         raise UserError("trainer.early_stop needs trainer.monitor, which is off; name a metric.")
     synchronised = plan.world > 1 and plan.devices[0].type == "cuda"
@@ -143,18 +141,19 @@ def _check_training(config: ConfigParser, plan: Launch, data: IncrementalDataLoa
 def _check_start(config: ConfigParser, task: Task) -> None:
     """Whether the weights to start from fit, and the disk has room for those to come."""
     method = build_method(config, task)
-    head_sizes = method.head_sizes()
-    model = _skeleton(config, head_sizes)
+    plan = method.heads()
+    model = _skeleton(config, plan)
     if task.step > 0:
         previous, source = read_previous(config, method)
-        check_previous_step(model, previous["state_dict"], len(head_sizes) - 1, source)
+        check_previous_step(model, previous["state_dict"], len(plan.sizes) - 1, source)
         if task.step > 1 and config["data_loader"]["args"]["memory"]["mem_size"] > 0:
             read_memory(previous_file(config))
     if config.resume is not None:
         state = files.load(config.resume)["state_dict"]
         check_fit(model, state, f"the checkpoint to resume from, {config.resume},")
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    size = 4 * (sum(t.numel() for t in model.state_dict().values()) + trainable)  # and momentum
+    averages = AVERAGES[config["optimizer"]["type"]] * trainable
+    size = 4 * (sum(t.numel() for t in model.state_dict().values()) + averages)
     folder = config.step_dir()
     # The one that is being written, last.pth and previous.pth; kept ones share their room.
     missing = 3 - sum((folder / name).is_file() for name in (files.LAST, files.PREVIOUS))
@@ -167,10 +166,10 @@ def _check_start(config: ConfigParser, task: Task) -> None:
         )
 
 
-def _skeleton(config: ConfigParser, head_sizes: list[int]) -> BaseModel:
+def _skeleton(config: ConfigParser, plan: HeadPlan) -> BaseModel:
     """The model without any values: names and shapes only."""
     with torch.device("meta"):
-        return build_model(config, head_sizes, backbone_pretrained=False)
+        return build_model(config, plan, backbone_pretrained=False)
 
 
 def _existing(folder: Path) -> Path:

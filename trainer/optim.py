@@ -9,15 +9,21 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from base.base_method import BaseMethod
+from base.base_model import BaseModel
 from utils.lr_scheduler import SCHEDULERS
+from utils.misc import UserError
 from utils.parse_config import ConfigParser
 
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"SGD": torch.optim.SGD}
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "SGD": torch.optim.SGD,
+    "AdamW": torch.optim.AdamW,
+}
+AVERAGES = {"SGD": 1, "AdamW": 2}  # tensors like the parameters that it keeps, at most
 HEAD_LR = 10  # ASPP and classifiers learn this many times faster than the backbone
 
 
 def incremental_groups(
-    student: nn.Module, step: int, lr: float, weight_decay: float
+    student: BaseModel, step: int, lr: float, weight_decay: float
 ) -> list[dict[str, Any]]:
     """The groups of the paper's code: backbone, ASPP, classifiers.
 
@@ -29,23 +35,43 @@ def incremental_groups(
         params = [p for module in modules for p in module.parameters() if p.requires_grad]
         return {"name": name, "params": params, "lr": scale * lr, "weight_decay": decay}
 
+    parts = student.parts()
     if step == 0:
         return [
-            group("backbone", student.backbone, scale=1, decay=weight_decay),
-            group("aspp", student.aspp, scale=HEAD_LR, decay=weight_decay),
-            group("cls", student.cls, scale=HEAD_LR, decay=weight_decay),
+            group("backbone", parts.backbone, scale=1, decay=weight_decay),
+            group("aspp", parts.decoder, scale=HEAD_LR, decay=weight_decay),
+            group("cls", *parts.heads, scale=HEAD_LR, decay=weight_decay),
         ]
-    *old, new = student.cls
+    *old, new = parts.heads
     return [
-        group("backbone", student.backbone, scale=1, decay=0),
-        group("aspp", student.aspp, scale=HEAD_LR, decay=0),
+        group("backbone", parts.backbone, scale=1, decay=0),
+        group("aspp", parts.decoder, scale=HEAD_LR, decay=0),
         group("cls_old", *old, scale=HEAD_LR, decay=0),
         group("cls_new", new, scale=HEAD_LR, decay=weight_decay),
     ]
 
 
+def check_optimizer(config: ConfigParser) -> None:
+    """Judge `optimizer` as a whole, before anything is allocated.
+
+    Raises:
+        UserError: an unknown type, an argument that it does not have, or values that do not go
+            together.
+    """
+    config.resolve("optimizer", OPTIMIZERS)
+    args = config["optimizer"]["args"]
+    if args.get("nesterov") and not args.get("momentum"):
+        raise UserError("optimizer.args.nesterov needs a momentum above 0; give one, or set false.")
+    betas = args.get("betas", (0.9, 0.999))
+    numbers = all(type(beta) in (int, float) and 0 <= beta < 1 for beta in betas)
+    if len(betas) != 2 or not numbers:
+        raise UserError(
+            f"optimizer.args.betas is {list(betas)}, but must be two numbers >= 0 and below 1."
+        )
+
+
 def build_optimizer(
-    config: ConfigParser, method: BaseMethod, student: nn.Module
+    config: ConfigParser, method: BaseMethod, student: BaseModel
 ) -> torch.optim.Optimizer:
     """The optimizer of `optimizer.type` over the method's parameter groups."""
     args = dict(config["optimizer"]["args"])
@@ -57,20 +83,23 @@ def build_optimizer(
     # None leaves the choice between its other ways to torch; False would take the slowest on CUDA.
     fused = True if config["fast"]["fused_optimizer"] else None
     optimizer = config.resolve("optimizer", OPTIMIZERS)(groups, **args, fused=fused)
-    if fused and args["momentum"]:
+    if fused and args.get("momentum"):
         # torch leaves these uninitialised when the loss scale makes it skip the first update.
         for parameter in grouped:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     def keep_own_way(optimizer: torch.optim.Optimizer) -> None:
-        """What a checkpoint of another way brings: its option, and momentum in its layout."""
+        """What a checkpoint of another way brings: its option, and averages in its layout."""
         for group in optimizer.param_groups:
             group["fused"] = fused
         for parameter, state in optimizer.state.items():
-            if state.get("momentum_buffer") is not None:
-                # The fused update reads memory in its order, not by strides.
-                own = torch.empty_like(parameter, requires_grad=False)
-                state["momentum_buffer"] = own.copy_(state["momentum_buffer"])
+            for name, value in state.items():
+                if name == "step":  # AdamW counts where it computes: fused on the device
+                    state[name] = value.to(parameter.device if fused else "cpu")
+                elif value is not None:
+                    # The fused update reads memory in its order, not by strides.
+                    own = torch.empty_like(parameter, requires_grad=False)
+                    state[name] = own.copy_(value)
 
     optimizer.register_load_state_dict_post_hook(keep_own_way)
     return optimizer

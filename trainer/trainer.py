@@ -318,11 +318,11 @@ class Trainer(BaseTrainer):
     ) -> dict[str, torch.Tensor]:
         """Add the gradients of one batch, weighted by `share`, to the parameters'."""
         with self.precision.autocast():
-            outputs = self.model(images, **self.method.outputs)
+            outputs = self.model(images, self.method.wants)
             targets = None
             if self.teacher is not None:
                 with torch.no_grad():
-                    targets = self.teacher(images, **self.method.outputs)
+                    targets = self.teacher(images, self.method.wants)
         batch = Batch(images, labels, self.scheduler.last_epoch)
         terms = self.method.losses(batch, outputs, targets, self._total)
         weights = self.method.weights

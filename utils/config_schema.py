@@ -165,8 +165,12 @@ SCHEMA: dict[str, Key] = {
         local=True,
     ),
     "arch.type": Key("the model's class", (str,)),
-    "arch.args.backbone": Key("resnet50, resnet101, resnet152 or tiny (CPU demos, tests)", (str,)),
-    "arch.args.output_stride": Key("image size over feature size", (int,), choices=(8, 16)),
+    "arch.args.backbone": Key(
+        "resnet50, resnet101, resnet152, swin_t, swin_b or tiny (CPU demos, tests)", (str,)
+    ),
+    "arch.args.output_stride": Key(
+        "image size over feature size; ResNet: 8 or 16, Swin: 32", (int,), choices=(8, 16, 32)
+    ),
     "arch.args.norm_act": Key("bn_sync: BatchNorm + ReLU, synchronised over GPUs", (str,)),
     "arch.args.backbone_pretrained": Key(
         "true: ImageNet weights from torchvision; a path: from that file; false: none", (bool, str)
@@ -225,13 +229,19 @@ SCHEMA: dict[str, Key] = {
         (str,),
         choices=("crop", "whole"),
     ),
-    "optimizer.type": Key("the optimizer's class", (str,)),
+    "optimizer.type": Key("the optimizer's class: SGD or AdamW", (str,)),
     "optimizer.args.lr": Key(
         "learning rate of the backbone (10 times for the rest)", NUMBER, above=0
     ),
     "optimizer.args.weight_decay": Key("weight decay of what it applies to", NUMBER, 0),
-    "optimizer.args.momentum": Key("momentum", NUMBER, 0, most=1),
-    "optimizer.args.nesterov": Key("Nesterov momentum", (bool,)),
+    "optimizer.args.momentum": Key("SGD: momentum", NUMBER, 0, most=1),
+    "optimizer.args.nesterov": Key("SGD: Nesterov momentum", (bool,)),
+    "optimizer.args.betas": Key(
+        "AdamW: decay of the averages of gradient and square, default [0.9, 0.999]",
+        (list,),
+        items="two numbers",
+    ),
+    "optimizer.args.eps": Key("AdamW: added to the root, default 1e-8", NUMBER, above=0),
     "lr_scheduler.type": Key("the schedule's class", (str,)),
     "lr_scheduler.args.power": Key("exponent of the decay, default 0.9", NUMBER, above=0),
     "lr_scheduler.args.warmup_iters": Key(
@@ -278,7 +288,10 @@ HYPERPARAMETER = Key("setting of the method", NUMBER, 0)
 # What released config.json files hold besides: accepted in every file and without effect.
 RELEASED = {"test": Key("whether that run was a test", (bool,))}
 # Optional keyword arguments of the class in `type`: without them the class uses its own default.
-OPTIONAL = {"lr_scheduler.args.power", "lr_scheduler.args.warmup_iters"}
+OPTIONAL = {
+    *(f"lr_scheduler.args.{name}" for name in ("power", "warmup_iters")),
+    *(f"optimizer.args.{name}" for name in ("momentum", "nesterov", "betas", "eps")),
+}
 
 SECTIONS = {key.rsplit(".", n)[0] for key in SCHEMA for n in range(1, key.count(".") + 1)} | {
     "hyperparameter",

@@ -41,9 +41,9 @@ class DKD(SigmoidMethod):
         return self.task.step > 0
 
     @property
-    def outputs(self) -> dict[str, Any]:
+    def wants(self) -> frozenset[str]:
         """Decomposed logits, where there is a teacher to compare them with."""
-        return {"decompose": self.needs_teacher}
+        return frozenset({"pos_neg"} if self.needs_teacher else ())
 
     def start(self, student: nn.Module, earlier: Mapping[str, Any]) -> None:
         """Start the new classifier from the auxiliary one, unless that is switched off."""

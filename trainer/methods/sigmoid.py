@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from base.base_method import BaseMethod
-from base.base_model import ModelOutput
+from base.base_model import HeadPlan, ModelOutput
 from models.upsampling import strongest
 from trainer.optim import incremental_groups
 from utils.misc import BACKGROUND
@@ -26,8 +26,8 @@ class SigmoidMethod(BaseMethod):
         """At step 0 only, as in the published code."""
         return self.task.step == 0
 
-    def head_sizes(self) -> list[int]:
-        return [1, *self.task.classes_per_step]
+    def heads(self) -> HeadPlan:
+        return HeadPlan((1, *self.task.classes_per_step), detached_first=True)
 
     def parameter_groups(
         self, student: nn.Module, lr: float, weight_decay: float
