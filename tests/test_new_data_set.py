@@ -22,6 +22,7 @@ from base.task import make_task
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.transforms import EvalTransform, Resize, TrainTransform, eval_transform
 from models.loss import mbce
+from scripts.check_data import check_tree
 from tests.conftest import PROJECT, evaluation
 from trainer.build import build_data
 from trainer.memory import pseudo_label
@@ -378,3 +379,26 @@ def test_loss_pseudo_labels_and_counts_of_wide_labels():
     labels = torch.tensor([[[0, 7], [void, 256]]], dtype=torch.int32)
     filled = pseudo_label(channels, torch.ones(1, 2, 2), labels)
     assert (filled.dtype, filled.tolist()) == (torch.int32, [[[300, 7], [void, 256]]])
+
+
+# ------------------------------------------------------------------------------------ data doctor
+def test_the_doctor_reads_it_through_its_class(config, root, tmp_path, capsys):
+    parsed = ConfigParser.from_args("train", str(config), argv=[])
+    findings = check_tree(Mosaic, parsed, steps=True)
+    assert {finding.what for finding in findings} == {"comparison with the published lists"}
+    text = capsys.readouterr().out
+    assert f"{root}: 12 training images, 8 validation images, 300 classes" in text
+    assert "step 1: 12 train" in text
+
+    shutil.copytree(root, tmp_path / "damaged")
+    damaged = ["--data_dir", str(tmp_path / "damaged")]
+    masks = sorted((tmp_path / "damaged" / "train").glob("*.png"))
+    Image.fromarray(np.full((40, 40), 40001, np.uint16)).save(masks[3])
+    Image.fromarray(np.full((40, 40), VOID, np.uint16)).save(masks[4])
+    parsed = ConfigParser.from_args("train", str(config), argv=damaged)
+    found = {finding.what: finding.where for finding in check_tree(Mosaic, parsed, steps=False)}
+    (wrong,) = found["label id out of range in a training mask"]
+    assert f"file 4: mask {masks[3]} holds the label id 40001; valid are 0, 7, 255" in wrong
+    assert len(found["class without a pixel in any training mask"]) == 50
+    (silent,) = found["training mask with nothing but background and void"]
+    assert silent.endswith(f"file 5: {masks[4]}")
