@@ -94,6 +94,7 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
         block[leaf] = value
     for section in ("lr_scheduler", "evaluator"):  # the blocks that may be empty
         tree.setdefault(section, {}).setdefault("args", {})
+    tree.setdefault("hyperparameter", {})
     return tree
 
 

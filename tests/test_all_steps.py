@@ -1,0 +1,241 @@
+"""`--task_step all` and ranges: a whole task in one launch, each step as if called alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.conftest import PROJECT, train, write_config
+from trainer.trainer import Trainer
+from utils import checkpoint as files
+from utils.misc import Interrupted, UserError
+from utils.parse_config import ConfigParser
+
+STEPS = [list(range(1, 16)), [16, 17], [18, 19, 20]]
+FLAGS = ("--epochs", "2", "--mem_size", "6", "--bs", "4", "--lr", "0.001")
+
+
+@pytest.fixture(scope="module")
+def alone(toy_root, tmp_path_factory):
+    """A config, and the three steps called one by one."""
+    config = write_config(
+        tmp_path_factory.mktemp("alone") / "c.json", toy_root, name="own", steps=STEPS
+    )
+    return config, [train(config, *FLAGS, "--task_step", str(step)) for step in range(3)]
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    return ("--save_dir", str(tmp_path / "runs"))
+
+
+def assert_as_alone(parsed, alone, *, rounding=False):
+    for step, run in enumerate(alone):
+        name = "checkpoint-epoch2.pth"
+        a, b = files.load(parsed.step_dir(step) / name), files.load(run.step_dir() / name)
+        assert a["record"] == b["record"]
+        for key, value in b["state_dict"].items():
+            if rounding:
+                torch.testing.assert_close(a["state_dict"][key], value, rtol=1e-3, atol=1e-5)
+            else:
+                assert torch.equal(a["state_dict"][key], value), (step, key)
+        if not rounding:
+            mine, theirs = (
+                json.loads((where / "metrics.json").read_text())["confusion"]
+                for where in (parsed.log_dir(step), run.log_dir())
+            )
+            assert mine == theirs
+            memory = [where / "memory.json" for where in (parsed.step_dir(step), run.step_dir())]
+            assert memory[0].exists() == memory[1].exists() == (step > 0)
+            assert step == 0 or memory[0].read_bytes() == memory[1].read_bytes()
+
+
+def test_all_steps_are_those_called_alone(alone, elsewhere, capsys, monkeypatch):
+    config, runs = alone
+    parsed = train(config, *FLAGS, "--task_step", "all", *elsewhere)
+    assert_as_alone(parsed, runs)
+    for step in range(3):
+        log = (parsed.log_dir(step) / "info.log").read_text()
+        assert f"step {step} of 0..2" in log
+        assert log.count("leakage audit") == 1
+    capsys.readouterr()
+    monkeypatch.setattr(files, "load", None)  # is not to be called for what is finished
+    train(config, *FLAGS, "--task_step", "all", *elsewhere)
+    assert capsys.readouterr().out.count("is finished, see") == 3
+
+
+def test_a_range_goes_on_where_a_step_was_stopped(alone, elsewhere, monkeypatch):
+    config, runs = alone
+    flags = (*FLAGS, "--task_step", "0-1", *elsewhere)
+    each = Trainer.train_step
+
+    def stop(self, *args, **kwargs):
+        values = each(self, *args, **kwargs)
+        if self.task.step == 1 and self.epoch == 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return values
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", stop)
+        with pytest.raises(Interrupted, match="continue with -r auto"):
+            train(config, *flags)
+    parsed = train(config, *flags)
+    assert not parsed.step_dir(2).exists()
+    train(config, *FLAGS, "--task_step", "2-2", *elsewhere)
+    assert_as_alone(parsed, runs)
+
+
+def test_each_checkpoint_is_read_once(alone, elsewhere, tmp_path, monkeypatch):
+    """Going on in a later step: its own checkpoint and the previous step's, nothing twice."""
+    config, runs = alone
+    folder = tmp_path / "runs/models" / runs[0].experiment
+    shutil.copytree(runs[0].step_dir(), folder / "step_0")
+    each = Trainer.train_step
+
+    def stop(self, *args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return each(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", stop)
+        with pytest.raises(Interrupted):
+            train(config, *FLAGS, "--task_step", "1", *elsewhere)
+    read = []
+    load = files._load
+    monkeypatch.setattr(files, "_load", lambda path: read.append(path.name) or load(path))
+    train(config, *FLAGS, "--task_step", "1", "-r", "auto", *elsewhere)
+    assert sorted(read) == ["checkpoint-epoch2.pth", "last.pth"]
+
+
+def test_two_processes_train_a_whole_task(alone, tmp_path):
+    """One launch, with the recipe's frozen BatchNorm from step 1 on."""
+    config, runs = alone
+    tree = json.loads(config.read_text())
+    tree |= {"n_gpu": 2, "multiprocessing_distributed": True}
+    tree["trainer"]["save_dir"] = str(tmp_path / "two")
+    two = tmp_path / "two.json"
+    two.write_text(json.dumps(tree))
+    folder = tmp_path / "two/models" / runs[0].experiment
+    shutil.copytree(runs[0].step_dir(), folder / "step_0")
+    flags = ("--epochs", "2", "--mem_size", "6", "--bs", "2", "--lr", "0.001")
+    parsed = train(two, *flags, "--task_step", "1-2")
+    assert_as_alone(parsed, runs, rounding=True)
+
+
+def test_a_later_step_that_cannot_start_is_told_before_it_does(alone, elsewhere):
+    config, _ = alone
+    with pytest.raises(UserError, match=r"step 1 continues from step 0, but .* holds no"):
+        train(config, *FLAGS, "--task_step", "1-2", *elsewhere)
+
+
+def test_finished_tasks_are_answered_without_torch(alone):
+    config, _ = alone
+    argv = ["-c", str(config), *FLAGS, "--task_step", "all"]
+    command = [sys.executable, "-X", "importtime", "train_voc.py", *argv]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("is finished, see") == 3
+    assert not any(line.rsplit("|", 1)[-1].strip() == "torch" for line in done.stderr.splitlines())
+    other = subprocess.run(
+        [sys.executable, "train_voc.py", *argv, "--seed", "9"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+    )
+    assert other.returncode == 2
+    assert "holds a finished step of another run: seed is 9 here and 1 there" in other.stderr
+
+
+# ----------------------------------------------------------------------------------------- recipes
+def parsed_with(*argv, dataset="voc"):
+    return ConfigParser.from_args("train", f"configs/config_{dataset}.json", argv=argv)
+
+
+# data set → learning rate, positives' weight and frozen BatchNorm at step 0 and later
+PUBLISHED = {
+    "voc": ((0.001, 2, False, 60, 32), (0.0001, 1, True, 60, 32)),
+    "ade": ((0.0025, 35, False, 100, 24), (0.00025, 35, True, 100, 24)),
+}
+
+
+@pytest.mark.parametrize("method", ["dkd", "finetune"])
+@pytest.mark.parametrize("dataset", PUBLISHED)
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_method_trains_by_its_recipe(method, dataset, step):
+    """The values of the published scripts, without any hyper-parameter on the command line."""
+    task = {"voc": "15-1", "ade": "100-10"}[dataset]
+    config = parsed_with(
+        "--method", method, "--task_name", task, "--task_step", str(step), dataset=dataset
+    )
+    found = (
+        config["optimizer"]["args"]["lr"],
+        config["hyperparameter"]["pos_weight"],
+        config["arch"]["args"]["freeze_all_bn"],
+        config["trainer"]["epochs"],
+        config.global_batch,
+    )
+    assert found == PUBLISHED[dataset][step]
+    (note,) = [note for note in config.notes if note.startswith("recipe: ")]
+    assert f"recipes/{method}_{dataset}.json: " in note
+    assert f"optimizer.args.lr {found[0]}" in note
+
+
+def test_what_the_user_says_beats_the_recipe(tmp_path):
+    file = tmp_path / "c.json"
+    file.write_text(json.dumps({"optimizer": {"args": {"lr": 0.5}}, "trainer": {"epochs": 7}}))
+    config = parsed_with("-c", str(file), "--task_step", "1", "--epochs", "3", "--bs", "6")
+    assert config["optimizer"]["args"]["lr"] == 0.5
+    assert config["trainer"]["epochs"] == 3
+    assert config["arch"]["args"]["freeze_all_bn"] is True, "the recipe's, for nobody said another"
+    assert config.global_batch is None, "the user chose the batch"
+    (note,) = [note for note in config.notes if note.startswith("recipe: ")]
+    assert "trainer.epochs" not in note
+    assert "optimizer.args.lr" not in note
+
+
+def test_published_command_lines_keep_their_meaning():
+    """With the published file, what is not typed is the file's, whatever a recipe says."""
+    shipped = str(PROJECT / "configs/config_voc.json")
+    config = parsed_with("-c", shipped, "--task_step", "1", "--lr", "0.0001", "--bs", "8")
+    assert config["arch"]["args"]["freeze_all_bn"] is False
+    assert config["hyperparameter"]["pos_weight"] == 1
+    assert config["data_loader"]["args"]["train"]["batch_size"] == 8
+
+
+def test_a_config_beside_weights_has_no_recipe(tmp_path):
+    (tmp_path / "w.pth").touch()
+    (tmp_path / "config.json").write_text(json.dumps({"optimizer": {"args": {"lr": 0.7}}}))
+    config = parsed_with("-r", str(tmp_path / "w.pth"), "--task_step", "1")
+    assert config.recipe is None
+    assert config["optimizer"]["args"]["lr"] == 0.7
+    assert config["arch"]["args"]["freeze_all_bn"] is False
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "configs/recipes").glob("*.json")), ids=str)
+def test_shipped_recipes_are_good(path):
+    """Of every method, task and step: keys, values and settings pass the checks of a run."""
+    from data_loader import DATA_SETS
+    from trainer.methods import METHODS
+    from utils import recipe
+
+    method, dataset = path.stem.rsplit("_", 1)
+    (raw,) = [raw for raw in DATA_SETS.values() if raw.name == dataset]
+    for task, steps in raw.tables.items():
+        for step in range(len(steps)):
+            found = recipe.read(method, dataset, task, step)
+            given = {
+                key.removeprefix("hyperparameter."): value
+                for key, value in found.values.items()
+                if key.startswith("hyperparameter.")
+            }
+            METHODS[method].Settings.read(given)
+            assert found.values["optimizer.args.lr"] > 0
+            assert found.global_batch > 1
+    assert json.loads(path.read_text())["source"]
