@@ -42,17 +42,14 @@ def finished(toy_root, tmp_path_factory):
 def test_a_task_from_one_command(finished):
     folder, config = finished
     log = folder / "runs/log/overlap_15-5_DKD"
-    (by_hand,) = (log / "step_1/eval").glob("*/metrics.json")
-    trained, evaluated = (
-        json.loads(path.read_text()) for path in (log / "step_1/metrics.json", by_hand)
-    )
-    assert trained["confusion"] == evaluated["confusion"]
+    for step in (0, 1):
+        assert json.loads((log / f"step_{step}/metrics.json").read_text())["step"] == step
     configs = [
         json.loads((folder / f"runs/models/overlap_15-5_DKD/step_{t}/config.json").read_text())
         for t in (0, 1)
     ]
     assert [c["seed"] for c in configs] == [3, 3]
-    assert [c["optimizer"]["args"]["lr"] for c in configs] == [0.001, 0.0001]
+    assert [c["optimizer"]["args"]["lr"] for c in configs] == [0.001, 0.001], "the file's"
     assert [c["arch"]["args"]["freeze_all_bn"] for c in configs] == [False, True]
     assert [c["hyperparameter"]["pos_weight"] for c in configs] == [2, 1]
 
@@ -78,19 +75,35 @@ def test_memory_replay_shares_the_base_step(finished):
 
 
 @pytest.mark.parametrize("script", SETTINGS, ids=lambda path: path.stem)
-def test_published_values(script):
-    """Number of steps and hyper-parameters, as the script hands them to the runner."""
-    text = script.read_text().replace('source "$(dirname "$0")/../../run_task.sh"', "set")
-    environment = {"PATH": os.environ["PATH"]}
-    out = subprocess.run(["bash", "-c", text], env=environment, capture_output=True, text=True)
-    values = dict(line.split("=", 1) for line in out.stdout.splitlines() if "=" in line)
-    tables, expected = {
-        "voc": (VOC_TASKS, ("60", "0.001", "0.0001", "2", "32", "saved_voc")),
-        "ade": (ADE_TASKS, ("100", "0.0025", "0.00025", "35", "24", "saved_ade")),
-    }[values["DATASET"]]
-    assert values["MEMORY_SIZE"] == "0"
-    names = ("EPOCHS", "INIT_LR", "LR", "INIT_POS_WEIGHT", "GLOBAL_BATCH", "SAVE_DIR")
-    assert tuple(values[name] for name in names) == expected
-    assert int(values["STEPS"]) == len(tables[values["TASK"]])
-    assert values["SETTING"] == {"overlapped": "overlap"}.get(script.parent.name, "disjoint")
-    assert values["TASK"] == script.stem.rsplit("_", 1)[1]
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, ["-d", "0", "--method", "dkd", "--name", "DKD", "--task_step", "all"]),
+        (
+            {"GPU": "0,1", "METHOD": "finetune", "MEMORY_SIZE": "100", "STEP": "1-2", "BS": "4"},
+            [
+                *("-d", "0,1", "--method", "finetune", "--name", "finetune-M"),
+                *("--task_step", "1-2", "--multiprocessing_distributed"),
+                *("--mem_size", "100", "--batch_size", "4"),
+            ],
+        ),
+    ],
+    ids=["plain", "chosen"],
+)
+def test_what_a_script_calls(script, variables, expected, tmp_path):
+    """One training call; no hyper-parameter that the user did not set."""
+    python = tmp_path / "python"
+    python.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "PYTHON": str(python), **variables}
+    command = ["bash", str(script), "--seed", "5"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    program, *words = done.stdout.splitlines()
+    dataset, task = script.stem.removeprefix("train_").split("_")
+    setting = {"overlapped": "overlap"}.get(script.parent.name, "disjoint")
+    assert program == f"train_{dataset}.py"
+    assert task in {"voc": VOC_TASKS, "ade": ADE_TASKS}[dataset]
+    expected = [*expected, "--task_name", task, "--task_setting", setting, "-r", "auto"]
+    assert sorted(words) == sorted(
+        [*expected, "--save_dir", f"saved_{dataset}", "--seed", "5"],
+    )

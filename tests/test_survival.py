@@ -297,7 +297,7 @@ def test_auto_with_other_settings(attempt):
         "holds a finished step of another run",
         "seed is 9 here and 1 there",
         "optimizer.args.lr is 0.5 here and 0.001 there",
-        "hyperparameter.pos_weight is 3.0 here and 1 there",
+        "hyperparameter.pos_weight is 3.0 here and 2.0 there",
     ):
         assert part in str(caught.value)
 
