@@ -11,12 +11,13 @@ from utils import interrupt
 
 if __name__ == "__main__":
     interrupt.end_at_once()  # on a signal, also while the rest is being imported
-    from trainer.steps import unfinished
+    from trainer.steps import settings_help, unfinished
     from utils.misc import one_sentence_errors
     from utils.parse_config import ConfigParser
 
     with one_sentence_errors():
-        config = ConfigParser.from_args("train", "configs/config_ade.json", __doc__)
+        default = "configs/config_ade.json"
+        config = ConfigParser.from_args("train", default, __doc__, settings_help=settings_help)
         if steps := unfinished(config):
             from trainer.run import run  # torch is imported only where there is work for it
 

@@ -218,6 +218,15 @@ def test_a_config_beside_weights_has_no_recipe(tmp_path):
     assert config["arch"]["args"]["freeze_all_bn"] is False
 
 
+def test_help_of_a_method_lists_its_settings():
+    command = [sys.executable, "train_voc.py", "--method", "dkd", "--help"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert "  kd          weight of L_kd, the old classes' logits, a number >= 0\n" in done.stdout
+    command = [sys.executable, "train_voc.py", "--help"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert "--method NAME --help" in done.stdout
+
+
 @pytest.mark.parametrize("path", sorted((PROJECT / "configs/recipes").glob("*.json")), ids=str)
 def test_shipped_recipes_are_good(path):
     """Of every method, task and step: keys, values and settings pass the checks of a run."""

@@ -12,7 +12,10 @@ from trainer.methods import METHODS
 from utils.config_file import flatten, read_json
 from utils.config_schema import FLAGS, SCHEMA
 
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
+README, REFERENCE, FAITHFUL = (
+    (PROJECT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "docs/config.md", "docs/faithful.md")
+)
 SCRIPTS = sorted(str(path.relative_to(PROJECT)) for path in (PROJECT / "scripts").rglob("*.sh"))
 
 
@@ -40,13 +43,14 @@ def method_rows():
 
 @pytest.mark.parametrize("rows", [reference_rows, method_rows])
 def test_reference_is_complete(rows):
-    missing = [row for row in rows() if row not in README]
-    assert not missing, "rows for the README:\n" + "\n".join(rows())
+    missing = [row for row in rows() if row not in REFERENCE]
+    assert not missing, "rows for docs/config.md:\n" + "\n".join(rows())
 
 
 def test_named_files_exist():
     for name in re.findall(
-        r"(?:scripts|configs|tests|trainer|base|utils|data_loader)/[\w./-]+", README
+        r"(?:scripts|configs|tests|trainer|base|utils|data_loader|models|docs)/[\w./-]+",
+        README + REFERENCE + FAITHFUL,
     ):
         assert (PROJECT / name.rstrip(".")).exists(), name
 

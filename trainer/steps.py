@@ -16,6 +16,16 @@ METRICS = "metrics.json"  # of a step's test, by which one knows that the step i
 BATCH = ("data_loader.args.train.batch_size", "trainer.accumulate", "data_loader.args.task.steps")
 
 
+def settings_help(name: str) -> str:
+    """The settings of a method, a line each."""
+    from trainer.methods import METHODS  # with torch, which other helps do without
+
+    rows = METHODS[choose("method", name, METHODS)].Settings.rules()
+    width = max(map(len, rows), default=0)
+    lines = [f"  {key:<{width}}  {rule.doc}, {rule.expected()}" for key, rule in rows.items()]
+    return "\n".join([f"settings of {name}, the block hyperparameter:", *lines])
+
+
 def unfinished(config: ConfigParser) -> list[ConfigParser]:
     """The steps to run, one after the other; of those that are done it says so.
 

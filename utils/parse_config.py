@@ -18,6 +18,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -29,6 +30,7 @@ from utils.misc import PROJECT_ROOT, UserError, choose, did_you_mean, listing
 from utils.recipe import Recipe
 
 _ABSENT = object()
+SETTINGS_HINT = "settings of a method, the block hyperparameter: --method NAME --help"
 
 
 class _ArgumentParser(argparse.ArgumentParser):
@@ -40,9 +42,12 @@ class _ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message[:1].lower()}{message[1:]}; see {self.prog} --help.")
 
 
-def _argument_parser(mode: str, description: str | None) -> argparse.ArgumentParser:
+def _argument_parser(
+    mode: str, description: str | None, epilog: str | None = None
+) -> argparse.ArgumentParser:
     parser = _ArgumentParser(
         description=description,
+        epilog=epilog,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -251,6 +256,7 @@ class ConfigParser:
         default_config: str,
         description: str | None = None,
         argv: Sequence[str] | None = None,
+        settings_help: Callable[[str], str] | None = None,
     ) -> ConfigParser:
         """Parse the command line of an entry script.
 
@@ -259,11 +265,17 @@ class ConfigParser:
             default_config: the shipped config of this script, relative to the project.
             description: text of `--help`.
             argv: the arguments; default: those of the process.
+            settings_help: name of a method → its settings in words, for `--method NAME --help`.
 
         Raises:
             UserError: whatever is wrong with a flag or a file, in one sentence.
         """
-        args = vars(_argument_parser(mode, description).parse_args(argv))
+        words = sys.argv[1:] if argv is None else list(argv)
+        epilog = None
+        if settings_help is not None and {"-h", "--help"} & {*words}:
+            named = [after for word, after in pairwise(words) if word == "--method"]
+            epilog = settings_help(named[-1]) if named else SETTINGS_HINT
+        args = vars(_argument_parser(mode, description, epilog).parse_args(words))
         shipped = PROJECT_ROOT / default_config
         defaults, _ = flatten(read_json(shipped), str(shipped), strict=True)
 
@@ -319,7 +331,6 @@ class ConfigParser:
             )
         own = {*file, *typed}
         lists, batch = "data_loader.args.task.idxs_path", "data_loader.args.train.batch_size"
-        words = sys.argv[1:] if argv is None else list(argv)
         return cls(
             flat,
             mode=mode,
