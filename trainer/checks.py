@@ -25,10 +25,10 @@ from trainer.build import (
     read_previous,
     starts_from_imagenet,
 )
+from trainer.evaluation import build_evaluators
 from trainer.memory import previous_file
 from trainer.methods import METHODS
 from trainer.optim import AVERAGES, check_optimizer
-from trainer.trainer import build_evaluators
 from utils import checkpoint as files
 from utils.distributed import Launch, Ranks
 from utils.lr_scheduler import SCHEDULERS

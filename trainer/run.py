@@ -22,6 +22,7 @@ from models.weights import load_strict
 from trainer.base_step import adopt
 from trainer.build import apply_fast, build_data, build_method, build_student, load_previous
 from trainer.checks import check_names, with_settings
+from trainer.evaluation import Evaluation
 from trainer.memory import replay
 from trainer.optim import build_optimizer, build_scheduler
 from trainer.record import record
@@ -136,7 +137,7 @@ def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
     student.to(ranks.device)
     if task.step > 0 and config["data_loader"]["args"]["memory"]["mem_size"] > 0:
         replay(config, ranks, data, method, student)
-    iterations = data.train_loader.batch_sampler.iterations
+    iterations = data.train_batches.iterations
     log.info("%s", data.leakage())
     method.start(student, earlier)
     if ranks.world > 1 and ranks.device.type == "cuda" and not student.frozen_bn:
@@ -168,7 +169,7 @@ def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
         interrupt.defer()  # ranks stop together, after an iteration or a batch
         trainer.train()
         weights = config.step_dir() / files.epoch_file(trainer.epoch)
-        trainer.test(metrics, str(weights), trainer.epoch)
+        trainer.test(metrics, str(weights))
     finally:
         trainer.close()
 
@@ -185,9 +186,9 @@ def evaluate(config: ConfigParser, ranks: Ranks, weights: Path, metrics: Path) -
     files.forget()
     student.to(ranks.device)
     apply_fast(config, student, trains=False)
-    trainer = Trainer(config, ranks, data=data, method=method, student=student)
+    evaluation = Evaluation(config, ranks, data=data, method=method, student=student)
     interrupt.defer()
-    trainer.test(metrics, str(weights), int(checkpoint.get("epoch", 0)))
+    evaluation.test(metrics, str(weights), int(checkpoint.get("epoch", 0)))
 
 
 def _introduce(
