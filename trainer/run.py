@@ -35,6 +35,7 @@ from utils.distributed import Launch, Ranks, launch, plan_launch
 from utils.logger import close_logger, log, setup_logger
 from utils.misc import Interrupted, listing, seed_from, sha256, write_json
 from utils.parse_config import ConfigParser
+from utils.recipe import Recipe
 
 
 def run(*steps: ConfigParser) -> None:
@@ -110,12 +111,11 @@ def run_step(start: Start | None, ranks: Ranks) -> None:
         with files.claim(config.step_dir()) if writes else nullcontext():
             for note in config.notes:
                 log.info("%s", note)
-            if config.base is not None and not config.test:
-                adopt(config, ranks, build_data(config, ranks))
-                config = config.changed(test=True)
-            if config.test:
-                weights = config.resume or files.final_checkpoint(config.step_dir())
-                evaluate(config, ranks, weights, metrics)
+            if start.weights is not None:
+                evaluate(config, ranks, start.weights, metrics)
+            elif config.base is not None:
+                weights = adopt(config, config.base, ranks, build_data(config, ranks))
+                evaluate(config.changed(test=True), ranks, weights, metrics)
             else:
                 train(config, ranks, metrics)
     finally:
@@ -207,7 +207,7 @@ def _introduce(
         return
     _tell_batches(ranks, data, frozen=config["arch"]["args"]["freeze_all_bn"])
     if task.published and config.recipe is not None:
-        _compare_with_recipe(config, data)
+        _compare_with_recipe(config.recipe, config, data)
     memory = config["data_loader"]["args"]["memory"]
     replays = task.step > 0 and memory["mem_size"] > 0
     if replays and memory["labels"] == "stored" and not method.learns_old:
@@ -236,9 +236,9 @@ def _tell_batches(ranks: Ranks, data: IncrementalDataLoader, *, frozen: bool) ->
         log.warning("step 0 with frozen BatchNorm: the ASPP keeps its initial statistics for ever")
 
 
-def _compare_with_recipe(config: ConfigParser, data: IncrementalDataLoader) -> None:
+def _compare_with_recipe(recipe: Recipe, config: ConfigParser, data: IncrementalDataLoader) -> None:
     """One warning about all that the published runs of this method have otherwise."""
-    recipe, flat = config.recipe, config.flat()
+    flat = config.flat()
     told = [
         f"{key} is {flat.get(key)} instead of {value}"
         for key, value in recipe.values.items()
