@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import nn
 
 from base.base_model import BaseModel, HeadPlan, ModelOutput
 from base.task import Task
@@ -164,7 +163,7 @@ class BaseMethod(ABC):
         """Which heads the model has."""
 
     @abstractmethod
-    def start(self, student: nn.Module, earlier: Mapping[str, Any]) -> None:
+    def start(self, student: BaseModel, earlier: Mapping[str, Any]) -> None:
         """Prepare the student: how a new head starts, what is not trained.
 
         Called with the previous step's weights loaded and nothing folded, before the optimizer is
@@ -178,7 +177,7 @@ class BaseMethod(ABC):
 
     @abstractmethod
     def parameter_groups(
-        self, student: nn.Module, lr: float, weight_decay: float
+        self, student: BaseModel, lr: float, weight_decay: float
     ) -> list[dict[str, Any]]:
         """Optimizer groups `{"name", "params", "lr", "weight_decay"}`.
 

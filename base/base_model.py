@@ -64,6 +64,16 @@ class ModelOutput(NamedTuple):
     features: torch.Tensor | None = None
     unknown: torch.Tensor | None = None
 
+    def decomposed(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """`pos` and `neg`.
+
+        Raises:
+            ValueError: they were not asked for.
+        """
+        if self.pos is None or self.neg is None:
+            raise ValueError("'pos_neg' was not asked for.")
+        return self.pos, self.neg
+
 
 class Parts(NamedTuple):
     """A model cut into what parameter groups are made of; every parameter is in exactly one part.

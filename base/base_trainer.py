@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from utils import checkpoint as files
-from utils import interrupt
 from utils.distributed import Ranks
 from utils.logger import log
 from utils.misc import Interrupted, UserError, choose, listing
@@ -57,8 +56,7 @@ class BaseTrainer(ABC):
         self.save_period = trainer["save_period"]
         self.validation_period = trainer["validation_period"]
         self.early_stop = trainer["early_stop"]
-        # Weights of another version may name a value that only that version reports.
-        self.monitor = None if config.test else parse_monitor(trainer["monitor"], monitored)
+        self.monitor = parse_monitor(trainer["monitor"], monitored)
         self.best: float | None = None
         self.since_best = 0  # validations since the best one
         self.folder = config.step_dir()
@@ -144,17 +142,12 @@ class BaseTrainer(ABC):
             self.epoch, self.iteration = epoch, 0
             self._save(finished=last or self.stalled, improved=improved)
             if not last and not self.stalled:
-                self.stop_if_asked()
-        if self.stalled:
+                self.ranks.stop_if_asked()
+        if self.monitor is not None and self.stalled:
             log.info(
                 "no better %s in %d validations: the step ended after epoch %d",
                 *(self.monitor[1], self.since_best, self.epoch),
             )
-
-    def stop_if_asked(self) -> None:
-        """Raise `Interrupted` on all ranks when one of them was asked to stop."""
-        if self.ranks.any(interrupt.asked() is not None):
-            raise Interrupted(f"stopped by {interrupt.asked() or 'a signal to another process'}.")
 
     def resume(self, path: Path) -> None:
         """Continue from a full checkpoint.

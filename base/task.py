@@ -21,8 +21,9 @@ ClassNames = Sequence[str] | Mapping[int, str]  # by label id: of 0, 1, 2 …, o
 
 def ids_of(class_names: ClassNames) -> tuple[int, ...]:
     """The label ids that have a name, ascending."""
-    mapped = isinstance(class_names, Mapping)
-    return tuple(sorted(class_names)) if mapped else tuple(range(len(class_names)))
+    if isinstance(class_names, Mapping):
+        return tuple(sorted(class_names))
+    return tuple(range(len(class_names)))
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class Task:
 
 def make_task(
     dataset: str,
-    tables: dict[str, Sequence[Sequence[int]]],
+    tables: Mapping[str, Sequence[Sequence[int]]],
     class_names: ClassNames,
     *,
     name: str,

@@ -8,7 +8,7 @@ ranks; from then on, nothing here scans, writes or waits for another rank.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -233,6 +233,7 @@ class IncrementalDataLoader:
     def leakage(self) -> str:
         """The leakage audit of the step's training images and exemplars, in one line."""
         presence = self._presence("train")
+        parts: list[tuple[str, IncrementalDataset, Collection[int]]]
         parts = [("images", self.train_set, allowed(self.task))]
         for origin, dataset in zip(self._replay_origins, self.replay_sets, strict=True):
             stored = f", stored at step {origin}" if origin != self.task.step else ""
@@ -332,24 +333,34 @@ class IncrementalDataLoader:
 
     # --------------------------------------------------------------------------------- loaders
     @cached_property
-    def train_loader(self) -> DataLoader:
-        """Shuffled batches; call `train_loader.batch_sampler.set_epoch(epoch)` before iterating.
+    def train_batches(self) -> ShuffledBatches:
+        """Which images are in which batch of `train_loader`; its `set_epoch` chooses the order.
 
         Raises:
             UserError: the step has fewer images than one global batch.
         """
-        images = Joined([self.train_set, *self.replay_sets])
+        images = sum(len(part) for part in (self.train_set, *self.replay_sets))
         batch_size, world = self.blocks["train"]["batch_size"], self.ranks.world
         batches = ShuffledBatches(
-            *(len(images), batch_size, self.ranks.rank, world, (self.seed, self.task.step)),
+            *(images, batch_size, self.ranks.rank, world, (self.seed, self.task.step)),
             accumulate=self.accumulate,
         )
         if batches.iterations == 0:
             raise UserError(
-                f"the training set of step {self.task.step} has {len(images)} images, fewer than "
+                f"the training set of step {self.task.step} has {images} images, fewer than "
                 f"one batch: {self.batch_words()}; choose a smaller one."
             )
-        return self._loader(images, batch_sampler=batches)
+        return batches
+
+    @cached_property
+    def train_loader(self) -> DataLoader:
+        """Shuffled batches; call `train_batches.set_epoch(epoch)` before iterating.
+
+        Raises:
+            UserError: as `train_batches`.
+        """
+        images = Joined([self.train_set, *self.replay_sets])
+        return self._loader(images, batch_sampler=self.train_batches)
 
     @property
     def global_batch(self) -> int:
@@ -395,7 +406,7 @@ class IncrementalDataLoader:
         share = OrderedShare(len(dataset), self.ranks.rank, self.ranks.world)
         return self._loader(dataset, sampler=share, batch_size=self.blocks[kind]["batch_size"])
 
-    def _loader(self, dataset: IncrementalDataset, **kwargs: Any) -> DataLoader:
+    def _loader(self, dataset: IncrementalDataset | Joined, **kwargs: Any) -> DataLoader:
         return _Loader(
             dataset,
             num_workers=self.num_workers,

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from base.base_dataset import BaseDataset
-from data_loader.transforms import Transform
+from data_loader.transforms import Transform, normalize
 from utils.misc import seed_from
 
 
@@ -31,6 +31,11 @@ class Sample(NamedTuple):
     label: torch.Tensor
     name: str
 
+    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of a batch, on a device: images [N, 3, H, W] float32, normalised, and labels."""
+        images, labels = (part.to(device, non_blocking=True) for part in (self.image, self.label))
+        return normalize(images), labels
+
 
 class IncrementalDataset(Dataset):
     """Raw data set + image indices + label lookup table + transform."""
@@ -38,7 +43,7 @@ class IncrementalDataset(Dataset):
     def __init__(
         self,
         raw: BaseDataset,
-        indices: Sequence[int],
+        indices: Sequence[int] | np.ndarray,
         table: np.ndarray,
         transform: Transform,
         seed: Sequence[object] = (),
@@ -81,10 +86,9 @@ class IncrementalDataset(Dataset):
         # Not torch.manual_seed, which would seed the GPUs' generators as well.
         torch.default_generator.manual_seed(seed_from(*self.seed, epoch, name))
         try:
-            image, label = self.transform(image, label)
+            return Sample(*self.transform(image, label), name)
         finally:
             torch.set_rng_state(state)
-        return Sample(image, label, name)
 
 
 class Joined(Dataset):

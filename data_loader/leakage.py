@@ -35,7 +35,8 @@ def occurring(task: Task, presence: np.ndarray, labels: Sequence[int]) -> tuple[
         labels: label ids.
     """
     occurs = presence[:, task.columns(labels)]
-    return {labels[i] for i in np.flatnonzero(occurs.any(axis=0))}, int(occurs.any(axis=1).sum())
+    present = np.flatnonzero(occurs.any(axis=0)).tolist()
+    return {labels[i] for i in present}, int(occurs.any(axis=1).sum())
 
 
 def audit(

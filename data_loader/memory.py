@@ -99,7 +99,7 @@ def write(
     entries = {f"step_{step}": kept} | {key: _candidates(entry) for key, entry in earlier.items()}
     memory = {}
     for key, candidates in entries.items():
-        named = [[lines.get(c.name, c.name), list(c.ids)] for c in candidates]
+        named = [(lines.get(c.name, c.name), c.ids) for c in candidates]
         names = sorted(name for name, _ in named)
         memory[key] = {"memory_candidates": named, "memory_list": names}
     write_json(path, memory)

@@ -116,7 +116,7 @@ def _scan(dataset: BaseDataset) -> np.ndarray:
 
 # ------------------------------------------------------------------------------ rules of a setting
 def _holds(presence: np.ndarray, task: Task, labels: Iterable[int]) -> np.ndarray:
-    return presence[:, task.columns(labels)].any(axis=1)
+    return np.logical_or.reduce(presence[:, task.columns(labels)], axis=1)
 
 
 def _overlap(presence: np.ndarray, task: Task) -> np.ndarray:

@@ -37,10 +37,10 @@ class TrainTransform:
 
     def __call__(self, image: Image.Image, label: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
         box = random_box(*image.size, self.scale, self.ratio)
-        image, label = to_tensors(*resized_crop(image, label, box, self.size))
+        pixels, labels = to_tensors(*resized_crop(image, label, box, self.size))
         if torch.rand(1).item() < self.flip:
-            image, label = image.flip(-1), label.flip(-1)  # a fifth of the time that Pillow takes
-        return image, label
+            return pixels.flip(-1), labels.flip(-1)  # a fifth of the time that Pillow takes
+        return pixels, labels
 
 
 class EvalTransform:
@@ -84,7 +84,8 @@ def eval_transform(way: str | tuple[int, int], crop_size: int) -> Transform:
     """How a data set is evaluated (`BaseDataset.evaluation`)."""
     if isinstance(way, tuple):
         return Resize(way)
-    return {"crop": EvalTransform(crop_size), "whole": NoTransform()}[way]
+    ways: dict[str, Transform] = {"crop": EvalTransform(crop_size), "whole": NoTransform()}
+    return ways[way]
 
 
 def random_box(
@@ -107,8 +108,8 @@ def random_box(
         aspect = number.uniform_(low, high).exp_().item()
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
-            top = torch.randint(0, height - h + 1, (1,)).item()
-            left = torch.randint(0, width - w + 1, (1,)).item()
+            top = int(torch.randint(0, height - h + 1, (1,)))
+            left = int(torch.randint(0, width - w + 1, (1,)))
             return top, left, h, w
     # the centre, as wide or as high as the aspect ratio allows
     w, h = width, height
@@ -164,7 +165,5 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
 def _imagenet_statistics(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and deviation, [1, 3, 1, 1], copied to a device once: each copy would wait for it."""
     with torch.inference_mode(False):
-        return tuple(
-            torch.tensor(values, device=device).view(1, 3, 1, 1)
-            for values in (IMAGENET_MEAN, IMAGENET_STD)
-        )
+        mean, std = torch.tensor((IMAGENET_MEAN, IMAGENET_STD), device=device).view(2, 1, 3, 1, 1)
+        return mean, std

@@ -18,12 +18,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec
 
 import torch
-import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
 from models import fused_loss
 from models import loss as definitions
-from models.upsampling import Bilinear, Chunk, chunks, exact_products, full_precision
+from models.upsampling import Bilinear, Chunk, chunks, exact_products, full_precision, size_of
 
 P = ParamSpec("P")
 Loss = Callable[P, torch.Tensor]
@@ -65,20 +64,20 @@ def mbce(
     logits: torch.Tensor, labels: torch.Tensor, first_channel: int, pos_weight: float = 1.0
 ) -> torch.Tensor:
     targets = OneHot(labels, first_channel, logits.shape[1])
-    return binary_cross_entropy(logits, labels.shape[-2:], targets, pos_weight)
+    return binary_cross_entropy(logits, size_of(labels), targets, pos_weight)
 
 
 @fast_way_of(definitions.distillation)
 def distillation(
     logits: torch.Tensor, teacher: torch.Tensor, size: tuple[int, int] | None = None
 ) -> torch.Tensor:
-    size = tuple(size or teacher.shape[-2:])
+    size = size or size_of(teacher)
     return binary_cross_entropy(logits, size, Scores(teacher, size))
 
 
 @fast_way_of(definitions.auxiliary)
 def auxiliary(logits: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
-    return binary_cross_entropy(logits, size or logits.shape[-2:], Targets())
+    return binary_cross_entropy(logits, size or size_of(logits), Targets())
 
 
 # ---------------------------------------------------------------------------- binary cross-entropy
@@ -148,12 +147,13 @@ class Scores(Targets):
             teacher: [N, C, h, w] logits.
             size: H and W, to which they are upsampled.
         """
-        self.teacher = teacher.detach()
-        self.size, self.bilinear = size, None
+        self.teacher, self.size = teacher.detach(), size
+
+    @functools.cached_property
+    def bilinear(self) -> Bilinear:
+        return Bilinear(full_precision(self.teacher[:1, :1]), self.size)
 
     def write(self, chunk: Chunk, out: torch.Tensor) -> None:
-        if self.bilinear is None:
-            self.bilinear = Bilinear(full_precision(self.teacher[:1, :1]), self.size)
         self.bilinear.up(full_precision(self.teacher[chunk]), out).sigmoid_()
 
     def for_kernel(self) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def in_chunks(
         x, y, loss = work[:, : math.prod(shape)].view(3, *shape)
         bilinear.up(inputs[part], out=x)
         targets.write(part, y)
-        F.softplus(x, out=loss)
+        torch.ops.aten.softplus.out(x, out=loss)
         if pos_weight != 1:
             loss.addcmul_(loss, y, value=pos_weight - 1)
         loss.addcmul_(x, y, value=-pos_weight)  # nearly cancels: per pixel, not in sums

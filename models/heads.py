@@ -30,6 +30,13 @@ def make_head(channels: int, outputs: int, kind: str) -> nn.Module:
     )
 
 
+def start_head(new: nn.Module, source: nn.Module) -> None:
+    """Copy a head of one output, BatchNorm included, into every row of a new one."""
+    values = source.state_dict()
+    for name, value in new.state_dict().items():
+        value.copy_(values[name].expand_as(value))
+
+
 class Heads(nn.ModuleList):
     """The heads of a plan in its order; the unknown one is not among them."""
 
@@ -80,20 +87,6 @@ class Heads(nn.ModuleList):
         _, *classifiers = self
         weight, _ = _stacked(classifiers)
         return F.conv2d(features, weight.clamp(min=0)), F.conv2d(features, weight.clamp(max=0))
-
-    def start_from_auxiliary(self) -> None:
-        """Copy the auxiliary head into every row of the newest classifier.
-
-        It has learnt to say "none of these" on every pixel, which is what a new class should start
-        with.
-        """
-        self.start_from(self[0])
-
-    def start_from(self, head: nn.Module) -> None:
-        """Copy a head of one output, BatchNorm included, into every row of the newest one."""
-        source = head.state_dict()
-        for name, value in self[-1].state_dict().items():
-            value.copy_(source[name].expand_as(value))
 
 
 def _stacked(heads: Iterable[nn.Module]) -> tuple[torch.Tensor, torch.Tensor]:

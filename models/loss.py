@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from models.upsampling import upsample
+from models.upsampling import size_of, upsample
 
 
 def binary_cross_entropy(
@@ -56,7 +56,7 @@ def mbce(
     end = first_channel + logits.shape[1]
     assert end <= torch.iinfo(labels.dtype).max, "the largest label is void"
     channels = torch.arange(first_channel, end, device=labels.device)
-    logits = upsample(logits, labels.shape[-2:])  # [N, C, H, W]
+    logits = upsample(logits, size_of(labels))  # [N, C, H, W]
     targets = labels[:, None] == channels[:, None, None]  # [N, C, H, W]
     return binary_cross_entropy(logits, targets.to(logits.dtype), pos_weight)
 
@@ -74,7 +74,7 @@ def distillation(
     Returns:
         [C].
     """
-    size = size or teacher.shape[-2:]
+    size = size or size_of(teacher)
     targets = upsample(teacher.detach(), size).sigmoid()  # [N, C, H, W]
     return binary_cross_entropy(upsample(logits, size), targets)
 
@@ -89,5 +89,5 @@ def auxiliary(logits: torch.Tensor, size: tuple[int, int] | None = None) -> torc
     Returns:
         [1].
     """
-    logits = upsample(logits, size or logits.shape[-2:])  # [N, 1, H, W]
+    logits = upsample(logits, size or size_of(logits))  # [N, 1, H, W]
     return binary_cross_entropy(logits, torch.zeros_like(logits))

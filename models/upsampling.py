@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from operator import attrgetter
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,12 @@ def upsample(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(full_precision(logits), size=size, mode="bilinear", align_corners=False)
 
 
+def size_of(maps: torch.Tensor) -> tuple[int, int]:
+    """H and W of [..., H, W]."""
+    height, width = maps.shape[-2:]
+    return height, width
+
+
 def full_precision(tensor: torch.Tensor) -> torch.Tensor:
     """float32 (float64 stays) whatever the mixed precision of the network."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
@@ -36,7 +43,8 @@ def exact_products() -> Iterator[None]:
 
     That is meant for networks; here it would cost the losses four of their digits.
     """
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    # By name: torch adds mkldnn's only at import, so a type checker does not know it.
+    backends = attrgetter("cuda.matmul", "mkldnn.matmul")(torch.backends)
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:

@@ -63,6 +63,7 @@ from models.weights import load_previous_step
 from scripts.make_toy_voc import make_image
 from scripts.measure import Row, forget_peak, in_turn, largest, must_agree, resident, say, table
 from trainer.build import apply_fast, build_model
+from trainer.evaluation import Evaluation
 from trainer.methods import METHODS
 from trainer.optim import build_optimizer, build_scheduler
 from trainer.trainer import Trainer
@@ -456,16 +457,21 @@ class Net:
         dtype = getattr(torch, self.config["amp_dtype"])
         return torch.amp.autocast(kind, dtype, enabled=self.config["use_amp"] and kind == "cuda")
 
-    def trainer(self, ranks: Ranks | None = None, *, trains: bool = True) -> Trainer:
-        """The project's own, made as a run makes it for training or evaluation."""
+    def trainer(self, ranks: Ranks | None = None) -> Trainer:
+        """The project's own, made as a run makes it for training."""
         ranks = ranks or Ranks(0, 1, self.device)
-        apply_fast(self.config, self.student, self.teacher if trains else None, trains=trains)
+        apply_fast(self.config, self.student, self.teacher, trains=True)
+        optimizer = build_optimizer(self.config, self.method, self.student)
+        scheduler = build_scheduler(self.config, optimizer, ITERATIONS)
         parts: dict[str, Any] = {"method": self.method, "student": self.student}
-        if trains:
-            optimizer = build_optimizer(self.config, self.method, self.student)
-            scheduler = build_scheduler(self.config, optimizer, ITERATIONS)
-            parts |= {"teacher": self.teacher, "optimizer": optimizer, "scheduler": scheduler}
-        return Trainer(self.config, ranks, data=Stub(self.task), **parts)
+        parts |= {"teacher": self.teacher, "optimizer": optimizer, "scheduler": scheduler}
+        return Trainer(self.config, ranks, data=Stub(self.task), record={}, **parts)
+
+    def evaluation(self) -> Evaluation:
+        """The project's own, made as a run makes it for evaluation."""
+        apply_fast(self.config, self.student, trains=False)
+        parts: dict[str, Any] = {"method": self.method, "student": self.student}
+        return Evaluation(self.config, Ranks(0, 1, self.device), data=Stub(self.task), **parts)
 
     def batch(self, count: int, side: int) -> Sample:
         """Random images and labels of the classes."""
@@ -599,7 +605,7 @@ def measure_eval(plan: Plan) -> list[Row]:
     what, shape = next(iter(plan.shapes.items()))
     say(f"eval: {what}, {plan.backbone}, {plan.crop}²")
     net = Net(shape, plan.backbone, plan.device)
-    student, trainer = copy.deepcopy(net.student), net.trainer(trains=False)
+    student, evaluation = copy.deepcopy(net.student), net.evaluation()
     whole = net.batch(2 * plan.batch, plan.crop)
     count = len(whole.name)
     single, batches = (
@@ -615,7 +621,7 @@ def measure_eval(plan: Plan) -> list[Row]:
 
     def ours() -> np.ndarray:
         with redirect_stderr(StringIO()):  # the progress bar
-            return trainer.evaluate(batches, "test")
+            return evaluation.evaluate(batches, "test")
 
     plain = partial(plain_evaluate, net, student, single)
     tolerance = 1e-3 if plan.device.type == "cpu" else 3e-2

@@ -18,6 +18,7 @@ from models.model import DeepLabV3
 from tests.conftest import PROJECT, dkd_heads, train
 from tests.test_golden_trajectory import SWITCHES, fill_by_name, make_config, make_trainer
 from trainer.build import apply_fast
+from trainer.evaluation import Evaluation
 from trainer.optim import OPTIMIZERS
 from trainer.trainer import Trainer
 from utils import checkpoint as files
@@ -358,14 +359,14 @@ def test_convolutions_are_tuned_where_images_have_one_size(toy_config, monkeypat
     toy_config.write_text(json.dumps(tree))
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     seen = {}
-    for name in ("train_step", "evaluate"):
-        method = getattr(Trainer, name)
+    for owner, name in ((Trainer, "train_step"), (Evaluation, "evaluate")):
+        method = getattr(owner, name)
 
         def watched(self, *args, name=name, method=method, **kwargs):
             result = method(self, *args, **kwargs)
             seen[args[-1] if name == "evaluate" else "train"] = torch.backends.cudnn.benchmark
             return result
 
-        monkeypatch.setattr(Trainer, name, watched)
+        monkeypatch.setattr(owner, name, watched)
     train(toy_config, "--epochs", "1")
     assert seen == {"train": True, "val": True, "test": False}

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
+from base.task import Task
 from data_loader.transforms import (
     EvalTransform,
     TrainTransform,
@@ -15,8 +16,10 @@ from data_loader.transforms import (
     resized_crop,
 )
 from models.fast_loss import auxiliary, by_definition, distillation, mbce
+from trainer.evaluation import build_evaluators
 from utils.lr_scheduler import PolyLR, WarmupPolyLR
 from utils.metric import METRICS, ConfusionMatrix, Evaluator
+from utils.parse_config import ConfigParser
 
 OLD, NEW = slice(1, 6), slice(6, 9)
 
@@ -123,9 +126,27 @@ def test_void_pixels_are_not_counted():
     assert confusion.matrix().sum() == 0
 
 
-def test_step_0_has_only_overall():
-    results = Evaluator(["Mean_Intersection_over_Union"], range(3), ()).evaluate(np.eye(3))
+@pytest.mark.parametrize(("old", "new"), [(range(3), ()), ((), range(3))])
+def test_one_group_has_only_overall(old, new):
+    """At step 0, and in validation without a background."""
+    evaluator = Evaluator(["Mean_Intersection_over_Union"], old, new)
+    assert evaluator.names() == ["Mean_Intersection_over_Union_overall"]
+    results = evaluator.evaluate(np.eye(3))
     assert set(results["Mean_Intersection_over_Union"]) == {"overall", "by_class"}
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_only_a_background_is_evaluated_as_one(background):
+    config = ConfigParser.from_args("train", "configs/config_voc.json", argv=[])
+    names = tuple(f"class {number}" for number in range(6))
+    steps = ((1, 2, 3), (4, 5)) if background else ((0, 1, 2), (3, 4))
+    task = Task("own", "own", "overlap", 1, steps, names, background=background)
+    test, validation = build_evaluators(config, task)
+    first = [0] if background else []
+    assert test.groups["old"] == [*first, 1, 2, 3]
+    assert test.groups["new"] == validation.groups.get("new", [4, 5]) == [4, 5]
+    assert validation.groups["overall"] == [*first, 4, 5]
+    assert ("old" in validation.groups) is background
 
 
 def test_eval_transform(pieces):

@@ -57,6 +57,7 @@ def make_trainer(config, task, student, teacher=None, ranks=SINGLE, method="dkd"
         teacher=teacher,
         optimizer=optimizer,
         scheduler=scheduler,
+        record={},
     )
 
 

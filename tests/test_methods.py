@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from base.base_method import Batch
 from base.base_model import ModelOutput
 from base.task import Task
+from models.heads import start_head
 from models.model import DeepLabV3
 from tests.conftest import dkd_heads
 from tests.test_golden_trajectory import WAYS, make_config, make_trainer
@@ -91,7 +92,7 @@ def test_training_steps_equal_the_plain_formulas(step, fast):
     ours, plain = make(heads), make(heads)
     teacher = make(heads.previous()).eval().requires_grad_(False) if step else None
     if step:
-        plain.cls.start_from_auxiliary()
+        start_head(plain.cls[-1], plain.cls[0])
     config = make_config(min(step, 1), "WarmupPolyLR", fast, pos_weight=2, lr=1e-3)
     ours.load_state_dict(plain.state_dict())
     trainer = make_trainer(config, task, ours, deepcopy(teacher))  # prepares the new head as well

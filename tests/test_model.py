@@ -11,7 +11,7 @@ from torch import nn
 from base.base_model import HeadPlan
 from models.backbone import BACKBONES
 from models.folding import fold, fuse
-from models.heads import Heads, make_head
+from models.heads import Heads, make_head, start_head
 from models.model import DeepLabV3
 from models.weights import load_imagenet, load_previous_step, load_strict
 from tests.conftest import DATA, dkd_heads
@@ -239,7 +239,7 @@ def test_new_block_head_starts_from_the_unknown_one():
     state = {name: golden[f"ssul_head_{key}"] for name, key in names.items()}
     load_strict(unknown, state, "the golden head", may_miss=["1.num_batches_tracked"])
     heads = Heads(4, HeadPlan((1, 3), kind="block")).eval()
-    heads.start_from(unknown)
+    start_head(heads[1], unknown)
     for name, key in names.items():
         assert torch.equal(heads[1].state_dict()[name], golden[f"ssul_head_new_{key}"])
     output = heads(golden["ssul_head_feature"])[:, 1:]
@@ -298,7 +298,7 @@ def test_synchronised_bn_keeps_names_and_frozen_parts():
 
 def test_new_head_starts_from_the_auxiliary_one():
     model = tiny((1, 3, 2))
-    model.cls.start_from_auxiliary()
+    start_head(model.cls[2], model.cls[0])
     for row in range(2):
         assert torch.equal(model.cls[2].weight[row], model.cls[0].weight[0])
         assert torch.equal(model.cls[2].bias[row], model.cls[0].bias[0])

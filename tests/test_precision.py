@@ -18,6 +18,7 @@ from base.base_method import Batch
 from base.base_model import HeadPlan
 from base.task import Task
 from data_loader import transforms
+from data_loader.dataset import Sample
 from models.fast_loss import BinaryCrossEntropy
 from models.model import DeepLabV3
 from models.upsampling import exact_products
@@ -108,23 +109,24 @@ def test_half_precision_follows_float32(method, step, dtype):
 
 def test_evaluation_is_float32_unless_asked(monkeypatch):
     """Published figures are; `eval_amp` may choose otherwise, and both are named."""
-    trainer = trainer_of("dkd")
-    trainer.precision = Precision("cpu", torch.bfloat16)
-    trainer.data.one_size = lambda kind: True
-    monkeypatch.setattr(trainer, "_on_device", lambda batch: batch)
+    evaluation = trainer_of("dkd").evaluation
+    evaluation.precision = Precision("cpu", torch.bfloat16)
+    evaluation.data.one_size = lambda kind: True
+    ((images, labels),) = batches(1)
+    loader = [Sample(images.to(torch.uint8), labels, list("0123"))]
     seen = []
-    predict = trainer.method.predict
+    predict = evaluation.method.predict
     monkeypatch.setattr(
-        trainer.method,
+        evaluation.method,
         "predict",
         lambda out, size: seen.append(out.logits.dtype) or predict(out, size),
     )
-    trainer.evaluate(batches(1), "test")
-    trainer.config._tree["eval_amp"] = True
-    trainer.config = type(trainer.config)(trainer.config.flat())
-    trainer.evaluate(batches(1), "test")
+    evaluation.evaluate(loader, "test")
+    evaluation.config._tree["eval_amp"] = True
+    evaluation.config = type(evaluation.config)(evaluation.config.flat())
+    evaluation.evaluate(loader, "test")
     assert seen == [torch.float32, torch.bfloat16]
-    assert [trainer.precision.name(on) for on in (False, True)] == ["float32", "bfloat16"]
+    assert [evaluation.precision.name(on) for on in (False, True)] == ["float32", "bfloat16"]
 
 
 def test_reports_name_the_precision(toy_config):

@@ -21,6 +21,7 @@ import torch
 from scripts.chaos import Chaos, Job
 from tests.conftest import train, write_config
 from trainer import memory as replay_memory
+from trainer.evaluation import Evaluation
 from trainer.record import code_hash, differences, remarks
 from trainer.trainer import Trainer
 from utils import checkpoint as files
@@ -115,10 +116,10 @@ def test_stopped_while_it_trains(undisturbed, attempt, monkeypatch, step, where,
 def test_stopped_while_it_validates(undisturbed, attempt, monkeypatch):
     """The epoch is trained, so only its validation is done again."""
     each = iterations(undisturbed[1][0])
-    original = Trainer.evaluate
+    original = Evaluation.evaluate
     with monkeypatch.context() as patch:
         patch.setattr(
-            Trainer, "evaluate", lambda *args: (send(signal.SIGINT)(), original(*args))[1]
+            Evaluation, "evaluate", lambda *args: (send(signal.SIGINT)(), original(*args))[1]
         )
         with pytest.raises(Interrupted):
             attempt(0)

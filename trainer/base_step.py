@@ -18,8 +18,8 @@ from utils.misc import UserError, write_json
 from utils.parse_config import ConfigParser
 
 
-def check_base(config: ConfigParser, data: IncrementalDataLoader) -> None:
-    """Whether the step in `--base` is the one that this run would train.
+def check_base(config: ConfigParser, base: Path, data: IncrementalDataLoader) -> None:
+    """Whether the step in `base`, the folder of `--base`, is the one that this run would train.
 
     Raises:
         UserError: lists everything that differs and decides the weights.
@@ -31,19 +31,22 @@ def check_base(config: ConfigParser, data: IncrementalDataLoader) -> None:
         )
     if config.resume is not None:
         raise UserError("--base and -r exclude each other: one starts a run, one continues it.")
-    if config.base.resolve() == config.step_dir().resolve():
-        raise UserError(f"--base {config.base} is this run's own folder; leave it out.")
-    path, theirs = _finished_step(config.base)
+    if base.resolve() == config.step_dir().resolve():
+        raise UserError(f"--base {base} is this run's own folder; leave it out.")
+    path, theirs = _finished_step(base)
     _compare(path, record(config, data, None), theirs)
 
 
-def adopt(config: ConfigParser, ranks: Ranks, data: IncrementalDataLoader) -> None:
-    """Link the finished step into this run's folder, after comparing the data as well.
+def adopt(config: ConfigParser, base: Path, ranks: Ranks, data: IncrementalDataLoader) -> Path:
+    """Link the finished step in `base` into this run's folder, after comparing the data as well.
+
+    Returns:
+        Its checkpoint there.
 
     Raises:
         UserError: as `check_base`.
     """
-    path, theirs = _finished_step(config.base)
+    path, theirs = _finished_step(base)
     data.setup("train")
     if ranks.is_main:
         mine = record(config, data, data.train_hash())
@@ -57,6 +60,7 @@ def adopt(config: ConfigParser, ranks: Ranks, data: IncrementalDataLoader) -> No
         files.keep(path, path.name, folder)
         log.info("step 0 is taken from %s: everything that decides its weights is equal", path)
     ranks.barrier()
+    return config.step_dir() / path.name
 
 
 def _finished_step(folder: Path) -> tuple[Path, dict[str, Any]]:

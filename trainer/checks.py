@@ -25,10 +25,10 @@ from trainer.build import (
     read_previous,
     starts_from_imagenet,
 )
+from trainer.evaluation import build_evaluators
 from trainer.memory import previous_file
 from trainer.methods import METHODS
 from trainer.optim import AVERAGES, check_optimizer
-from trainer.trainer import build_evaluators
 from utils import checkpoint as files
 from utils.distributed import Launch, Ranks
 from utils.lr_scheduler import SCHEDULERS
@@ -60,12 +60,15 @@ def check_names(config: ConfigParser) -> None:
         )
 
 
-def check(config: ConfigParser, plan: Launch) -> None:
+def check(config: ConfigParser, plan: Launch) -> Path | None:
     """Look for what one step needs.
 
     Args:
         config: with its names resolved and the method's settings complete.
         plan: which processes will run it.
+
+    Returns:
+        The weights to test; None: the step is to be trained.
 
     Raises:
         UserError: an impossible combination, weights that are missing or do not fit, a step folder
@@ -75,7 +78,7 @@ def check(config: ConfigParser, plan: Launch) -> None:
     _check_writable(config.step_dir())
     if not config.test:
         _check_training(config, plan, data)
-        return
+        return None
     weights = config.resume or files.final_checkpoint(config.step_dir())
     if weights is None or (config.resume is None and not _finished(weights)):
         raise UserError(
@@ -84,6 +87,7 @@ def check(config: ConfigParser, plan: Launch) -> None:
     method = build_method(config, data.task)
     state = files.load(weights)["state_dict"]
     check_fit(_skeleton(config, method.heads()), state, f"weight file {weights}")
+    return weights
 
 
 def with_settings(config: ConfigParser) -> ConfigParser:
@@ -132,7 +136,7 @@ def _check_training(config: ConfigParser, plan: Launch, data: IncrementalDataLoa
     _, validation = build_evaluators(config, data.task)
     parse_monitor(trainer["monitor"], [f"val_{name}" for name in validation.names()])
     if config.base is not None:
-        check_base(config, data)
+        check_base(config, config.base, data)
     _check_start(config, data.task)
     if not config.auto:
         _check_free(config)

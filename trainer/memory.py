@@ -19,6 +19,7 @@ from data_loader import memory
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.memory import Candidate
 from data_loader.transforms import normalize
+from models.upsampling import size_of
 from utils.distributed import Ranks
 from utils.logger import log, progress
 from utils.misc import BACKGROUND, UserError, listing, seed_from
@@ -105,11 +106,11 @@ def find_candidates(
         if task.step > 1:
             output = student(normalize(batch.image.to(device)))
             old = ModelOutput(output.logits[:, : task.old_channels.stop])
-            channels, scores = method.confident(old, labels.shape[-2:])
+            channels, scores = method.confident(old, size_of(labels))
             labels = pseudo_label(channels.cpu(), scores.cpu(), labels)
         for name, label in zip(batch.name, labels.numpy(), strict=True):
-            channels = np.setdiff1d(label, (BACKGROUND, np.iinfo(label.dtype).max))
-            found.append(Candidate(name, tuple(task.label_ids()[channels].tolist())))
+            shown = np.setdiff1d(label, (BACKGROUND, np.iinfo(label.dtype).max))
+            found.append(Candidate(name, tuple(task.label_ids()[shown].tolist())))
     return found
 
 

@@ -22,6 +22,7 @@ from models.weights import load_strict
 from trainer.base_step import adopt
 from trainer.build import apply_fast, build_data, build_method, build_student, load_previous
 from trainer.checks import check_names, with_settings
+from trainer.evaluation import Evaluation
 from trainer.memory import replay
 from trainer.optim import build_optimizer, build_scheduler
 from trainer.record import record
@@ -34,6 +35,7 @@ from utils.distributed import Launch, Ranks, launch, plan_launch
 from utils.logger import close_logger, log, setup_logger
 from utils.misc import Interrupted, listing, seed_from, sha256, write_json
 from utils.parse_config import ConfigParser
+from utils.recipe import Recipe
 
 
 def run(*steps: ConfigParser) -> None:
@@ -109,12 +111,11 @@ def run_step(start: Start | None, ranks: Ranks) -> None:
         with files.claim(config.step_dir()) if writes else nullcontext():
             for note in config.notes:
                 log.info("%s", note)
-            if config.base is not None and not config.test:
-                adopt(config, ranks, build_data(config, ranks))
-                config = config.changed(test=True)
-            if config.test:
-                weights = config.resume or files.final_checkpoint(config.step_dir())
-                evaluate(config, ranks, weights, metrics)
+            if start.weights is not None:
+                evaluate(config, ranks, start.weights, metrics)
+            elif config.base is not None:
+                weights = adopt(config, config.base, ranks, build_data(config, ranks))
+                evaluate(config.changed(test=True), ranks, weights, metrics)
             else:
                 train(config, ranks, metrics)
     finally:
@@ -136,7 +137,7 @@ def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
     student.to(ranks.device)
     if task.step > 0 and config["data_loader"]["args"]["memory"]["mem_size"] > 0:
         replay(config, ranks, data, method, student)
-    iterations = data.train_loader.batch_sampler.iterations
+    iterations = data.train_batches.iterations
     log.info("%s", data.leakage())
     method.start(student, earlier)
     if ranks.world > 1 and ranks.device.type == "cuda" and not student.frozen_bn:
@@ -168,7 +169,7 @@ def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
         interrupt.defer()  # ranks stop together, after an iteration or a batch
         trainer.train()
         weights = config.step_dir() / files.epoch_file(trainer.epoch)
-        trainer.test(metrics, str(weights), trainer.epoch)
+        trainer.test(metrics, str(weights))
     finally:
         trainer.close()
 
@@ -185,9 +186,9 @@ def evaluate(config: ConfigParser, ranks: Ranks, weights: Path, metrics: Path) -
     files.forget()
     student.to(ranks.device)
     apply_fast(config, student, trains=False)
-    trainer = Trainer(config, ranks, data=data, method=method, student=student)
+    evaluation = Evaluation(config, ranks, data=data, method=method, student=student)
     interrupt.defer()
-    trainer.test(metrics, str(weights), int(checkpoint.get("epoch", 0)))
+    evaluation.test(metrics, str(weights), int(checkpoint.get("epoch", 0)))
 
 
 def _introduce(
@@ -206,7 +207,7 @@ def _introduce(
         return
     _tell_batches(ranks, data, frozen=config["arch"]["args"]["freeze_all_bn"])
     if task.published and config.recipe is not None:
-        _compare_with_recipe(config, data)
+        _compare_with_recipe(config.recipe, config, data)
     memory = config["data_loader"]["args"]["memory"]
     replays = task.step > 0 and memory["mem_size"] > 0
     if replays and memory["labels"] == "stored" and not method.learns_old:
@@ -235,9 +236,9 @@ def _tell_batches(ranks: Ranks, data: IncrementalDataLoader, *, frozen: bool) ->
         log.warning("step 0 with frozen BatchNorm: the ASPP keeps its initial statistics for ever")
 
 
-def _compare_with_recipe(config: ConfigParser, data: IncrementalDataLoader) -> None:
+def _compare_with_recipe(recipe: Recipe, config: ConfigParser, data: IncrementalDataLoader) -> None:
     """One warning about all that the published runs of this method have otherwise."""
-    recipe, flat = config.recipe, config.flat()
+    flat = config.flat()
     told = [
         f"{key} is {flat.get(key)} instead of {value}"
         for key, value in recipe.values.items()

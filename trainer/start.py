@@ -5,6 +5,7 @@ tested, or not at all. Called by `trainer/run.py`, and by entry scripts through 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from trainer.build import build_data
 from trainer.checks import check
@@ -23,9 +24,11 @@ class Start:
     Attributes:
         config: of the step. `resume` names the checkpoint to go on from, or with `test` the
             weights to test; `base` the step to take over; with none of them it starts afresh.
+        weights: to test, those of `resume` or the step's own; None: the step is to be trained.
     """
 
     config: ConfigParser
+    weights: Path | None
 
 
 def decide(config: ConfigParser, plan: Launch) -> Start | None:
@@ -43,11 +46,11 @@ def decide(config: ConfigParser, plan: Launch) -> Start | None:
         batch = max(1, config.global_batch // each)
         config = config.with_values({"data_loader.args.train.batch_size": batch})
     if config.auto and not config.test:
-        config = _where_it_stands(config, plan)
-        if config is None:
+        left = _where_it_stands(config, plan)
+        if left is None:
             return None
-    check(config, plan)
-    return Start(config)
+        config = left
+    return Start(config, check(config, plan))
 
 
 def _where_it_stands(config: ConfigParser, plan: Launch) -> ConfigParser | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from data_loader import DATA_SETS
 from utils.config_file import flatten, read_json
-from utils.config_schema import SCHEMA
+from utils.config_schema import SCHEMA, Steps
 from utils.misc import UserError, choose, listing
 from utils.parse_config import ConfigParser
 
@@ -34,17 +34,17 @@ def unfinished(config: ConfigParser) -> list[ConfigParser]:
     """
     configs = [config]
     if config.steps is not None:
-        configs = [config.at_step(step) for step in _numbers(config)]
+        configs = [config.at_step(step) for step in _numbers(config, config.steps)]
     return [each for each in configs if not _is_finished(each)]
 
 
-def _numbers(config: ConfigParser) -> range:
+def _numbers(config: ConfigParser, steps: Steps) -> range:
     task = config["data_loader"]["args"]["task"]
     schedule = task["steps"]
     if schedule is None:
         tables = DATA_SETS[config["data_loader"]["type"]].tables
         schedule = tables[choose("data_loader.args.task.name", task["name"], tables)]
-    first, last = config.steps.first, config.steps.last
+    first, last = steps.first, steps.last
     last = len(schedule) - 1 if last is None else last
     if last >= len(schedule):
         raise UserError(

@@ -1,6 +1,6 @@
-"""The one explicit loop: `train_epoch`, `train_step`, `evaluate`; no method or data set by name.
+"""The one explicit loop: `train_epoch`, `train_step`; no method or data set by name.
 
-Made by `trainer/run.py` with everything it works on.
+Made by `trainer/run.py` with everything it works on. What evaluates is `trainer/evaluation.py`.
 """
 
 from __future__ import annotations
@@ -9,16 +9,14 @@ import contextlib
 import inspect
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from base.base_method import BaseMethod, Batch, StepContext
 from base.base_model import BaseModel
@@ -26,18 +24,19 @@ from base.base_trainer import BaseTrainer
 from base.task import Task
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.dataset import Sample
-from data_loader.transforms import normalize
 from models.weights import load_strict
 from trainer.build import describe, task_record
+from trainer.evaluation import Evaluation
 from trainer.precision import Precision
 from trainer.record import differences, remarks
 from utils import checkpoint as files
 from utils.distributed import Ranks
 from utils.logger import log, progress
-from utils.metric import EVALUATORS, ConfusionMatrix, Evaluator, scalars
-from utils.misc import Interrupted, UserError, write_json
+from utils.misc import Interrupted, UserError
 from utils.parse_config import ConfigParser
-from utils.report import metrics_json, summary, table
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 # A run may be lengthened, and its starting weights are behind it.
 FREE_ON_RESUME = ("trainer.epochs", "arch.args.backbone_pretrained")
@@ -80,7 +79,8 @@ class LossLog:
         Args:
             where: step and epoch, for messages.
         """
-        self.where, self.names = where, ()
+        self.where = where
+        self.names: tuple[str, ...] = ()
         self.waiting: list[tuple[int, Sequence[str], torch.Tensor]] = []
         self.total, self.recent = torch.zeros(0), torch.zeros(0)
         self.count = self.skipped = 0  # updates that were made, and those that were not
@@ -153,7 +153,7 @@ class LossLog:
 
 
 class Trainer(BaseTrainer):
-    """Trains and evaluates one step."""
+    """Trains one step."""
 
     def __init__(
         self,
@@ -163,10 +163,10 @@ class Trainer(BaseTrainer):
         data: IncrementalDataLoader,
         method: BaseMethod,
         student: BaseModel,
-        teacher: BaseModel | None = None,
-        optimizer: torch.optim.Optimizer | None = None,
-        scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
-        record: dict[str, Any] | None = None,
+        teacher: BaseModel | None,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        record: Mapping[str, Any],
     ):
         """
         Args:
@@ -175,8 +175,8 @@ class Trainer(BaseTrainer):
             data: task and loaders.
             method: what the step is trained with.
             student: the model of this step, on the device.
-            teacher: the previous step's model, frozen, on the device.
-            optimizer, scheduler: None for evaluation only.
+            teacher: the previous step's model, frozen, on the device, if the method needs it.
+            optimizer, scheduler: of the student's parameters; stepped once per iteration.
             record: what decides the weights (`trainer/record.py`), kept in checkpoints.
         """
         self.task: Task = data.task
@@ -184,23 +184,23 @@ class Trainer(BaseTrainer):
         self.student, self.teacher = student, teacher
         self.optimizer, self.scheduler = optimizer, scheduler
         self.record = record
-        self.test_evaluator, self.val_evaluator = build_evaluators(config, self.task)
-        super().__init__(config, ranks, [f"val_{name}" for name in self.val_evaluator.names()])
+        self.evaluation = Evaluation(config, ranks, data=data, method=method, student=student)
+        reported = self.evaluation.val_evaluator.names()
+        super().__init__(config, ranks, [f"val_{name}" for name in reported])
 
         on_cuda = ranks.device.type == "cuda"
         self.precision = Precision.of(config, ranks.device)
-        if config["use_amp"] and not on_cuda:
-            log.info("use_amp: mixed precision is for CUDA; computing in float32 on the CPU")
         self.losses = LossLog(READ_EVERY if on_cuda else 1)
-        self.model = student
-        if ranks.world > 1 and optimizer is not None:
+        self.model: BaseModel | DistributedDataParallel = student
+        if ranks.world > 1:
+            sync_buffers: dict[str, Any] = {_SYNC_BUFFERS: not student.frozen_bn}
             self.model = DistributedDataParallel(
                 student,
                 device_ids=[ranks.device] if on_cuda else None,
-                **{_SYNC_BUFFERS: not student.frozen_bn},
+                **sync_buffers,
             )
-        wanted = config["trainer"]["tensorboard"] and optimizer is not None
-        self.writes_events, self.writer = wanted and ranks.is_main, None
+        self.writes_events = config["trainer"]["tensorboard"] and ranks.is_main
+        self.writer: SummaryWriter | None = None
 
     def close(self) -> None:
         """Flush the TensorBoard events."""
@@ -227,19 +227,19 @@ class Trainer(BaseTrainer):
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         """This rank's training batches of an epoch, on the device; the run may be stopped here."""
-        loader = self.data.train_loader
-        loader.batch_sampler.set_epoch(epoch)
-        for number, sample in enumerate(loader):
-            self.stop_if_asked()
-            yield Batch(*self._on_device(sample), number // self.data.accumulate)
+        self.data.train_batches.set_epoch(epoch)
+        for number, sample in enumerate(self.data.train_loader):
+            self.ranks.stop_if_asked()
+            images, labels = sample.on(self.ranks.device)
+            yield Batch(images, labels, number // self.data.accumulate)
 
     def train_epoch(self, epoch: int) -> None:
         """One pass over the training set, or what is left of it after `self.iteration`."""
-        loader = self.data.train_loader
-        count = loader.batch_sampler.iterations
-        loader.batch_sampler.set_epoch(epoch, skip=self.iteration)
+        count = self.data.train_batches.iterations
+        self.data.train_batches.set_epoch(epoch, skip=self.iteration)
         self.model.train()
-        self._tune_convolutions("train")
+        # cuDNN tries its ways once on a GPU; where image sizes differ, it would go on trying.
+        torch.backends.cudnn.benchmark = self.data.one_size("train")
         losses = self.losses
         losses.begin(f"step {self.task.step}, epoch {epoch}")
         start, images, lr = time.perf_counter(), 0, self.optimizer.param_groups[0]["lr"]
@@ -251,10 +251,11 @@ class Trainer(BaseTrainer):
             unit="it",
         )
         with bar:
-            for batches in _grouped(loader, self.data.accumulate):
+            for batches in _grouped(self.data.train_loader, self.data.accumulate):
                 lr = self.optimizer.param_groups[0]["lr"]
                 names = [name for batch in batches for name in batch.name]
-                terms = self.train_step(map(self._on_device, batches), len(batches))
+                on_device = (batch.on(self.ranks.device) for batch in batches)
+                terms = self.train_step(on_device, len(batches))
                 self.iteration += 1
                 images += len(names) * self.ranks.world
                 if losses.add(self.iteration, terms, names):
@@ -283,7 +284,7 @@ class Trainer(BaseTrainer):
 
     def _stop_between_iterations(self, losses: LossLog) -> None:
         try:
-            self.stop_if_asked()
+            self.ranks.stop_if_asked()
         except Interrupted:
             losses.read()  # a checkpoint must not hide a loss that was not finite
             raise
@@ -337,20 +338,9 @@ class Trainer(BaseTrainer):
 
     def _synchronised(self, last: bool) -> AbstractContextManager:
         """Ranks exchange gradients in the last of the accumulated batches only."""
-        if last or self.model is self.student:
-            return nullcontext()
-        return self.model.no_sync()
-
-    def _tune_convolutions(self, kind: str) -> None:
-        """Let cuDNN try its ways once on a GPU; where image sizes differ, it would go on trying."""
-        torch.backends.cudnn.benchmark = self.data.one_size(kind)
-
-    def _on_device(self, batch: Sample) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised images and labels of a batch."""
-        images, labels = (
-            tensor.to(self.ranks.device, non_blocking=True) for tensor in (batch.image, batch.label)
-        )
-        return normalize(images), labels
+        if isinstance(self.model, DistributedDataParallel) and not last:
+            return self.model.no_sync()
+        return nullcontext()
 
     def _scalars(self, values: dict[str, float], kind: str, at: int) -> None:
         if not self.writes_events:
@@ -365,92 +355,15 @@ class Trainer(BaseTrainer):
             self.writer.add_scalar(f"{kind}/{name}", value, at)
 
     # -------------------------------------------------------------------------------- evaluation
-    @torch.inference_mode()
-    def evaluate(self, loader: DataLoader, kind: str) -> np.ndarray:
-        """Count the pixels of a loader; every rank evaluates its share.
-
-        Args:
-            loader: this rank's images.
-            kind: "val" or "test", for the progress bar.
-
-        Returns:
-            The confusion matrix over all ranks: [K, K] int64, rows = labels, columns = preds,
-            K = background and the classes seen.
-        """
-        self.student.eval()
-        self._tune_convolutions(kind)
-        half = self.config["eval_amp"]
-        fewest = min(self.ranks.gather(len(loader)))
-        confusion = ConfusionMatrix(1 + len(self.task.seen), self.ranks.device)
-        for number, batch in enumerate(
-            progress(
-                loader,
-                desc=f"{kind} step {self.task.step}",
-                disable=not self.ranks.is_main,
-                unit="it",
-            )
-        ):
-            if number < fewest:  # ranks with an image more must not ask those that are done
-                self.stop_if_asked()
-            images, labels = self._on_device(batch)
-            with self.precision.autocast(half):
-                output = self.student(images)
-            confusion.update(labels, self.method.predict(output, labels.shape[-2:]))
-        self.ranks.sum(confusion.cells)
-        return confusion.matrix()
-
     def validate(self, epoch: int) -> dict[str, float]:
         """Evaluate the validation set; labels are those of the new classes."""
-        file = self.config.log_dir() / "val" / "metrics.json"
-        values = self._report(self.data.val_loader, self.val_evaluator, "val", file, epoch)
+        values = self.evaluation.validate(epoch)
+        self._scalars(values, "val", epoch)
         return {f"val_{name}": value for name, value in values.items()}
 
-    def test(self, file: Path, weights: str, epoch: int) -> dict[str, float]:
-        """Evaluate the test set and write `file`, a `metrics.json`.
-
-        Args:
-            file: where to.
-            weights: which weights these are, for the report.
-            epoch: of these weights.
-        """
-        evaluator = self.test_evaluator
-        return self._report(self.data.test_loader, evaluator, "test", file, epoch, weights)
-
-    def _report(
-        self,
-        loader: DataLoader,
-        evaluator: Evaluator,
-        kind: str,
-        file: Path,
-        epoch: int,
-        weights: str = "",
-    ) -> dict[str, float]:
-        confusion = self.evaluate(loader, kind)
-        results = evaluator.evaluate(confusion)
-        values = scalars(results)
-        self._scalars(values, kind, epoch)
-        if self.ranks.is_main:
-            task, precision = self.task, self.precision.name(self.config["eval_amp"])
-            about = {
-                "dataset": task.dataset,
-                "task": task.name,
-                "setting": task.setting,
-                "step": task.step,
-                "name": self.config["name"],
-                "method": self.config["method"],
-                "split": kind,
-                "images": len(loader.dataset),
-                "precision": precision,
-                "epoch": epoch,
-                "weights": weights,
-            }
-            report = metrics_json(about, confusion, task.channel_names(), task.label_ids(), results)
-            write_json(file, report)
-            log.info("%s, step %d, %d images, %s:", kind, task.step, len(loader.dataset), precision)
-            log.log(logging.INFO if kind == "test" else logging.DEBUG, "%s\n", table(report))
-            log.info("%s", summary(report))
-            log.info("written: %s", file)
-        return values
+    def test(self, file: Path, weights: str) -> None:
+        """Evaluate the test set and write `file`, as `Evaluation.test` does."""
+        self._scalars(self.evaluation.test(file, weights, self.epoch), "test", self.epoch)
 
     # ------------------------------------------------------------------------------- checkpoints
     def state(self) -> dict[str, Any]:
@@ -504,15 +417,3 @@ class Trainer(BaseTrainer):
                 "new random numbers",
                 *(len(states), self.ranks.world),
             )
-
-
-def build_evaluators(config: ConfigParser, task: Task) -> tuple[Evaluator, Evaluator]:
-    """The evaluators of the test set and of the validation set.
-
-    Test: old = background and the classes of step 0, new = all later ones; at step 0 they are one
-    group. Validation: old = background, new = the classes of this step.
-    """
-    make = config.resolve("evaluator", EVALUATORS)
-    base, new = task.base_channels, task.new_channels
-    test = make(config["metrics"], base, range(base.stop, new.stop))
-    return test, make(config["metrics"], (0,), range(new.start, new.stop))

@@ -160,7 +160,7 @@ def newest_good(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
         The newest checkpoint that is whole, its content, and a sentence for each damaged one that
         was skipped; (None, {}, …) when there is none.
     """
-    skipped = []
+    skipped: list[str] = []
     for path in (folder / LAST, folder / PREVIOUS, *epoch_checkpoints(folder)):
         if path.is_file():
             try:
@@ -217,12 +217,16 @@ def claim(folder: Path) -> Iterator[None]:
 
 def rng_state(device: torch.device) -> dict[str, Any]:
     """State of every global random generator, as tensors and plain values."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002
+    bits = np.random.get_state(legacy=False)  # noqa: NPY002
+    keys, position = bits["state"]["key"], bits["state"]["pos"]
     version, numbers, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "numpy": [
+            *(bits["bit_generator"], torch.from_numpy(keys.astype(np.int64)), position),
+            *(bits["has_gauss"], bits["gauss"]),
+        ],
         "python": [version, list(numbers), gauss],
     }
 

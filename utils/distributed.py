@@ -89,6 +89,11 @@ class Ranks:
         dist.all_reduce(told, dist.ReduceOp.MAX, group=self.hosts)
         return bool(told)
 
+    def stop_if_asked(self) -> None:
+        """Raise `Interrupted` on all ranks when one of them was asked to stop."""
+        if self.any(interrupt.asked() is not None):
+            raise Interrupted(f"stopped by {interrupt.asked() or 'a signal to another process'}.")
+
     def gather(self, value: Any) -> list[Any]:
         """`value` of every rank, in order of rank."""
         if self.world == 1:

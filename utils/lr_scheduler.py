@@ -5,6 +5,7 @@ Built by `trainer/optim.py` from the config's `lr_scheduler` block; stepped once
 
 from __future__ import annotations
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -20,7 +21,7 @@ class PolyLR(LRScheduler):
         """What the base learning rate is multiplied by."""
         return (1 - min(iteration, self.max_iters) / self.max_iters) ** self.power
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Learning rate of each parameter group at the present iteration."""
         return [base * self.factor(self.last_epoch) for base in self.base_lrs]
 

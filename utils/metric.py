@@ -87,11 +87,11 @@ class Evaluator:
         Args:
             metrics: names out of `METRICS`.
             old: channels of the group `old`.
-            new: channels of the group `new`; empty: there is only `overall` (step 0).
+            new: channels of the group `new`; if either is empty, there is only `overall`.
         """
         self.metrics = tuple(metrics)
         self.groups: dict[str, list[int]] = {"overall": [*old, *new]}
-        if len(new):
+        if len(old) and len(new):
             self.groups |= {"old": [*old], "new": [*new]}
 
     def names(self) -> list[str]:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from utils import recipe as recipes
 from utils.config_file import check_value, flatten, read_json
@@ -29,6 +29,7 @@ from utils.config_schema import FLAGS, OPTIONAL, SCHEMA, Steps, key_of
 from utils.misc import PROJECT_ROOT, UserError, choose, did_you_mean, listing
 from utils.recipe import Recipe
 
+T = TypeVar("T")
 _ABSENT = object()
 SETTINGS_HINT = "settings of a method, the block hyperparameter: --method NAME --help"
 
@@ -36,7 +37,7 @@ SETTINGS_HINT = "settings of a method, the block hyperparameter: --method NAME -
 class _ArgumentParser(argparse.ArgumentParser):
     """argparse that reports in one sentence instead of a usage page."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: "):
             message += did_you_mean(message.split()[2].split("=")[0], self._option_string_actions)
         raise UserError(f"{message[:1].lower()}{message[1:]}; see {self.prog} --help.")
@@ -52,6 +53,7 @@ def _argument_parser(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
+    metavars: dict[Callable[[str], Any], str] = {int: "N", float: "X", str: "TEXT"}
     add(
         "-c",
         "--config",
@@ -84,7 +86,7 @@ def _argument_parser(
         if flag.convert is None:
             add(*flag.names, dest=flag.key, help=doc, action=argparse.BooleanOptionalAction)
         else:
-            metavar = {int: "N", float: "X", str: "TEXT"}.get(flag.convert, "N|all|N-N")
+            metavar = metavars.get(flag.convert, "N|all|N-N")
             add(*flag.names, dest=flag.key, help=doc, type=flag.convert, metavar=metavar)
     return parser
 
@@ -224,7 +226,7 @@ class ConfigParser:
         step = self["data_loader"]["args"]["task"]["step"] if step is None else step
         return Path(self["trainer"]["save_dir"]) / kind / self.experiment / f"step_{step}"
 
-    def resolve(self, section: str, registry: Mapping[str, type]) -> type:
+    def resolve(self, section: str, registry: Mapping[str, Callable[..., T]]) -> Callable[..., T]:
         """The class that `section.type` names, after checking that it takes `section.args`.
 
         Raises:
@@ -245,7 +247,9 @@ class ConfigParser:
                 )
         return cls
 
-    def build(self, section: str, registry: Mapping[str, type], *args: Any, **kwargs: Any) -> Any:
+    def build(
+        self, section: str, registry: Mapping[str, Callable[..., T]], *args: Any, **kwargs: Any
+    ) -> T:
         """An object of the class that `section.type` names, from `section.args` and the rest."""
         return self.resolve(section, registry)(*args, **self[section]["args"], **kwargs)
 
@@ -318,9 +322,11 @@ class ConfigParser:
             flat = _over(flat, _of_method(layer, chosen))
         flat["method"] = chosen
         if recipe is not None:
-            own = {**recipe.values, **file, **typed}
+            asked = {**recipe.values, **file, **typed}
             used = [
-                f"{key} {own[key]}" for key in recipe.values if flat.get(key) == recipe.values[key]
+                f"{key} {asked[key]}"
+                for key, value in recipe.values.items()
+                if flat.get(key) == value
             ]
             notes.append(f"recipe: {recipe.file}: {listing(used)}")
         bundle = "data_loader.type"

@@ -16,7 +16,7 @@ def metrics_json(
     about: Mapping[str, Any],
     confusion: np.ndarray,
     names: Sequence[str],
-    label_ids: Sequence[int],
+    label_ids: np.ndarray,
     results: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The content of `metrics.json`.
@@ -31,7 +31,7 @@ def metrics_json(
     Returns:
         JSON-ready; values in percent, classes in order of their channel.
     """
-    void = np.iinfo(np.asarray(label_ids).dtype).max
+    void = np.iinfo(label_ids.dtype).max
     iou = Mean_Intersection_over_Union(confusion, {})["by_class"]
     accuracy = Pixel_Accuracy_Class(confusion, {})["by_class"]
     return {

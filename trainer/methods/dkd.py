@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from base import base_method
 from base.base_method import Batch, setting
-from base.base_model import ModelOutput
+from base.base_model import BaseModel, ModelOutput
 from models.fast_loss import auxiliary, distillation, mbce
+from models.heads import start_head
+from models.upsampling import size_of
 from trainer.methods.sigmoid import SigmoidMethod
 
 
@@ -45,10 +46,15 @@ class DKD(SigmoidMethod):
         """Decomposed logits, where there is a teacher to compare them with."""
         return frozenset({"pos_neg"} if self.needs_teacher else ())
 
-    def start(self, student: nn.Module, earlier: Mapping[str, Any]) -> None:
-        """Start the new classifier from the auxiliary one, unless that is switched off."""
+    def start(self, student: BaseModel, earlier: Mapping[str, Any]) -> None:
+        """Start the new classifier from the auxiliary one, unless that is switched off.
+
+        It has learnt to say "none of these" on every pixel, which is what a new class should start
+        with.
+        """
         if self.task.step > 0 and self.settings.ac > 0:
-            student.cls.start_from_auxiliary()
+            auxiliary_head, *_, new = student.parts().heads
+            start_head(new, auxiliary_head)
 
     def losses(
         self,
@@ -58,7 +64,7 @@ class DKD(SigmoidMethod):
         total: Callable[[torch.Tensor], torch.Tensor],
     ) -> dict[str, torch.Tensor]:
         labels, logits = batch.labels, student.logits  # [N, H, W], [N, 1 + C, h, w]
-        size, new = labels.shape[-2:], self.task.new_channels
+        size, new = size_of(labels), self.task.new_channels
         terms = {
             "mbce": mbce(logits[:, new], labels, new.start, self.settings.pos_weight),
             "ac": auxiliary(logits[:, :1], size),
@@ -66,9 +72,10 @@ class DKD(SigmoidMethod):
         if teacher is not None:
             old = self.task.old_channels
             count = len(self.task.old)  # pos and neg have no channel of the auxiliary head
+            (pos, neg), (old_pos, old_neg) = student.decomposed(), teacher.decomposed()
             terms |= {
                 "kd": distillation(logits[:, old], teacher.logits[:, old], size),
-                "dkd_pos": distillation(student.pos[:, :count], teacher.pos),
-                "dkd_neg": distillation(student.neg[:, :count], teacher.neg),
+                "dkd_pos": distillation(pos[:, :count], old_pos),
+                "dkd_neg": distillation(neg[:, :count], old_neg),
             }
         return terms

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from base import base_method
 from base.base_method import Batch, setting
-from base.base_model import ModelOutput
+from base.base_model import BaseModel, ModelOutput
 from models.fast_loss import mbce
 from trainer.methods.sigmoid import SigmoidMethod
 
@@ -37,9 +36,9 @@ class Finetune(SigmoidMethod):
     def needs_teacher(self) -> bool:
         return False
 
-    def start(self, student: nn.Module, earlier: Mapping[str, Any]) -> None:
+    def start(self, student: BaseModel, earlier: Mapping[str, Any]) -> None:
         """Take the auxiliary head, which no term here reaches, out of training."""
-        student.cls[0].requires_grad_(False)
+        student.parts().heads[0].requires_grad_(False)
 
     def losses(
         self,

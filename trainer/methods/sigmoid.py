@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from base.base_method import BaseMethod
-from base.base_model import HeadPlan, ModelOutput
-from models.upsampling import strongest
+from base.base_model import BaseModel, HeadPlan, ModelOutput
+from models.upsampling import size_of, strongest
 from trainer.optim import incremental_groups
 from utils.misc import BACKGROUND
 
@@ -30,13 +29,13 @@ class SigmoidMethod(BaseMethod):
         return HeadPlan((1, *self.task.classes_per_step), detached_first=True)
 
     def parameter_groups(
-        self, student: nn.Module, lr: float, weight_decay: float
+        self, student: BaseModel, lr: float, weight_decay: float
     ) -> list[dict[str, Any]]:
         return incremental_groups(student, self.task.step, lr, weight_decay)
 
     def predict(self, output: ModelOutput, size: tuple[int, int] | None = None) -> torch.Tensor:
         """Class of the highest score, background where none is over `THRESHOLD`."""
-        channel, score = self.confident(output, size or output.logits.shape[-2:])
+        channel, score = self.confident(output, size or size_of(output.logits))
         return torch.where(score > THRESHOLD, channel, BACKGROUND)
 
     def confident(

@@ -1,0 +1,170 @@
+"""What evaluates: a student's answers on the test set, and on the validation set while it trains.
+
+Made by `trainer/run.py` for weights that are only tested, and by the `Trainer` for its student.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from base.base_method import BaseMethod
+from base.base_model import BaseModel
+from base.task import Task
+from data_loader.data_loaders import IncrementalDataLoader
+from data_loader.dataset import IncrementalDataset, Sample
+from models.upsampling import size_of
+from trainer.precision import Precision
+from utils.distributed import Ranks
+from utils.logger import log, progress
+from utils.metric import EVALUATORS, ConfusionMatrix, Evaluator, scalars
+from utils.misc import write_json
+from utils.parse_config import ConfigParser
+from utils.report import metrics_json, summary, table
+
+
+class Evaluation:
+    """Evaluates a student with the method's `predict`."""
+
+    def __init__(
+        self,
+        config: ConfigParser,
+        ranks: Ranks,
+        *,
+        data: IncrementalDataLoader,
+        method: BaseMethod,
+        student: BaseModel,
+    ):
+        """
+        Args:
+            config: the effective configuration.
+            ranks: this process.
+            data: task and loaders.
+            method: says what an output means.
+            student: the model, on the device.
+        """
+        self.config, self.ranks = config, ranks
+        self.task: Task = data.task
+        self.data, self.method, self.student = data, method, student
+        self.test_evaluator, self.val_evaluator = build_evaluators(config, self.task)
+        self.precision = Precision.of(config, ranks.device)
+        if config["use_amp"] and ranks.device.type != "cuda":
+            log.info("use_amp: mixed precision is for CUDA; computing in float32 on the CPU")
+
+    @torch.inference_mode()
+    def evaluate(self, loader: DataLoader | Sequence[Sample], kind: str) -> np.ndarray:
+        """Count the pixels of a loader; every rank evaluates its share.
+
+        Args:
+            loader: this rank's images.
+            kind: "val" or "test", for the progress bar.
+
+        Returns:
+            The confusion matrix over all ranks: [K, K] int64, rows = labels, columns = preds,
+            K = background and the classes seen.
+        """
+        self.student.eval()
+        # As in training: cuDNN would go on trying where image sizes differ.
+        torch.backends.cudnn.benchmark = self.data.one_size(kind)
+        half = self.config["eval_amp"]
+        fewest = min(self.ranks.gather(len(loader)))
+        confusion = ConfusionMatrix(1 + len(self.task.seen), self.ranks.device)
+        for number, batch in enumerate(
+            progress(
+                loader,
+                desc=f"{kind} step {self.task.step}",
+                disable=not self.ranks.is_main,
+                unit="it",
+            )
+        ):
+            if number < fewest:  # ranks with an image more must not ask those that are done
+                self.ranks.stop_if_asked()
+            images, labels = batch.on(self.ranks.device)
+            with self.precision.autocast(half):
+                output = self.student(images)
+            confusion.update(labels, self.method.predict(output, size_of(labels)))
+        self.ranks.sum(confusion.cells)
+        return confusion.matrix()
+
+    def validate(self, epoch: int) -> dict[str, float]:
+        """Evaluate the validation set; labels are those of the new classes.
+
+        Returns:
+            The scalars of its evaluator, in percent.
+
+        Raises:
+            Interrupted: when a rank was asked to stop.
+        """
+        file = self.config.log_dir() / "val" / "metrics.json"
+        loader, images = self.data.val_loader, self.data.val_set
+        return self._report("val", loader, images, self.val_evaluator, file, epoch)
+
+    def test(self, file: Path, weights: str, epoch: int) -> dict[str, float]:
+        """Evaluate the test set and write `file`, a `metrics.json`.
+
+        Args:
+            file: where to.
+            weights: which weights these are, for the report.
+            epoch: of these weights.
+
+        Returns:
+            As `validate`.
+
+        Raises:
+            Interrupted: when a rank was asked to stop.
+        """
+        loader, images = self.data.test_loader, self.data.test_set
+        return self._report("test", loader, images, self.test_evaluator, file, epoch, weights)
+
+    def _report(
+        self,
+        kind: str,
+        loader: DataLoader,
+        images: IncrementalDataset,
+        evaluator: Evaluator,
+        file: Path,
+        epoch: int,
+        weights: str = "",
+    ) -> dict[str, float]:
+        confusion = self.evaluate(loader, kind)
+        results = evaluator.evaluate(confusion)
+        if self.ranks.is_main:
+            task, precision = self.task, self.precision.name(self.config["eval_amp"])
+            about = {
+                "dataset": task.dataset,
+                "task": task.name,
+                "setting": task.setting,
+                "step": task.step,
+                "name": self.config["name"],
+                "method": self.config["method"],
+                "split": kind,
+                "images": len(images),
+                "precision": precision,
+                "epoch": epoch,
+                "weights": weights,
+            }
+            report = metrics_json(about, confusion, task.channel_names(), task.label_ids(), results)
+            write_json(file, report)
+            log.info("%s, step %d, %d images, %s:", kind, task.step, len(images), precision)
+            log.log(logging.INFO if kind == "test" else logging.DEBUG, "%s\n", table(report))
+            log.info("%s", summary(report))
+            log.info("written: %s", file)
+        return scalars(results)
+
+
+def build_evaluators(config: ConfigParser, task: Task) -> tuple[Evaluator, Evaluator]:
+    """The evaluators of the test set and of the validation set.
+
+    Test: old = background and the classes of step 0, new = all later ones; at step 0 they are one
+    group. Validation: old = background, new = the classes of this step; without a background they
+    are one group as well.
+    """
+    make = config.resolve("evaluator", EVALUATORS)
+    base, new = task.base_channels, task.new_channels
+    test = make(config["metrics"], base, range(base.stop, new.stop))
+    return test, make(config["metrics"], range(base.start, 1), range(new.start, new.stop))
