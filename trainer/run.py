@@ -16,9 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from base.base_method import BaseMethod
-from data_loader.data_loaders import IncrementalDataLoader
 from models.weights import load_strict
+from trainer.announce import announce
 from trainer.base_step import adopt
 from trainer.build import apply_fast, build_data, build_method, build_student, load_previous
 from trainer.checks import check_names, with_settings
@@ -33,9 +32,8 @@ from utils import checkpoint as files
 from utils import interrupt
 from utils.distributed import Launch, Ranks, launch, plan_launch
 from utils.logger import close_logger, log, setup_logger
-from utils.misc import Interrupted, listing, seed_from, sha256, write_json
+from utils.misc import Interrupted, seed_from, sha256, write_json
 from utils.parse_config import ConfigParser
-from utils.recipe import Recipe
 
 
 def run(*steps: ConfigParser) -> None:
@@ -127,7 +125,7 @@ def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
     data = build_data(config, ranks)
     task = data.task
     method = build_method(config, task)
-    _introduce(config, ranks, method, data)
+    announce(config, ranks, method, data)
     # Whatever is wrong with a list or an image set is told now, not after the last epoch.
     data.setup("train", "val", "test")
 
@@ -178,7 +176,7 @@ def evaluate(config: ConfigParser, ranks: Ranks, weights: Path, metrics: Path) -
     """Test a weight file and write `metrics`: the path of training, left after the load."""
     data = build_data(config, ranks)
     method = build_method(config, data.task)
-    _introduce(config, ranks, method, data)
+    announce(config, ranks, method, data)
     data.setup("test")
     checkpoint = files.load(weights)
     student = build_student(config, method, ranks)
@@ -189,73 +187,3 @@ def evaluate(config: ConfigParser, ranks: Ranks, weights: Path, metrics: Path) -
     evaluation = Evaluation(config, ranks, data=data, method=method, student=student)
     interrupt.defer()
     evaluation.test(metrics, str(weights), int(checkpoint.get("epoch", 0)))
-
-
-def _introduce(
-    config: ConfigParser, ranks: Ranks, method: BaseMethod, data: IncrementalDataLoader
-) -> None:
-    task = method.task
-    log.info(
-        "%s %s %s, step %d of 0..%d, method %s: %d old and %d new classes (%s)",
-        *(task.dataset, task.setting, task.name, task.step, len(task.steps) - 1),
-        *(config["method"], len(task.old), len(task.new)),
-        listing((task.class_names[label] for label in task.new), most=20),
-    )
-    device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
-    log.info("%d process(es) on %s", ranks.world, device)
-    if config.test:
-        return
-    _tell_batches(ranks, data, frozen=config["arch"]["args"]["freeze_all_bn"])
-    if task.published and config.recipe is not None:
-        _compare_with_recipe(config.recipe, config, data)
-    memory = config["data_loader"]["args"]["memory"]
-    replays = task.step > 0 and memory["mem_size"] > 0
-    if replays and memory["labels"] == "stored" and not method.learns_old:
-        log.warning(
-            "memory.labels is 'stored', but %s reads labels of new classes only: it learns what it "
-            "learns with 'current'",
-            config["method"],
-        )
-    if config["trainer"]["monitor"] != "off" and not data.blocks["val"]["cross_val"]:
-        log.warning(
-            "trainer.monitor chooses on validation images, and those are test images as well: set "
-            "data_loader.args.val.cross_val to choose on training images that are held out"
-        )
-
-
-def _tell_batches(ranks: Ranks, data: IncrementalDataLoader, *, frozen: bool) -> None:
-    """How large the global batch is and what BatchNorm sees of it."""
-    log.info("global batch: %d, %s", data.global_batch, data.batch_words())
-    if not frozen:
-        synchronised = ranks.world > 1 and ranks.device.type == "cuda"
-        scope = "synchronised over the GPUs" if synchronised else "of each process and batch alone"
-        log.info("BatchNorm: statistics over %d images, %s", data.norm_batch, scope)
-        return
-    log.info("BatchNorm: frozen, with the statistics of the weights it starts from")
-    if data.task.step == 0:
-        log.warning("step 0 with frozen BatchNorm: the ASPP keeps its initial statistics for ever")
-
-
-def _compare_with_recipe(recipe: Recipe, config: ConfigParser, data: IncrementalDataLoader) -> None:
-    """One warning about all that the published runs of this method have otherwise."""
-    flat = config.flat()
-    told = [
-        f"{key} is {flat.get(key)} instead of {value}"
-        for key, value in recipe.values.items()
-        if flat.get(key) != value
-    ]
-    if data.global_batch != recipe.global_batch:
-        told.append(
-            f"the global batch is {data.global_batch} instead of {recipe.global_batch} (change "
-            "--batch_size, the processes or --accumulate)"
-        )
-    elif data.norm_batch < recipe.global_batch and not config["arch"]["args"]["freeze_all_bn"]:
-        told.append(
-            f"BatchNorm sees {data.norm_batch} images at a time instead of {recipe.global_batch} "
-            "(accumulation does not change that, more images per GPU or more GPUs do)"
-        )
-    if told:
-        log.warning(
-            "figures will differ from the published ones, whose recipe is %s: %s",
-            *(recipe.file, "; ".join(told)),
-        )

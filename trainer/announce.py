@@ -1,0 +1,87 @@
+"""What a run tells before it starts: step, devices, batches, and all that its recipe has otherwise.
+
+Called by `trainer/run.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from base.base_method import BaseMethod
+from data_loader.data_loaders import IncrementalDataLoader
+from utils.distributed import Ranks
+from utils.logger import log
+from utils.misc import listing
+from utils.parse_config import ConfigParser
+from utils.recipe import Recipe
+
+
+def announce(
+    config: ConfigParser, ranks: Ranks, method: BaseMethod, data: IncrementalDataLoader
+) -> None:
+    """Log the step, its processes and batches, and warn of what users tend to overlook."""
+    task = method.task
+    log.info(
+        "%s %s %s, step %d of 0..%d, method %s: %d old and %d new classes (%s)",
+        *(task.dataset, task.setting, task.name, task.step, len(task.steps) - 1),
+        *(config["method"], len(task.old), len(task.new)),
+        listing((task.class_names[label] for label in task.new), most=20),
+    )
+    device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
+    log.info("%d process(es) on %s", ranks.world, device)
+    if config.test:
+        return
+    _tell_batches(ranks, data, frozen=config["arch"]["args"]["freeze_all_bn"])
+    if task.published and config.recipe is not None:
+        _compare_with_recipe(config.recipe, config, data)
+    memory = config["data_loader"]["args"]["memory"]
+    replays = task.step > 0 and memory["mem_size"] > 0
+    if replays and memory["labels"] == "stored" and not method.learns_old:
+        log.warning(
+            "memory.labels is 'stored', but %s reads labels of new classes only: it learns what it "
+            "learns with 'current'",
+            config["method"],
+        )
+    if config["trainer"]["monitor"] != "off" and not data.blocks["val"]["cross_val"]:
+        log.warning(
+            "trainer.monitor chooses on validation images, and those are test images as well: set "
+            "data_loader.args.val.cross_val to choose on training images that are held out"
+        )
+
+
+def _tell_batches(ranks: Ranks, data: IncrementalDataLoader, *, frozen: bool) -> None:
+    """How large the global batch is and what BatchNorm sees of it."""
+    log.info("global batch: %d, %s", data.global_batch, data.batch_words())
+    if not frozen:
+        synchronised = ranks.world > 1 and ranks.device.type == "cuda"
+        scope = "synchronised over the GPUs" if synchronised else "of each process and batch alone"
+        log.info("BatchNorm: statistics over %d images, %s", data.norm_batch, scope)
+        return
+    log.info("BatchNorm: frozen, with the statistics of the weights it starts from")
+    if data.task.step == 0:
+        log.warning("step 0 with frozen BatchNorm: the ASPP keeps its initial statistics for ever")
+
+
+def _compare_with_recipe(recipe: Recipe, config: ConfigParser, data: IncrementalDataLoader) -> None:
+    """One warning about all that the published runs of this method have otherwise."""
+    flat = config.flat()
+    told = [
+        f"{key} is {flat.get(key)} instead of {value}"
+        for key, value in recipe.values.items()
+        if flat.get(key) != value
+    ]
+    if data.global_batch != recipe.global_batch:
+        told.append(
+            f"the global batch is {data.global_batch} instead of {recipe.global_batch} (change "
+            "--batch_size, the processes or --accumulate)"
+        )
+    elif data.norm_batch < recipe.global_batch and not config["arch"]["args"]["freeze_all_bn"]:
+        told.append(
+            f"BatchNorm sees {data.norm_batch} images at a time instead of {recipe.global_batch} "
+            "(accumulation does not change that, more images per GPU or more GPUs do)"
+        )
+    if told:
+        log.warning(
+            "figures will differ from the published ones, whose recipe is %s: %s",
+            *(recipe.file, "; ".join(told)),
+        )
