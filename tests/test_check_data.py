@@ -38,8 +38,8 @@ from scripts.check_data import (
     read_pictures,
     report,
 )
-from tests.conftest import DATA, PROJECT, ade_presence, write_config
-from tests.test_data import write_ade
+from tests.helpers import DATA, PROJECT, ade_presence, write_config
+from tests.trees import write_ade
 from utils.misc import UserError
 from utils.parse_config import ConfigParser
 

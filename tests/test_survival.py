@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from scripts.chaos import Chaos, Job
-from tests.conftest import train, write_config
+from tests.helpers import PROJECT, train, write_config
 from trainer import memory as replay_memory
 from trainer.record import code_hash, differences, remarks
 from trainer.trainer import Trainer
@@ -194,7 +194,6 @@ def test_a_non_finite_loss_is_not_saved_by_a_signal(attempt, monkeypatch):
 
 
 # ------------------------------------------------------------------------------ from start to exit
-PROJECT = Path(__file__).parents[1]
 # What `python train_voc.py …` does, with a signal at a chosen moment.
 ENTRY = """
 import os, runpy, signal, sys
