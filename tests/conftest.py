@@ -14,7 +14,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from models import fused_loss
-from scripts.make_toy_voc import make_toy_voc
+from scripts.toy_data.tree import make_toy_voc
 from tests.helpers import DATA, write_config
 
 

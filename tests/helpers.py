@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from base.base_model import HeadPlan
-from scripts.make_toy_voc import CLASS_NAMES
+from scripts.toy_data.shapes import CLASS_NAMES
 from trainer.run import run
 from trainer.steps import unfinished
 from utils.parse_config import ConfigParser

@@ -27,7 +27,7 @@ from data_loader.transforms import (
     to_tensors,
 )
 from data_loader.voc import VOC
-from scripts.make_toy_voc import CLASS_NAMES
+from scripts.toy_data.shapes import CLASS_NAMES
 from tests.helpers import PROJECT
 from tests.trees import GREY, HEIGHT, WIDTH, mask_of, wide_mask, write_ade, write_voc
 from utils.distributed import Ranks

@@ -8,12 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
-from data_loader.transforms import (
-    EvalTransform,
-    TrainTransform,
-    normalize,
-    resized_crop,
-)
+from data_loader.transforms import EvalTransform, TrainTransform, normalize, resized_crop
 from models.fast_loss import auxiliary, by_definition, distillation, mbce
 from utils.lr_scheduler import PolyLR, WarmupPolyLR
 from utils.metric import METRICS, ConfusionMatrix, Evaluator

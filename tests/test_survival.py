@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.chaos import Chaos, Job
+from scripts.chaos import Chaos
+from scripts.disturbance.job import Job
 from tests.helpers import PROJECT, train, write_config
 from trainer import memory as replay_memory
 from trainer.record import code_hash, differences, remarks

@@ -22,7 +22,7 @@ import torch
 from base.base_model import HeadPlan
 from models.backbone import BACKBONES
 from models.model import DeepLabV3
-from scripts.make_toy_voc import CLASS_NAMES
+from scripts.toy_data.shapes import CLASS_NAMES
 from tests.helpers import PROJECT, dkd_heads
 from trainer.run import prepare, run
 from trainer.steps import unfinished
