@@ -9,7 +9,7 @@ from torch import nn
 
 from base.base_method import BaseMethod
 from base.base_model import HeadPlan, ModelOutput
-from models.upsampling import strongest
+from models.upsampling import highest_score
 from trainer.optim import incremental_groups
 from utils.misc import BACKGROUND
 
@@ -43,5 +43,5 @@ class SigmoidMethod(BaseMethod):
         self, output: ModelOutput, size: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Class of the highest score, and the score."""
-        score, index = strongest(output.logits[:, 1:], size)
+        score, index = highest_score(output.logits[:, 1:], size)
         return 1 + index, score
