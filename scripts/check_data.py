@@ -16,6 +16,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -71,14 +72,16 @@ def check_tree(known: type[BaseDataset], config: ConfigParser, steps: bool) -> l
     why = "the classes are the config's own" if own is not None else incomplete(known, readers)
     if not why and failed(findings):
         why = "there are errors"
-    found = [("not compared", why)] if why else published_faults(known, readers, presence, names)
-    findings += collect(known, found)
+    if why:
+        findings += collect(known, [("not compared", why)])
+    else:
+        findings += collect(known, published_faults(known, readers, presence, names))
     if not failed(findings):
         findings += collect(known, refusal(config))
     if steps:
-        lines, found = check_steps(config, task, readers, presence)
+        lines, faults = check_steps(config, task, readers, presence)
         print("\n".join(lines))
-        findings += collect(known, found)
+        findings += collect(known, faults)
     return findings
 
 
@@ -104,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     with one_sentence_errors():
         sys.exit(main())

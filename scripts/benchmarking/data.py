@@ -57,7 +57,9 @@ def drawn(pictures: int, masks: int) -> Iterator[Path]:
         yield root
 
 
-def decoded_crop(dataset: IncrementalDataset, position: int) -> tuple[Image.Image, Image.Image]:
+def decoded_crop(
+    dataset: IncrementalDataset, preset: TrainTransform, position: int
+) -> tuple[Image.Image, Image.Image]:
     """Decode an image and its mask, and crop, resize and flip both: the limit of a sample.
 
     Draws the random numbers that the data set draws.
@@ -65,7 +67,6 @@ def decoded_crop(dataset: IncrementalDataset, position: int) -> tuple[Image.Imag
     entry = dataset.raw.entries[dataset.indices[position]]
     image, mask = Image.open(entry.image).convert("RGB"), Image.open(entry.mask)
     torch.default_generator.manual_seed(seed_from(*dataset.seed, 0, entry.id))
-    preset = dataset.transform
     box = RandomResizedCrop.get_params(image, list(preset.scale), list(preset.ratio))
     modes = transforms.InterpolationMode
     image = transforms.resized_crop(image, *box, preset.size, interpolation=modes.BILINEAR)
@@ -76,15 +77,15 @@ def decoded_crop(dataset: IncrementalDataset, position: int) -> tuple[Image.Imag
 
 
 def plain_sample(
-    dataset: IncrementalDataset, position: int, channels: dict[int, int]
+    dataset: IncrementalDataset, preset: TrainTransform, position: int, channels: dict[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """image [3, H, W] float32, normalised, and labels [H, W]; a lambda looks at every pixel."""
-    image, mask = decoded_crop(dataset, position)
-    pixels = np.asarray(mask).flatten().tolist()
-    labels = list(map(lambda label: channels.get(label, 0), pixels))  # noqa: C417
+    image, mask = decoded_crop(dataset, preset, position)
+    ids = np.asarray(mask).flatten().tolist()
+    labels = list(map(lambda label: channels.get(label, 0), ids))  # noqa: C417
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float() / 255
-    image = transforms.normalize(pixels, list(IMAGENET_MEAN), list(IMAGENET_STD))
-    return image, torch.tensor(labels).view(mask.height, mask.width)
+    normal = transforms.normalize(pixels, list(IMAGENET_MEAN), list(IMAGENET_STD))
+    return normal, torch.tensor(labels).view(mask.height, mask.width)
 
 
 def measure_data(plan: Plan) -> list[Row]:
@@ -93,14 +94,14 @@ def measure_data(plan: Plan) -> list[Row]:
         table = np.zeros(256, dtype=np.uint8)
         table[16:21], table[VOID] = range(16, 21), VOID
         channels = {label: int(channel) for label, channel in enumerate(table) if channel}
-        raw = VOC("val", str(root))
-        dataset = IncrementalDataset(raw, range(len(raw)), table, TrainTransform(512), (1, 1))
+        raw, preset = VOC("val", str(root)), TrainTransform(512)
+        dataset = IncrementalDataset(raw, range(len(raw)), table, preset, (1, 1))
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as in the processes of a loader
         keep_freed_memory()
         try:
             for position in range(len(dataset)):
-                image, labels = plain_sample(dataset, position, channels)
+                image, labels = plain_sample(dataset, preset, position, channels)
                 ours = dataset[position]
                 must_agree("data, image", image, normalize(ours.image[None])[0], 0)
                 must_agree("data, labels", labels, ours.label, 0)
@@ -108,9 +109,11 @@ def measure_data(plan: Plan) -> list[Row]:
             seconds = timed(
                 plan,
                 {
-                    "plain": lambda: [plain_sample(dataset, p, channels) for p in positions],
+                    "plain": lambda: [
+                        plain_sample(dataset, preset, p, channels) for p in positions
+                    ],
                     "ours": lambda: [dataset[p] for p in positions],
-                    "limit": lambda: [decoded_crop(dataset, p) for p in positions],
+                    "limit": lambda: [decoded_crop(dataset, preset, p) for p in positions],
                 },
             )
         finally:
@@ -124,7 +127,7 @@ def measure_scan(plan: Plan) -> list[Row]:
     say(f"scan: {plan.masks} masks")
     with drawn(min(plan.pictures, plan.masks), plan.masks) as root:
         script = PROJECT_ROOT / "scripts" / "benchmark_scan.py"
-        command = [sys.executable, script, root, str(plan.rounds), str(plan.budget)]
+        command = [sys.executable, str(script), str(root), str(plan.rounds), str(plan.budget)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(done.returncode)  # it has said why

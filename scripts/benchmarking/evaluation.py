@@ -55,7 +55,10 @@ def measure_eval(plan: Plan) -> list[Row]:
     whole = net.batch(2 * plan.batch, plan.crop)
     count = len(whole.name)
     single, batches = (
-        [Sample(*(part[i : i + n] for part in whole)) for i in range(0, count, n)]
+        [
+            Sample(whole.image[i : i + n], whole.label[i : i + n], whole.name[i : i + n])
+            for i in range(0, count, n)
+        ]
         for n in (1, plan.batch)
     )
 

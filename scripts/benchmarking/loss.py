@@ -15,6 +15,7 @@ from scripts.benchmarking.memory import extra_memory
 from scripts.benchmarking.networks import defined_losses, make_task, weighted
 from scripts.benchmarking.plan import Plan, timed
 from trainer.methods import METHODS
+from utils.distributed import SINGLE
 from utils.misc import BACKGROUND
 
 
@@ -33,7 +34,8 @@ def make_loss(
     def outputs(channels: int, parts: int, trained: bool) -> ModelOutput:
         counts = (channels, parts, parts)
         maps = (2 * torch.randn(2, n, side // 16, side // 16, generator=generator) for n in counts)
-        return ModelOutput(*(x.to(device).requires_grad_(trained) for x in maps))
+        logits, pos, neg = (x.to(device).requires_grad_(trained) for x in maps)
+        return ModelOutput(logits, pos, neg)
 
     student = outputs(1 + old + new, old + new, True)
     teacher = outputs(1 + old, old, False)
@@ -41,13 +43,14 @@ def make_loss(
     drawn = torch.randint(0, len(ids), (2, side, side), generator=generator)
     labels = torch.from_numpy(task.label_table(task.new, BACKGROUND))[ids[drawn]].to(device)
     losses = partial(defined_losses, method) if way == "plain" else method.losses
+    no_images = torch.empty(2, 3, 0, 0, device=device)
     leaves = {name: x for name, x in student._asdict().items() if x is not None}
 
     def call() -> dict[str, torch.Tensor]:
         fused_loss.switched_on = way == "fused"
         for leaf in leaves.values():
             leaf.grad = None
-        terms = losses(Batch(None, labels), student, teacher, None)
+        terms = losses(Batch(no_images, labels), student, teacher, SINGLE.sum)
         weighted(method, terms).backward()
         slopes = {f"{name} slope": x.grad for name, x in leaves.items()}
         return {name: term.detach() for name, term in terms.items()} | slopes

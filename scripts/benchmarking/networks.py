@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.data import default_collate
 
 from base.base_method import BaseMethod, Batch
 from base.task import Task
+from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.dataset import Sample
 from models.fast_loss import by_definition
 from models.weights import load_previous_step
@@ -19,7 +21,7 @@ from trainer.build import apply_fast, build_model
 from trainer.methods import METHODS
 from trainer.optim import build_optimizer, build_scheduler
 from trainer.trainer import Trainer
-from utils.distributed import Ranks
+from utils.distributed import SINGLE, Ranks
 from utils.misc import BACKGROUND
 from utils.parse_config import ConfigParser
 
@@ -45,7 +47,7 @@ def weighted(method: BaseMethod, terms: dict[str, torch.Tensor]) -> torch.Tensor
     return sum(method.weights[name] * term.sum() for name, term in terms.items())
 
 
-class Stub:
+class Stub(IncrementalDataLoader):
     """What a trainer reads of a loader bundle before any loading."""
 
     def __init__(self, task: Task):
@@ -101,12 +103,14 @@ class Net:
     def batch(self, count: int, side: int) -> Sample:
         """Random images and labels of the classes."""
         generator = torch.Generator().manual_seed(0)
-        images = torch.randint(0, 256, (count, 3, side, side), generator=generator)
+        images = torch.randint(0, 256, (count, 3, side, side), generator=generator).to(torch.uint8)
         coarse = torch.randint(0, 2 + len(self.task.seen), (count, 1, 8, 8), generator=generator)
         coarse[coarse > len(self.task.seen)] = self.task.void
         ids = F.interpolate(coarse.float(), size=(side, side))[:, 0].long()
         labels = torch.from_numpy(self.task.label_table(self.task.seen, BACKGROUND))[ids]
-        return Sample(images.to(torch.uint8), labels, [str(number) for number in range(count)])
+        return default_collate(
+            [Sample(image, label, "") for image, label in zip(images, labels, strict=True)]
+        )
 
     def plain_step(self) -> Callable[[torch.Tensor, torch.Tensor], dict[str, float]]:
         """A training step in the plain way; every term is fetched."""
@@ -123,7 +127,7 @@ class Net:
                 outputs = self.student(images, self.method.wants)
                 with torch.no_grad():
                     targets = self.teacher(images, self.method.wants)
-            terms = defined_losses(self.method, Batch(images, labels), outputs, targets, None)
+            terms = defined_losses(self.method, Batch(images, labels), outputs, targets, SINGLE.sum)
             loss = weighted(self.method, terms)
             scaler.scale(loss).backward()
             scaler.step(optimizer)

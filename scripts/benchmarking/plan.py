@@ -68,7 +68,7 @@ def make_plan(device: torch.device, quick: bool) -> Plan:
     return plan
 
 
-def timed(plan: Plan, calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+def timed(plan: Plan, calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     """Median seconds of each call."""
     cuda = plan.device.type == "cuda"
     wait = partial(torch.cuda.synchronize, plan.device) if cuda else lambda: None

@@ -33,22 +33,28 @@ def make_step(
 
 def fits(plan: Plan, way: str, shape: Shape, batch: int) -> bool:
     """Whether training steps with this batch find room on the GPU."""
-    try:
+
+    def two_steps() -> None:
         call = make_step(way, plan.crop, shape, plan.backbone, batch, plan.device)
         call()
         call()  # the first had no momentum yet
-        return True
+
+    try:
+        two_steps()
     except torch.OutOfMemoryError:
         return False
     finally:
-        call = None
         gc.collect()
         torch.cuda.empty_cache()
+    return True
 
 
-def step_seconds(plan: Plan, side: int, *args: Any) -> dict[str, float]:
+def step_seconds(
+    plan: Plan, side: int, shape: Shape, backbone: str, batch: int
+) -> dict[str, float]:
     """Median seconds of a step each way, once the first steps agree."""
-    calls = {way: make_step(way, side, *args, plan.device) for way in ("plain", "ours", "limit")}
+    args = (side, shape, backbone, batch, plan.device)
+    calls = {way: make_step(way, *args) for way in ("plain", "ours", "limit")}
     plain, ours = calls["plain"](), calls["ours"]()
     for name, value in plain.items():  # half precision leaves three digits
         tolerance = 1e-3 if plan.device.type == "cpu" else 3e-2

@@ -11,7 +11,9 @@ from base.base_dataset import BaseDataset
 from utils.misc import listing
 
 WORDS = {"train": "training", "val": "validation"}  # of the two splits
-LINES = {"width": 100, "initial_indent": "  ", "subsequent_indent": "  ", "break_on_hyphens": False}
+ADVICE = textwrap.TextWrapper(
+    width=100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+)
 SEVERITIES = ("error", "warning", "note")
 _SHARED = "delete it from one of the lists: results on images that were trained on mean nothing"
 # Kind of fault → severity, what is wrong, what to do. The words in braces are the split and the
@@ -138,7 +140,7 @@ def report(findings: Sequence[Finding], most: int | None) -> str:
         lines += (f"    {printable(place)}" for place in shown)
         if times > len(shown):
             lines.append(f"    … and {times - len(shown):,} more; --all lists them")
-        lines += textwrap.wrap(f"what to do: {finding.advice}.", **LINES)
+        lines += ADVICE.wrap(f"what to do: {finding.advice}.")
     counts = {name: sum(finding.severity == name for finding in findings) for name in SEVERITIES}
     words = (f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items())
     so = "cannot be trained on yet" if counts["error"] else "can be trained on"

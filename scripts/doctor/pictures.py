@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from copy import copy
 from multiprocessing import get_context
@@ -55,7 +55,9 @@ def noted(found: list[tuple[str, str]], what: str, place: str) -> Iterator[None]
 
 def look(reader: BaseDataset, entry: Entry) -> Look:
     """Read an image and its mask as training does, whatever they hold."""
-    found, ids, digest = [], [], ""
+    found: list[tuple[str, str]] = []
+    ids: list[int] = []
+    digest = ""
     image = mask = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -117,7 +119,7 @@ def read_pictures(readers: Mapping[str, BaseDataset]) -> dict[str, list[Look]]:
     looks: dict[str, list[Look]] = {split: [] for split in readers}
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(progress(total=total, desc="read images, masks", unit="image"))
-        run = map
+        run: Callable[..., Iterable[list[Look]]] = map
         if workers > 1 and len(jobs) >= PARALLEL:
             # spawn, because threads do not survive a fork
             run = stack.enter_context(ProcessPoolExecutor(workers, get_context("spawn"))).map

@@ -54,9 +54,15 @@ def every_step(known: type[BaseDataset], names: ClassNames) -> Iterator[Task]:
     for setting in SETTINGS:
         for name, steps in known.tables.items():
             for step in range(len(steps)):
-                args = {"name": name, "setting": setting, "step": step}
-                args["background"] = known.background
-                yield make_task(known.name, known.tables, names, **args)
+                yield make_task(
+                    known.name,
+                    known.tables,
+                    names,
+                    name=name,
+                    setting=setting,
+                    step=step,
+                    background=known.background,
+                )
 
 
 def compare_lists(derived: Mapping[str, Any], published: Mapping[str, Any]) -> Found:
@@ -87,7 +93,8 @@ def step_lists(
     presence: Mapping[str, np.ndarray],
 ) -> tuple[dict[str, np.ndarray], Found]:
     """Image set of the step → indices, by the user's published file or by the rule."""
-    lists, found = {}, []
+    lists: dict[str, np.ndarray] = {}
+    found: list[tuple[str, str]] = []
     for kind, split in KINDS.items():
         path = published_file(task, kind, lists_dir)
         try:
@@ -110,7 +117,7 @@ def check_steps(
     args = config["data_loader"]["args"]
     batch = args["train"]["batch_size"] * config["trainer"].get("accumulate", 1)
     lines = [f"task {first.name}, {first.setting}, {batch} images per iteration and process:"]
-    found = []
+    found: list[tuple[str, str]] = []
     for step in range(len(first.steps)):
         task = replace(first, step=step)
         lists, faults = step_lists(task, args["task"]["idxs_path"], readers, presence)
@@ -128,9 +135,12 @@ def check_steps(
             found.append((fault, f"step {step}"))
         if counts["test"] == 0:
             found.append(("step test", f"step {step}"))
-        ever, now = presence["train"].any(axis=0), presence["train"][lists["train"]].any(axis=0)
+        ever, now = (
+            set(np.flatnonzero(table.any(axis=0)).tolist())
+            for table in (presence["train"], presence["train"][lists["train"]])
+        )
         for label, column in zip(task.new, task.columns(task.new), strict=True):
-            if ever[column] and not now[column]:
+            if column in ever - now:
                 found.append(("step class", f"step {step}: {label} ({task.class_names[label]})"))
     return lines, found
 
