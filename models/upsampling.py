@@ -122,7 +122,7 @@ class Bilinear:
         return rows.flatten(0, 1).permute(1, 2, 0, 3)
 
 
-def strongest(logits: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+def highest_score(logits: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """The highest score of every pixel and whose it is.
 
     Reference quirk: argmax of the scores, not of the logits, so classes whose scores round to 1

@@ -24,16 +24,16 @@ from PIL import Image
 
 from data_loader.splits import presence_table
 from data_loader.voc import VOC
-from scripts.measure import in_turn, must_agree
+from scripts.benchmarking.measure import in_turn, must_agree
 from utils.misc import cores
 
 
 def plain_scan(dataset: VOC) -> np.ndarray:
-    """[images, 256] bool: the unique label ids of one mask after the other, in this process."""
+    """[images, label ids] bool: those of one mask after the other, in this process."""
     table = np.zeros((len(dataset), 256), dtype=bool)
     for row, entry in enumerate(dataset.entries):
         table[row, np.unique(np.array(Image.open(entry.mask)))] = True
-    return table
+    return table[:, list(dataset.ids)]
 
 
 def decode(path: Path) -> None:

@@ -88,8 +88,9 @@ class Run:
         model.eval()
         preds = []
         for image in images:
+            _, height, width = image.shape
             output = model(normalize(image[None]))
-            preds.append(method.predict(output, image.shape[-2:])[0].numpy())
+            preds.append(method.predict(output, (height, width))[0].numpy())
         return [task.label_ids()[pred] for pred in preds]
 
 
@@ -162,7 +163,7 @@ def picture(runs: list[Run], count: int, side: int) -> Image.Image:
     width = gap + len(columns) * (side + gap)
     names = sorted(found.intersection(task.classes))
     legend, rows = [], 1
-    x = gap
+    x: float = gap
     for label in names:
         text = data.task.class_names[label]
         step = next(t for t, members in enumerate(data.task.steps) if label in members)
@@ -179,7 +180,7 @@ def picture(runs: list[Run], count: int, side: int) -> Image.Image:
         left = gap + column * (side + gap)
         draw.text((left + side / 2, head / 2), heading, fill="black", font=font, anchor="mm")
         for row, tile in enumerate(tiles):
-            method = Image.BILINEAR if column == 0 else Image.NEAREST
+            method = Image.Resampling.BILINEAR if column == 0 else Image.Resampling.NEAREST
             sheet.paste(tile.resize((side, side), method), (left, head + row * (side + gap)))
     palette, bottom = voc_palette(), head + len(samples) * (side + gap)
     for x, row, label, text in legend:

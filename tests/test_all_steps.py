@@ -12,7 +12,7 @@ import sys
 import pytest
 import torch
 
-from tests.conftest import PROJECT, train, write_config
+from tests.helpers import PROJECT, train, write_config
 from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils.misc import Interrupted, UserError

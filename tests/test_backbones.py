@@ -16,7 +16,7 @@ from torchvision.ops import StochasticDepth
 from models.backbone import BACKBONES, BackboneSpec, Swin
 from models.model import DeepLabV3
 from models.weights import load_imagenet
-from tests.conftest import dkd_heads, evaluation, train, write_config
+from tests.helpers import dkd_heads, evaluation, train, write_config
 from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils.misc import UserError

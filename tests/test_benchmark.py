@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from models import fast_loss
-from scripts import benchmark, measure
+from scripts import benchmark
+from scripts.benchmarking import growth, loss, measure
+from scripts.benchmarking.memory import extra_memory
+from scripts.benchmarking.plan import BOTH, Plan, make_plan
 from utils.distributed import SINGLE
 from utils.misc import UserError
 
 CPU = torch.device("cpu")
-SMALL = benchmark.Plan(
+SMALL = Plan(
     CPU,
     rounds=1,
     budget=0,
@@ -33,9 +36,10 @@ HAS_LIMIT = {"data", "step", "eval", "scan", "growth"}
 def small(monkeypatch):
     monkeypatch.setattr(benchmark, "make_plan", lambda device, quick: replace(SMALL, device=device))
     # Without the seconds that processes take to start.
-    monkeypatch.setattr(benchmark, "extra_memory", lambda *args: {"plain": 2.0, "ours": 1.0})
-    monkeypatch.setattr(benchmark, "launch", lambda worker, job, plan: worker(job, SINGLE))
-    monkeypatch.setattr(benchmark, "beyond", lambda call, device: 1.0)
+    for section in (loss, growth):
+        monkeypatch.setattr(section, "extra_memory", lambda *args: {"plain": 2.0, "ours": 1.0})
+    monkeypatch.setattr(growth, "launch", lambda worker, job, plan: worker(job, SINGLE))
+    monkeypatch.setattr(growth, "beyond", lambda call, device: 1.0)
 
 
 def test_every_section_fills_its_rows(small, tmp_path, capsys):
@@ -62,7 +66,7 @@ def test_every_section_fills_its_rows(small, tmp_path, capsys):
 
 @pytest.mark.parametrize(("old", "new"), [(1, 1), (244, 10), (990, 10)])
 def test_losses_and_gradients_agree(old, new):
-    plain, ours = (benchmark.make_loss(way, 64, old, new, CPU)() for way in ("plain", "ours"))
+    plain, ours = (loss.make_loss(way, 64, old, new, CPU)() for way in ("plain", "ours"))
     terms = {"mbce", "ac", "kd", "dkd_pos", "dkd_neg"}
     assert plain.keys() == ours.keys() == terms | {"logits slope", "pos slope", "neg slope"}
     for name, values in plain.items():
@@ -72,10 +76,10 @@ def test_losses_and_gradients_agree(old, new):
 
 
 def test_the_fused_kernel_has_rows_of_its_own(small, kernel, monkeypatch):
-    monkeypatch.setattr(benchmark.fused_loss, "fault", lambda device: "")
+    monkeypatch.setattr(loss.fused_loss, "fault", lambda device: "")
     used = {"plain": 4.0, "ours": 2.0, "fused": 1.0}
-    monkeypatch.setattr(benchmark, "extra_memory", lambda *args: used)
-    rows = benchmark.measure_loss(replace(SMALL, losses=((1, 1, 16),)))
+    monkeypatch.setattr(loss, "extra_memory", lambda *args: used)
+    rows = loss.measure_loss(replace(SMALL, losses=((1, 1, 16),)))
     assert [row.what for row in rows[2:]] == ["  fused kernel", "  extra memory"]
     assert rows[0].plain == rows[2].plain
     assert rows[2].ours > 0
@@ -84,11 +88,11 @@ def test_the_fused_kernel_has_rows_of_its_own(small, kernel, monkeypatch):
 
 @pytest.mark.parametrize("way", ["plain", "ours", "fused"])
 def test_which_way_uses_the_kernel(kernel, monkeypatch, way):
-    calls, losses = [], benchmark.fused_loss.losses
+    calls, losses = [], loss.fused_loss.losses
     monkeypatch.setattr(
-        benchmark.fused_loss, "losses", lambda *a, **k: calls.append(a) or losses(*a, **k)
+        loss.fused_loss, "losses", lambda *a, **k: calls.append(a) or losses(*a, **k)
     )
-    benchmark.make_loss(way, 16, 1, 1, CPU)()
+    loss.make_loss(way, 16, 1, 1, CPU)()
     assert bool(calls) is (way == "fused")
 
 
@@ -99,7 +103,7 @@ def test_another_loss_is_noticed(small, monkeypatch):
         fast_loss.Scores, "write", lambda self, chunk, out: (write(self, chunk, out), out.mul_(1.1))
     )
     with pytest.raises(SystemExit, match="loss, kd: the plain way and ours differ by "):
-        benchmark.measure_loss(SMALL)
+        loss.measure_loss(SMALL)
 
 
 def test_agreement():
@@ -112,7 +116,7 @@ def test_agreement():
 
 def test_memory_of_a_call():
     """In fresh processes: upsampling 60 classes to 256×256 holds at least one such tensor."""
-    used = benchmark.extra_memory(SMALL, benchmark.BOTH, benchmark.make_loss, 256, 50, 10)
+    used = extra_memory(SMALL, BOTH, loss.make_loss, 256, 50, 10)
     assert used["plain"] > 2 * 50 * 256**2 * 4 / 2**20
     assert 0 < used["ours"] < used["plain"]
 
@@ -120,9 +124,7 @@ def test_memory_of_a_call():
 @pytest.mark.slow
 def test_two_processes_share_a_batch():
     """Started for real: each trains on its half, and together they have the loss of one."""
-    (alone, seconds), (half, _) = (
-        benchmark.in_group(SMALL, count, memory=False) for count in (1, 2)
-    )
+    (alone, seconds), (half, _) = (growth.in_group(SMALL, count, memory=False) for count in (1, 2))
     assert seconds > 0
     measure.must_agree("loss", alone, half, 1e-5)
 
@@ -161,8 +163,8 @@ def test_wrong_arguments(argv):
 
 
 def test_plans():
-    quick, full = (benchmark.make_plan(CPU, quick) for quick in (True, False))
+    quick, full = (make_plan(CPU, quick) for quick in (True, False))
     assert (quick.backbone, full.backbone) == ("tiny", "resnet101")
-    cuda = benchmark.make_plan(torch.device("cuda"), False)
+    cuda = make_plan(torch.device("cuda"), False)
     assert len(cuda.shapes) == 3
-    assert max(map(sum, full.grown)) == benchmark.LABELS_END
+    assert max(map(sum, full.grown)) == 254

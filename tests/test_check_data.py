@@ -24,22 +24,14 @@ from PIL import Image
 from base import base_dataset
 from base.base_dataset import Entry
 from data_loader.voc import VOC, VOC_CLASSES
-from scripts import check_data
-from scripts.check_data import (
-    DATA_SETS,
-    FAULTS,
-    Finding,
-    check_tree,
-    collect,
-    incomplete,
-    main,
-    published_faults,
-    read_lists,
-    read_pictures,
-    report,
-)
-from tests.conftest import DATA, PROJECT, ade_presence, write_config
-from tests.test_data import write_ade
+from scripts.check_data import DATA_SETS, check_tree, main
+from scripts.doctor import pictures, steps
+from scripts.doctor.findings import FAULTS, Finding, collect, report
+from scripts.doctor.lists import read_lists
+from scripts.doctor.pictures import read_pictures
+from scripts.doctor.steps import incomplete, published_faults
+from tests.helpers import DATA, PROJECT, ade_presence, write_config
+from tests.trees import write_ade
 from utils.misc import UserError
 from utils.parse_config import ConfigParser
 
@@ -114,7 +106,7 @@ def test_the_environment_names_the_root(toy_root, monkeypatch, capsys):
 def test_reading_in_processes_gives_the_same(toy_root, monkeypatch):
     readers = {split: VOC(split, str(toy_root)) for split in ("train", "val")}
     alone = read_pictures(readers)
-    monkeypatch.setattr(check_data, "CHUNK", 9)
+    monkeypatch.setattr(pictures, "CHUNK", 9)
     assert read_pictures(readers) == alone
     assert {split: len(looks) for split, looks in alone.items()} == {"train": 48, "val": 24}
     for split, looks in alone.items():
@@ -128,8 +120,8 @@ def test_a_reading_process_that_dies_is_one_sentence(toy_root, monkeypatch):
         def map(self, *_):
             raise BrokenExecutor
 
-    monkeypatch.setattr(check_data, "CHUNK", 9)
-    monkeypatch.setattr(check_data, "ProcessPoolExecutor", lambda *_: Broken())
+    monkeypatch.setattr(pictures, "CHUNK", 9)
+    monkeypatch.setattr(pictures, "ProcessPoolExecutor", lambda *_: Broken())
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     with pytest.raises(UserError, match="died after 0 of 72 images"):
         main(["voc", "--data_dir", str(toy_root)])
@@ -576,7 +568,7 @@ def complete(toy_root, monkeypatch) -> dict[str, dict]:
             names = [e.id for e, row in zip(entries, table[:, list(ids)], strict=True) if row.any()]
             digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
             lists[f"voc/overlap_15-5_{kind}_{step:02d}"] = {"count": len(names), "sha256": digest}
-    monkeypatch.setattr(check_data, "published_lists", lambda: lists)
+    monkeypatch.setattr(steps, "published_lists", lambda: lists)
     return lists
 
 

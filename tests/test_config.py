@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from tests.helpers import PROJECT
 from utils.config_schema import FLAGS, OPTIONAL, SCHEMA
 from utils.misc import UserError
 from utils.parse_config import ConfigParser
 
-PROJECT = Path(__file__).parents[1]
 PUBLISHED = Path(__file__).parent / "data"
 EPOCHS, LR, FREEZE = "trainer.epochs", "optimizer.args.lr", "arch.args.freeze_all_bn"
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.conftest import PROJECT, train, write_config
+from tests.helpers import PROJECT, train, write_config
 from utils import checkpoint as files
 from utils import distributed, interrupt
 from utils.distributed import Launch, Ranks, launch, plan_launch

@@ -14,9 +14,8 @@ from torch import nn
 
 from base.task import Task
 from models.folding import FoldedConv2d, fold, fuse
-from models.model import DeepLabV3
-from tests.conftest import PROJECT, dkd_heads, train
-from tests.test_golden_trajectory import SWITCHES, fill_by_name, make_config, make_trainer
+from tests.helpers import PROJECT, train
+from tests.networks import HEADS, SWITCHES, make_trainer, network, switched
 from trainer.build import apply_fast
 from trainer.evaluation import Evaluation
 from trainer.optim import OPTIMIZERS
@@ -24,26 +23,8 @@ from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils.metric import ConfusionMatrix
 from utils.misc import UserError
-from utils.parse_config import ConfigParser
 
-HEADS = dkd_heads(1, 3, 2)
 TASK = Task("voc", "own", "overlap", 1, ((1, 2, 3), (4, 5)), tuple(f"class{i}" for i in range(6)))
-
-
-def switched(step=1, optimizer="SGD", **on):
-    """A config with only these switches on."""
-    config = make_config(step, "PolyLR", fast=False, lr=1e-4)
-    values = config.flat() | {f"fast.{name}": value for name, value in on.items()}
-    if optimizer == "AdamW":
-        values["optimizer.type"] = optimizer
-        del values["optimizer.args.momentum"], values["optimizer.args.nesterov"]
-    return ConfigParser(values)
-
-
-def network(plan=HEADS, backbone="tiny", dtype=torch.float32, **kwargs):
-    model = DeepLabV3(plan, backbone=backbone, dropout=False, **{"freeze_all_bn": True} | kwargs)
-    fill_by_name(model)
-    return model.to(dtype).train()
 
 
 def relative(a, b):

@@ -15,9 +15,9 @@ import torch
 from models import fused_loss
 from models.fast_loss import distillation
 from models.upsampling import Bilinear, upsample
-from tests.conftest import PROJECT
-from tests.test_fast import network, switched
-from tests.test_loss import TERMS, both, chunked, errors, exact, make
+from tests.helpers import PROJECT
+from tests.losses import TERMS, both, chunked, errors, exact, make
+from tests.networks import network, switched
 from trainer.build import apply_fast
 from utils.logger import log
 

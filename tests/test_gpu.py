@@ -10,9 +10,9 @@ import torch
 from base.task import Task
 from models import fused_loss
 from models.model import DeepLabV3
-from tests.conftest import dkd_heads, train
-from tests.test_golden_trajectory import make_config, make_trainer
-from tests.test_loss import TERMS, both, chunked, make
+from tests.helpers import dkd_heads, train
+from tests.losses import TERMS, both, chunked, make
+from tests.networks import make_config, make_trainer
 from utils import checkpoint as files
 from utils.distributed import Ranks
 from utils.metric import ConfusionMatrix

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.conftest import PROJECT
+from tests.helpers import PROJECT
 
 # layer → what it may import of the project, besides itself
 ALLOWED = {
@@ -55,3 +55,10 @@ def test_no_data_set_by_name(layer):
 def test_the_loop_knows_no_method():
     text = (PROJECT / "trainer" / "trainer.py").read_text(encoding="utf-8")
     assert not re.search(r"\b(dkd|finetune)\b", text, re.I)
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "tests").glob("*.py")), ids=name_of)
+def test_no_test_imports_another(path):
+    """What tests share stands in a module of its own; pytest itself finds fixtures."""
+    others = re.findall(r"^\s*(?:from|import) .*\b(?:test_\w+|conftest)\b", path.read_text(), re.M)
+    assert not others, f"{name_of(path)}: {others}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 
-from tests.conftest import train
+from tests.helpers import train
 from utils import logger
 from utils.logger import close_logger, log, progress, setup_logger
 

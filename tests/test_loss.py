@@ -18,10 +18,10 @@ from base.base_model import ModelOutput
 from base.task import Task
 from models import fast_loss, loss, upsampling
 from models.upsampling import Bilinear, chunks, upsample
+from tests.losses import TERMS, VOID, both, chunked, errors, exact, make, plain
 from trainer.methods import METHODS
 from trainer.methods.sigmoid import THRESHOLD
 
-VOID = 255
 SIZES = [  # h×w, H×W: output stride 16, odd, no whole multiple, equal, smaller
     ((4, 4), (64, 64)),
     ((5, 5), (65, 65)),
@@ -30,56 +30,6 @@ SIZES = [  # h×w, H×W: output stride 16, odd, no whole multiple, equal, smalle
     ((8, 6), (8, 6)),
     ((8, 6), (4, 5)),
 ]
-TERMS = ("mbce", "kd", "ac")
-
-
-def term_of(module, term, logits, teacher, labels, first, pos_weight):
-    if term == "mbce":
-        return module.mbce(logits, labels, first, pos_weight)
-    if term == "kd":
-        return module.distillation(logits, teacher, labels.shape[-2:])
-    return module.auxiliary(logits, labels.shape[-2:])
-
-
-def plain(term, *given):
-    """As it is defined."""
-    return term_of(loss, term, *given)
-
-
-def chunked(term, *given):
-    """As methods call it."""
-    return term_of(fast_loss, term, *given)
-
-
-def make(small, size, classes=7, images=2, dtype=torch.float32):
-    """Student and teacher logits, and labels of classes 3, 4, … with background and void."""
-    logits = (3 * torch.randn(images, classes, *small)).to(dtype)
-    teacher = (3 * torch.randn(images, classes, *small)).to(dtype)
-    labels = torch.randint(0, 3 + classes, (images, *size)).to(torch.uint8)
-    labels[:, :2] = VOID
-    return logits.requires_grad_(), teacher, labels, 3, 2.5
-
-
-def both(function, term, logits, *rest):
-    """Loss per class [C], and the gradient of their sum with a weight each [C, N·h·w]."""
-    terms = function(term, logits, *rest)
-    weights = torch.linspace(1, 2, len(terms), dtype=terms.dtype, device=terms.device)
-    (gradient,) = torch.autograd.grad((weights * terms).sum(), logits)
-    return terms.detach(), gradient.transpose(0, 1).flatten(1)
-
-
-def exact(term, logits, teacher, *rest):
-    """The definition and its gradient in float64: in float32 autograd's are themselves 1e-6 off."""
-    return both(plain, term, logits.detach().double().requires_grad_(), teacher.double(), *rest)
-
-
-def errors(got, expected):
-    """Largest deviation of a class relative to the class, of loss and of gradient: [2]."""
-    found = []
-    for a, b in zip(got, expected, strict=True):
-        a, b = a.double().view(len(a), -1), b.double().view(len(b), -1)
-        found.append(((a - b).norm(dim=1) / b.norm(dim=1)).max())
-    return torch.stack(found)
 
 
 @pytest.fixture

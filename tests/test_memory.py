@@ -17,8 +17,8 @@ from base.task import Task
 from data_loader import memory
 from data_loader.leakage import audit
 from data_loader.memory import Candidate
-from scripts.make_toy_voc import CLASS_NAMES
-from tests.conftest import train, write_config
+from scripts.toy_data.shapes import CLASS_NAMES
+from tests.helpers import train, write_config
 from trainer.build import build_data
 from trainer.memory import find_candidates, pseudo_label
 from trainer.methods import METHODS

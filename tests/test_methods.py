@@ -11,8 +11,8 @@ from base.base_model import ModelOutput
 from base.task import Task
 from models.heads import start_head
 from models.model import DeepLabV3
-from tests.conftest import dkd_heads
-from tests.test_golden_trajectory import WAYS, make_config, make_trainer
+from tests.helpers import dkd_heads
+from tests.networks import WAYS, make_config, make_trainer
 from trainer.build import build_model
 from trainer.methods import METHODS
 from trainer.optim import build_optimizer

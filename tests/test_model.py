@@ -14,7 +14,7 @@ from models.folding import fold, fuse
 from models.heads import Heads, make_head, start_head
 from models.model import DeepLabV3
 from models.weights import load_imagenet, load_previous_step, load_strict
-from tests.conftest import DATA, dkd_heads
+from tests.helpers import DATA, dkd_heads
 from utils.misc import UserError
 
 

@@ -23,7 +23,7 @@ from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.transforms import EvalTransform, Resize, TrainTransform, eval_transform
 from models.loss import mbce
 from scripts.check_data import check_tree
-from tests.conftest import PROJECT, evaluation
+from tests.helpers import PROJECT, evaluation
 from trainer.build import build_data
 from trainer.memory import pseudo_label
 from trainer.run import run

@@ -21,7 +21,7 @@ from base import base_method
 from base.base_method import BaseMethod, setting
 from base.base_model import HeadPlan
 from models.upsampling import upsample
-from tests.conftest import train, write_config
+from tests.helpers import train, write_config
 from trainer import methods
 from trainer.run import prepare, work
 from trainer.trainer import Trainer

@@ -22,8 +22,8 @@ from data_loader.dataset import Sample
 from models.fast_loss import BinaryCrossEntropy
 from models.model import DeepLabV3
 from models.upsampling import exact_products
-from tests.conftest import train
-from tests.test_golden_trajectory import make_config, make_trainer
+from tests.helpers import train
+from tests.networks import make_config, make_trainer
 from trainer import trainer as loop
 from trainer.build import build_model
 from trainer.methods import METHODS

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.conftest import PROJECT
+from tests.helpers import PROJECT
 from trainer.methods import METHODS
 from utils.config_file import flatten, read_json
 from utils.config_schema import FLAGS, SCHEMA

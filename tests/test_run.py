@@ -10,7 +10,7 @@ from PIL import Image
 
 from base.base_trainer import parse_monitor
 from scripts.compare import Run, picture, table
-from tests.conftest import evaluation, train, write_config
+from tests.helpers import evaluation, train, write_config
 from utils import checkpoint as files
 from utils.misc import UserError
 

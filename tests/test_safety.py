@@ -15,7 +15,7 @@ from PIL import Image
 from data_loader.splits import presence_table
 from data_loader.voc import VOC
 from models.model import DeepLabV3
-from tests.conftest import dkd_heads, write_config
+from tests.helpers import dkd_heads, write_config
 from trainer.run import run
 from utils.config_schema import SCHEMA
 from utils.distributed import plan_launch

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from data_loader.task_tables import ADE_TASKS, VOC_TASKS
-from tests.conftest import PROJECT, write_config
+from tests.helpers import PROJECT, write_config
 
 SETTINGS = sorted((PROJECT / "scripts").glob("*/*/train_*.sh"))
 SCRIPT = PROJECT / "scripts/voc/overlapped/train_voc_15-5.sh"

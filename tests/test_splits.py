@@ -34,12 +34,11 @@ from data_loader.splits import (
 )
 from data_loader.task_tables import ADE_TASKS, VOC_TASKS
 from data_loader.voc import VOC, VOC_CLASSES
-from tests.conftest import ade_presence
+from tests.helpers import PROJECT, ade_presence
 from utils.distributed import Ranks
 from utils.logger import log
 from utils.misc import UserError
 
-PROJECT = Path(__file__).parent.parent
 KINDS = ("train", "val", "test")
 
 

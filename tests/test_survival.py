@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.chaos import Chaos, Job
-from tests.conftest import train, write_config
+from scripts.chaos import Chaos
+from scripts.disturbance.job import Job
+from tests.helpers import PROJECT, train, write_config
 from trainer import memory as replay_memory
 from trainer.evaluation import Evaluation
 from trainer.record import code_hash, differences, remarks
@@ -195,7 +196,6 @@ def test_a_non_finite_loss_is_not_saved_by_a_signal(attempt, monkeypatch):
 
 
 # ------------------------------------------------------------------------------ from start to exit
-PROJECT = Path(__file__).parents[1]
 # What `python train_voc.py …` does, with a signal at a chosen moment.
 ENTRY = """
 import os, runpy, signal, sys

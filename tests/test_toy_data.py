@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.make_toy_voc import CLASS_NAMES, make_toy_voc
+from scripts.toy_data.shapes import CLASS_NAMES
+from scripts.toy_data.tree import make_toy_voc
 from utils.misc import UserError, voc_palette
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "make_toy_voc.py"

@@ -22,14 +22,13 @@ import torch
 from base.base_model import HeadPlan
 from models.backbone import BACKBONES
 from models.model import DeepLabV3
-from scripts.make_toy_voc import CLASS_NAMES
-from tests.conftest import dkd_heads
+from scripts.toy_data.shapes import CLASS_NAMES
+from tests.helpers import PROJECT, dkd_heads
 from trainer.run import prepare, run
 from trainer.steps import unfinished
 from utils.misc import EXIT_USER_ERROR, one_sentence_errors
 from utils.parse_config import ConfigParser
 
-PROJECT = Path(__file__).parents[1]
 DATA, TASK = "data_loader.args", "data_loader.args.task"
 
 

@@ -8,7 +8,7 @@ import torch
 
 from base.base_method import BaseMethod
 from base.base_model import BaseModel, HeadPlan, ModelOutput
-from models.upsampling import size_of, strongest
+from models.upsampling import highest_score, size_of
 from trainer.optim import incremental_groups
 from utils.misc import BACKGROUND
 
@@ -42,5 +42,5 @@ class SigmoidMethod(BaseMethod):
         self, output: ModelOutput, size: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Class of the highest score, and the score."""
-        score, index = strongest(output.logits[:, 1:], size)
+        score, index = highest_score(output.logits[:, 1:], size)
         return 1 + index, score

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import re
 import resource
 import statistics
 import sys
@@ -73,7 +72,8 @@ def resident(field: str) -> float:
     """
     status = Path("/proc/self/status")
     if status.is_file():
-        return int(re.search(rf"^{field}:\s*(\d+) kB", status.read_text(), re.M)[1]) / 2**10
+        values = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(values[field].removesuffix("kB")) / 2**10
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
@@ -117,10 +117,10 @@ class Row:
         return self._better_than(self.limit)
 
     def _better_than(self, other: float | None) -> float | None:
-        good, bad = self.ours, other
-        if self.unit not in MORE_IS_BETTER:
-            good, bad = bad, good
-        return good / bad if good is not None and bad else None
+        if other is None:
+            return None
+        good, bad = (self.ours, other) if self.unit in MORE_IS_BETTER else (other, self.ours)
+        return good / bad if bad else None
 
     def as_dict(self) -> dict[str, Any]:
         """All figures, for JSON."""
@@ -137,9 +137,9 @@ def table(rows: Sequence[Row]) -> str:
 
     lines = [("", "what", "unit", "plain", "ours", "ratio", "limit", "of limit")]
     for row in rows:
-        figures = (number(row.plain), number(row.ours), number(row.ratio, ".2f"))
-        figures += (number(row.limit), number(row.share, ".0%"))
-        lines.append((row.section, row.what, row.unit, *figures))
+        ways = number(row.plain), number(row.ours), number(row.ratio, ".2f")
+        bound = number(row.limit), number(row.share, ".0%")
+        lines.append((row.section, row.what, row.unit, *ways, *bound))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     pattern = "  ".join(f"{{:{'<' if k < 3 else '>'}{width}}}" for k, width in enumerate(widths))
     return "\n".join(pattern.format(*line) for line in lines)

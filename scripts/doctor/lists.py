@@ -1,0 +1,75 @@
+"""The data doctor reads both lists and judges them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from base.base_dataset import BaseDataset, Entry
+from scripts.doctor.findings import WORDS, Finding, Found, collect
+from utils.misc import UserError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+
+
+def read_lists(
+    known: type[BaseDataset], root: Path, own: Sequence[str] | None, follow_links: bool
+) -> tuple[dict[str, BaseDataset], list[Finding]]:
+    """Read and judge both lists.
+
+    Returns:
+        The readers, with all entries that mean something; what was found.
+
+    Raises:
+        UserError: `own`, the names of a config, cannot be those of label ids.
+    """
+    readers, findings = {}, []
+    for split in WORDS:
+        faults: list[UserError] = []
+        readers[split] = known(split, str(root), own, follow_links, faults)
+        # Both splits have the same names.
+        found = [(f.kind, str(f)) for f in faults if f.kind != "names" or split == "val"]
+        findings += collect(known, [*found, *garbled(readers[split].entries)], split)
+    entries = {split: reader.entries for split, reader in readers.items()}
+    outside = {path for reader in readers.values() for path, _, _ in strays(reader)}
+    findings += collect(known, [*overlap(**entries), *extra_files(entries, outside)])
+    return readers, findings
+
+
+def garbled(entries: Sequence[Entry]) -> Found:
+    """Names that are no text."""
+    for entry in entries:
+        if any("\ud800" <= character <= "\udfff" for character in entry.line):
+            yield "garbled", f"{entry.where}: {entry.line}"
+
+
+def overlap(train: Sequence[Entry], val: Sequence[Entry]) -> Found:
+    """Ids that stand in both lists."""
+    places = {entry.id: entry.where for entry in val}
+    for entry in train:
+        if entry.id in places:
+            yield "overlap", f"{entry.where}: {entry.id}, also at {places[entry.id]}"
+
+
+def strays(reader: BaseDataset) -> Iterator[tuple[Path, Entry, str]]:
+    """Files that lie outside the root, by their path or by a symbolic link, and where."""
+    root = os.path.join(os.path.realpath(reader.root), "")
+    for entry in reader.entries:
+        for path in (entry.image, entry.mask):
+            with contextlib.suppress(OSError, ValueError):  # impossible names: reading will tell
+                if not (real := os.path.realpath(path)).startswith(root):
+                    yield path, entry, real
+
+
+def extra_files(entries: Mapping[str, Sequence[Entry]], outside: set[Path]) -> Found:
+    """Pictures that are not listed, in the folders of the listed files."""
+    files = {path for listed in entries.values() for e in listed for path in (e.image, e.mask)}
+    listed = {os.path.normpath(path) for path in files}
+    for folder in sorted({os.path.dirname(os.path.normpath(path)) for path in files - outside}):
+        with contextlib.suppress(OSError, ValueError):  # told where its files are missing
+            for name in sorted(os.listdir(folder)):
+                path = os.path.join(folder, name)
+                if path not in listed and os.path.splitext(name)[1].lower() in SUFFIXES:
+                    yield "extra", path
