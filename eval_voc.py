@@ -5,10 +5,11 @@
 The config is read from beside the weights; see README.md.
 """
 
-from utils import interrupt
+from utils import interrupt, threads
 
 if __name__ == "__main__":
     interrupt.end_at_once()  # on a signal, also while the rest is being imported
+    threads.spin_briefly()
     from trainer.steps import unfinished
     from utils.misc import one_sentence_errors
     from utils.parse_config import ConfigParser

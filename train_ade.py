@@ -7,10 +7,11 @@ Without a hyper-parameter a method trains by its recipe (configs/recipes), as it
 flag overrides the config key that it names; see README.md.
 """
 
-from utils import interrupt
+from utils import interrupt, threads
 
 if __name__ == "__main__":
     interrupt.end_at_once()  # on a signal, also while the rest is being imported
+    threads.spin_briefly()
     from trainer.steps import settings_help, unfinished
     from utils.misc import one_sentence_errors
     from utils.parse_config import ConfigParser

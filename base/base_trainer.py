@@ -146,7 +146,9 @@ class BaseTrainer(ABC):
         if self.monitor is not None and self.stalled:
             log.info(
                 "no better %s in %d validations: the step ended after epoch %d",
-                *(self.monitor[1], self.since_best, self.epoch),
+                self.monitor[1],
+                self.since_best,
+                self.epoch,
             )
 
     def resume(self, path: Path) -> None:

@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import utils  # noqa: F401, says how threads wait, before torch is imported
+from utils import threads
 
+threads.spin_briefly()  # as in a run
 os.environ.setdefault("TQDM_DISABLE", "1")  # a progress bar would be measured as well
 
 # isort: split

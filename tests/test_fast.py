@@ -311,7 +311,12 @@ def test_runs_use_the_switches(toy_config):
 )
 def test_how_threads_wait(given, policy, spins):
     """Decided before torch is imported, unless the user has."""
-    code = "import os, utils; print(*map(os.environ.get, ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')))"
+    code = (
+        "import os; before = {**os.environ}\n"
+        "from utils import threads; assert before == {**os.environ}, 'an import changes nothing'\n"
+        "threads.spin_briefly()\n"
+        "print(*map(os.environ.get, ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')))"
+    )
     environment = {"PATH": os.environ["PATH"], **given}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)

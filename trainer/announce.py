@@ -23,15 +23,21 @@ def announce(
     task = method.task
     log.info(
         "%s %s %s, step %d of 0..%d, method %s: %d old and %d new classes (%s)",
-        *(task.dataset, task.setting, task.name, task.step, len(task.steps) - 1),
-        *(config["method"], len(task.old), len(task.new)),
+        task.dataset,
+        task.setting,
+        task.name,
+        task.step,
+        len(task.steps) - 1,
+        config["method"],
+        len(task.old),
+        len(task.new),
         listing((task.class_names[label] for label in task.new), most=20),
     )
     device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
     log.info("%d process(es) on %s", ranks.world, device)
     if config.test:
         return
-    _tell_batches(ranks, data, frozen=config["arch"]["args"]["freeze_all_bn"])
+    _announce_batches(ranks, data, frozen=config["arch"]["args"]["freeze_all_bn"])
     if task.published and config.recipe is not None:
         _compare_with_recipe(config.recipe, config, data)
     memory = config["data_loader"]["args"]["memory"]
@@ -49,7 +55,7 @@ def announce(
         )
 
 
-def _tell_batches(ranks: Ranks, data: IncrementalDataLoader, *, frozen: bool) -> None:
+def _announce_batches(ranks: Ranks, data: IncrementalDataLoader, *, frozen: bool) -> None:
     """How large the global batch is and what BatchNorm sees of it."""
     log.info("global batch: %d, %s", data.global_batch, data.batch_words())
     if not frozen:
@@ -83,5 +89,6 @@ def _compare_with_recipe(recipe: Recipe, config: ConfigParser, data: Incremental
     if told:
         log.warning(
             "figures will differ from the published ones, whose recipe is %s: %s",
-            *(recipe.file, "; ".join(told)),
+            recipe.file,
+            "; ".join(told),
         )

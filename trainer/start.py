@@ -46,14 +46,14 @@ def decide(config: ConfigParser, plan: Launch) -> Start | None:
         batch = max(1, config.global_batch // each)
         config = config.with_values({"data_loader.args.train.batch_size": batch})
     if config.auto and not config.test:
-        left = _where_it_stands(config, plan)
+        left = _resolve_auto(config, plan)
         if left is None:
             return None
         config = left
     return Start(config, check(config, plan))
 
 
-def _where_it_stands(config: ConfigParser, plan: Launch) -> ConfigParser | None:
+def _resolve_auto(config: ConfigParser, plan: Launch) -> ConfigParser | None:
     """What `-r auto` means for this step: continue, test, start anew, or (None) nothing is left."""
     path, checkpoint, skipped = files.newest_good(config.step_dir())
     if path is None:

@@ -127,7 +127,10 @@ class LossLog:
                 logging.INFO if finite else logging.WARNING,
                 "%s, so the update is skipped and the loss scale halved (%d in a row; %d end the "
                 "run)%s",
-                *(place, self.in_a_row, MOST_SKIPPED, told),
+                place,
+                self.in_a_row,
+                MOST_SKIPPED,
+                told,
             )
         self.skipped += len(values) - int(made.sum())
         if made.any():
@@ -276,10 +279,13 @@ class Trainer(BaseTrainer):
         means = losses.means(self.ranks) if losses.count else {}
         log.info(
             "epoch %d/%d: %slr %.3e, %s%.1f images/s, %.0f s",
-            *(epoch, self.epochs),
+            epoch,
+            self.epochs,
             "".join(f"{name} {value:.4f}, " for name, value in means.items()),
-            *(lr, f"{losses.skipped} updates skipped, " if losses.skipped else ""),
-            *(images / seconds, seconds),
+            lr,
+            f"{losses.skipped} updates skipped, " if losses.skipped else "",
+            images / seconds,
+            seconds,
         )
 
     def _stop_between_iterations(self, losses: LossLog) -> None:
@@ -415,5 +421,6 @@ class Trainer(BaseTrainer):
             log.warning(
                 "the checkpoint was written by %d processes, this run has %d: dropout goes on with "
                 "new random numbers",
-                *(len(states), self.ranks.world),
+                len(states),
+                self.ranks.world,
             )

@@ -1,15 +1,4 @@
-"""Tools of every layer; importing this package precedes importing torch."""
-
-import os
+"""Tools of every layer."""
 
 # Raised whenever a change of the code changes what a run computes; checkpoints record it.
 VERSION = "0.3"
-
-# OpenMP threads that wait by spinning starve the loader processes and the run's neighbours: on two
-# shared cores that made a training fifteen times slower. Those that sleep at once take half as long
-# again for every step when nobody disturbs. So they spin for some 20 µs, then sleep: nearly as
-# fast as spinning when alone, and a fifth slower than sleeping when two trainings share the cores.
-# Values of the user's own stay.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -154,7 +154,8 @@ def plan_launch(config: Any, environment: dict[str, str] | None = None) -> Launc
         if len(devices) > 1 and config.device is not None:
             log.warning(
                 "-d %s: only %s is used; all of them need --multiprocessing_distributed",
-                *(config.device, devices[0]),
+                config.device,
+                devices[0],
             )
         devices = devices[:1]
     elif not cuda:
@@ -284,7 +285,9 @@ def _name_interface(plan: Launch) -> None:
     log.warning(
         "this node's name, %s, means %s, where other nodes cannot reach it: set GLOO_SOCKET_IFNAME "
         "to the network interface between the nodes; there are %s",
-        *(socket.gethostname(), own, listing(addresses) or "none with an IPv4 address"),
+        socket.gethostname(),
+        own,
+        listing(addresses) or "none with an IPv4 address",
     )
 
 
