@@ -64,7 +64,7 @@ class Chaos:
         kind = KINDS[name]
         expected = self.undisturbed(kind.processes)
         job = self.job(kind.processes)
-        kind.strike(job, chance)
+        kind.inject(job, chance)
         job.finish()
         job.compare(expected)
         parts = [path.name for step in job.steps for path in job.step_dir(step).glob(f".*{PART}")]

@@ -61,13 +61,13 @@ def check_tree(known: type[BaseDataset], config: ConfigParser, steps: bool) -> l
 
     counts = (f"{len(reader)} {WORDS[split]} images" for split, reader in readers.items())
     print(f"{printable(str(root))}: {listing(counts)}, {len(task.classes)} classes")
-    looks, presence = read_pictures(readers), {}
+    inspections, presence = read_pictures(readers), {}
     for split, reader in readers.items():
-        presence[split] = presence_of(reader, looks[split])
-        found = [fault for seen in looks[split] for fault in seen.found]
+        presence[split] = presence_of(reader, inspections[split])
+        found = [fault for seen in inspections[split] for fault in seen.found]
         found += [*followed(reader), *absent_classes(split, presence[split], task)]
         findings += collect(known, found, split)
-    findings += collect(known, copies(readers, looks))
+    findings += collect(known, copies(readers, inspections))
 
     why = "the classes are the config's own" if own is not None else incomplete(known, readers)
     if not why and failed(findings):

@@ -39,7 +39,7 @@ def small(monkeypatch):
     for section in (loss, growth):
         monkeypatch.setattr(section, "extra_memory", lambda *args: {"plain": 2.0, "ours": 1.0})
     monkeypatch.setattr(growth, "launch", lambda worker, job, plan: worker(job, SINGLE))
-    monkeypatch.setattr(growth, "beyond", lambda call, device: 1.0)
+    monkeypatch.setattr(growth, "peak_increase", lambda call, device: 1.0)
 
 
 def test_every_section_fills_its_rows(small, tmp_path, capsys):

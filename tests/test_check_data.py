@@ -108,9 +108,12 @@ def test_reading_in_processes_gives_the_same(toy_root, monkeypatch):
     alone = read_pictures(readers)
     monkeypatch.setattr(pictures, "CHUNK", 9)
     assert read_pictures(readers) == alone
-    assert {split: len(looks) for split, looks in alone.items()} == {"train": 48, "val": 24}
-    for split, looks in alone.items():
-        for entry, seen in zip(readers[split].entries, looks, strict=True):
+    assert {split: len(inspections) for split, inspections in alone.items()} == {
+        "train": 48,
+        "val": 24,
+    }
+    for split, inspections in alone.items():
+        for entry, seen in zip(readers[split].entries, inspections, strict=True):
             assert set(seen.ids) == set(np.unique(np.asarray(Image.open(entry.mask)))) - {255}
             assert seen.digest == hashlib.sha256(entry.image.read_bytes()).hexdigest()
 

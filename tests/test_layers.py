@@ -57,8 +57,14 @@ def test_the_loop_knows_no_method():
     assert not re.search(r"\b(dkd|finetune)\b", text, re.I)
 
 
-@pytest.mark.parametrize("path", sorted((PROJECT / "tests").glob("*.py")), ids=name_of)
-def test_no_test_imports_another(path):
-    """What tests share stands in a module of its own; pytest itself finds fixtures."""
-    others = re.findall(r"^\s*(?:from|import) .*\b(?:test_\w+|conftest)\b", path.read_text(), re.M)
-    assert not others, f"{name_of(path)}: {others}"
+@pytest.mark.parametrize("folder", ["scripts", "tests"])
+def test_no_script_and_no_test_imports_another(folder):
+    """What they share stands in modules of its own; pytest itself finds fixtures."""
+    alone = "conftest|test_" if folder == "tests" else ""
+    names = "|".join(
+        path.stem for path in (PROJECT / folder).glob("*.py") if re.match(alone, path.stem)
+    )
+    pattern = rf"^\s*(?:from {folder}\.|import {folder}\.|from {folder} import .*)\b(?:{names})\b"
+    for path in sorted((PROJECT / folder).rglob("*.py")):
+        breaches = re.findall(pattern, path.read_text(encoding="utf-8"), re.M)
+        assert not breaches, f"{name_of(path)}: {breaches}"

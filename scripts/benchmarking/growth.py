@@ -12,7 +12,7 @@ import torch
 
 from data_loader.transforms import normalize
 from scripts.benchmarking.measure import Row, must_agree, say
-from scripts.benchmarking.memory import beyond, extra_memory, giving_back
+from scripts.benchmarking.memory import extra_memory, freed_at_once, peak_increase
 from scripts.benchmarking.networks import Net
 from scripts.benchmarking.plan import BOTH, Plan, timed
 from scripts.benchmarking.step import make_step, step_seconds
@@ -55,7 +55,7 @@ def measure_processes(plan: Plan) -> list[Row]:
     for count in range(1, 1 + (min(2, torch.cuda.device_count()) if cuda else 2)):
         what = f"{count} process(es), {2 * plan.batch} images in all"
         say(f"growth: {what}")
-        with giving_back():
+        with freed_at_once():
             loss, mebibytes = in_group(plan, count, memory=True)
         losses += [loss]
         loss, seconds = in_group(plan, count, memory=False)
@@ -103,7 +103,7 @@ def train_in_group(job: Job, ranks: Ranks) -> None:
     whole = batch(side)
     loss = ranks.sum(trainer.train_step([whole])["loss"]).item() / ranks.world
     if job.memory:
-        value = beyond(lambda: trainer.train_step([whole]), ranks.device)
+        value = peak_increase(lambda: trainer.train_step([whole]), ranks.device)
     else:
         # As many steps in every process: they wait for each other.
         counted = replace(plan, rounds=10, budget=0, device=ranks.device)

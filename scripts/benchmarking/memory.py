@@ -32,12 +32,12 @@ def extra_memory(
     jobs = [(make, way, *args, plan.device) for way in ways]
     if plan.device.type == "cuda":
         return {way: peak(*job) for way, job in zip(ways, jobs, strict=True)}
-    with giving_back(), get_context("spawn").Pool(len(jobs), maxtasksperchild=1) as pool:
+    with freed_at_once(), get_context("spawn").Pool(len(jobs), maxtasksperchild=1) as pool:
         return dict(zip(ways, pool.starmap(peak, jobs, chunksize=1), strict=True))
 
 
 @contextmanager
-def giving_back() -> Iterator[None]:
+def freed_at_once() -> Iterator[None]:
     """Let processes started now give memory back as soon as it is freed, which makes them slow."""
     os.environ.update(GIVE_BACK)
     try:
@@ -50,10 +50,10 @@ def giving_back() -> Iterator[None]:
 def peak(make: Callable[..., Callable[[], object]], way: str, side: int, *args: Any) -> float:
     """MiB of one way; on a CPU right only once per process."""
     make(way, 64, *args)()  # libraries, threads and handles are no part of the peak
-    return beyond(make(way, side, *args), args[-1])
+    return peak_increase(make(way, side, *args), args[-1])
 
 
-def beyond(call: Callable[[], object], device: torch.device) -> float:
+def peak_increase(call: Callable[[], object], device: torch.device) -> float:
     """MiB that a call needs at its peak beyond what lies there now."""
     call()  # leaves gradients and momentum; on CUDA it also chooses algorithms, some with much room
     gc.collect()

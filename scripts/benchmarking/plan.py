@@ -12,6 +12,7 @@ import torch
 from scripts.benchmarking.measure import in_turn
 
 BOTH = ("plain", "ours")
+
 Shape = tuple[int, ...]  # classes of each step; the last is trained, those before it are taught
 VOC_STEP = {"VOC 15-5, step 1": (15, 5)}
 VOC_LAST = {"VOC 15-1, step 5": (15, *[1] * 5)}

@@ -1,4 +1,4 @@
-"""The faults that strike a job.
+"""The faults that are injected into a job.
 
 Each function starts the job, breaks it once at a random moment, and checks how it ended. The
 caller then finishes the job and compares.
@@ -178,7 +178,7 @@ class Kind:
     """A kind of fault: what it is, and in how many processes the job runs."""
 
     words: str
-    strike: Callable[[Job, random.Random], None]
+    inject: Callable[[Job, random.Random], None]
     processes: int = 1
 
 

@@ -16,6 +16,7 @@ ADVICE = textwrap.TextWrapper(
 )
 SEVERITIES = ("error", "warning", "note")
 _SHARED = "delete it from one of the lists: results on images that were trained on mean nothing"
+
 # Kind of fault → severity, what is wrong, what to do. The words in braces are the split and the
 # topics of `BaseDataset.advice`.
 # fmt: off

@@ -27,7 +27,7 @@ CHUNK = 128  # files per job of the reading processes
 PARALLEL = 8  # jobs; with fewer, starting processes would take longer than the reading
 
 
-class Look(NamedTuple):
+class Inspection(NamedTuple):
     """What reading an image and its mask told.
 
     Attributes:
@@ -53,7 +53,7 @@ def noted(found: list[tuple[str, str]], what: str, place: str) -> Iterator[None]
         found.append((f"{what} damaged", f"{place}: {str(error) or type(error).__name__}"))
 
 
-def look(reader: BaseDataset, entry: Entry) -> Look:
+def inspect(reader: BaseDataset, entry: Entry) -> Inspection:
     """Read an image and its mask as training does, whatever they hold."""
     found: list[tuple[str, str]] = []
     ids: list[int] = []
@@ -79,7 +79,7 @@ def look(reader: BaseDataset, entry: Entry) -> Look:
         if image is not None and mask is not None:
             with noted(found, "mask", place):
                 reader.check_sizes(entry, image.size, mask.shape)
-    return Look(found, ids, digest)
+    return Inspection(found, ids, digest)
 
 
 def enormous(place: str, size: tuple[int, ...]) -> Found:
@@ -97,13 +97,13 @@ def colours(place: str, mode: str) -> Found:
         yield "deep" if mode[0] in "IF" else "mode", f"{place} has the mode {mode}"
 
 
-def look_at_all(reader: BaseDataset, entries: Sequence[Entry]) -> list[Look]:
-    """`look`, as a job of a reading process."""
+def inspect_all(reader: BaseDataset, entries: Sequence[Entry]) -> list[Inspection]:
+    """`inspect`, as a job of a reading process."""
     keep_freed_memory()
-    return [look(reader, entry) for entry in entries]
+    return [inspect(reader, entry) for entry in entries]
 
 
-def read_pictures(readers: Mapping[str, BaseDataset]) -> dict[str, list[Look]]:
+def read_pictures(readers: Mapping[str, BaseDataset]) -> dict[str, list[Inspection]]:
     """Read each image and mask of both lists, on all cores when there are many.
 
     Raises:
@@ -116,17 +116,17 @@ def read_pictures(readers: Mapping[str, BaseDataset]) -> dict[str, list[Look]]:
         starts = range(0, len(reader), CHUNK)
         jobs += [(split, bare, reader.entries[start : start + CHUNK]) for start in starts]
     total, done, workers = sum(map(len, readers.values())), 0, min(cores(), len(jobs))
-    looks: dict[str, list[Look]] = {split: [] for split in readers}
+    inspections: dict[str, list[Inspection]] = {split: [] for split in readers}
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(progress(total=total, desc="read images, masks", unit="image"))
-        run: Callable[..., Iterable[list[Look]]] = map
+        run: Callable[..., Iterable[list[Inspection]]] = map
         if workers > 1 and len(jobs) >= PARALLEL:
             # spawn, because threads do not survive a fork
             run = stack.enter_context(ProcessPoolExecutor(workers, get_context("spawn"))).map
         splits, bares, entries = zip(*jobs, strict=True) if jobs else ((), (), ())
         try:
-            for split, result in zip(splits, run(look_at_all, bares, entries), strict=True):
-                looks[split] += result
+            for split, result in zip(splits, run(inspect_all, bares, entries), strict=True):
+                inspections[split] += result
                 done += len(result)
                 bar.update(len(result))
         except BrokenExecutor:
@@ -134,7 +134,7 @@ def read_pictures(readers: Mapping[str, BaseDataset]) -> dict[str, list[Look]]:
                 f"a process that reads images died after {done} of {total} images; most likely an "
                 "enormous image needs more memory than there is."
             ) from None
-    return looks
+    return inspections
 
 
 def followed(reader: BaseDataset) -> Found:
@@ -145,9 +145,11 @@ def followed(reader: BaseDataset) -> Found:
                 yield "followed", f"{entry.where}: {path} is {real}"
 
 
-def copies(readers: Mapping[str, BaseDataset], looks: Mapping[str, Sequence[Look]]) -> Found:
+def copies(
+    readers: Mapping[str, BaseDataset], inspections: Mapping[str, Sequence[Inspection]]
+) -> Found:
     """Training images that equal a validation image of another id, byte by byte."""
-    train, val = (zip(readers[k].entries, looks[k], strict=True) for k in ("train", "val"))
+    train, val = (zip(readers[k].entries, inspections[k], strict=True) for k in ("train", "val"))
     known = {seen.digest: entry for entry, seen in val if seen.digest}
     for entry, seen in train:
         twin = known.get(seen.digest)
@@ -156,11 +158,11 @@ def copies(readers: Mapping[str, BaseDataset], looks: Mapping[str, Sequence[Look
             yield "copy", f"{place} equals {twin.where}: {twin.image}"
 
 
-def presence_of(reader: BaseDataset, looks: Sequence[Look]) -> np.ndarray:
+def presence_of(reader: BaseDataset, inspections: Sequence[Inspection]) -> np.ndarray:
     """[images, label ids] bool: which occur in each mask; none where it cannot be used."""
     columns = {label: column for column, label in enumerate(reader.ids)}
-    presence = np.zeros((len(looks), len(columns)), dtype=bool)
-    for row, seen in enumerate(looks):
+    presence = np.zeros((len(inspections), len(columns)), dtype=bool)
+    for row, seen in enumerate(inspections):
         presence[row, [columns[label] for label in seen.ids]] = True
     return presence
 

@@ -12,6 +12,7 @@ from utils.misc import seed_from
 VERSION = 1  # raise it whenever the same parameters would give other pixels
 VOID = 255
 SUPERSAMPLE = 4
+
 # fmt: off
 COLOURS = {
     "red": (214, 40, 40),     "orange": (245, 130, 20), "brown": (115, 66, 28),
@@ -21,6 +22,7 @@ COLOURS = {
     "black": (22, 22, 24),    "white": (248, 248, 244),
 }
 # fmt: on
+
 Array = np.ndarray
 Rng = np.random.Generator
 

@@ -13,6 +13,7 @@ from utils.logger import progress
 from utils.misc import UserError, voc_palette, write_json
 
 SIDES = range(32, 2049)  # any smaller, and the void borders eat the small shapes
+
 # split: its list, the folder of its masks, a line of its list (as readers of VOC expect them)
 AUG_LINE = "/JPEGImages/{0}.jpg /SegmentationClassAug/{0}.png"
 SPLITS = {
