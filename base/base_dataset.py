@@ -64,7 +64,7 @@ class BaseDataset(ABC):
         tables: its published schedules: label ids of each step.
         complete: images of each split when none is missing.
         advice: what to do where something is missing or faulty, by topic or by topic and split;
-            the topics are those of `scripts/check_data.py`.
+            the topics are those of `scripts/doctor/findings.py`.
         background: whether label id 0 is background; else every pixel is of a class or void.
         evaluation: how images are evaluated unless `transform` is false: "crop", the shorter side
             resized to the crop size and the centre cropped, "whole", as they are, or resized to
