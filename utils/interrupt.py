@@ -12,6 +12,7 @@ iteration.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -149,6 +150,7 @@ def shield() -> Iterator[None]:
 
     They inherit the mask, so that none meets them before they are ready.
     """
+    _libc()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -161,6 +163,18 @@ def unshield() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
+@functools.cache
+def _libc() -> Any:
+    """The C library, opened before any fork.
+
+    A process that is forked while another thread holds the loader's lock would wait for it for
+    ever.
+    """
+    import ctypes
+
+    return ctypes.CDLL(None)
+
+
 def leave_to_parent(worker: int = 0) -> None:
     """Let a loading process outlive signals to its whole group: its parent will end it.
 
@@ -168,11 +182,9 @@ def leave_to_parent(worker: int = 0) -> None:
     the iteration. So only a SIGTERM that the parent itself sends ends this process, or the parent's
     own end, which a launcher could not notice while loading processes hold its pipes.
     """
-    import ctypes
-
     parent = os.getppid()
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        _libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # only there does a signal tell who sent it
