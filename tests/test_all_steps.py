@@ -114,6 +114,7 @@ def test_each_checkpoint_is_read_once(alone, elsewhere, tmp_path, monkeypatch):
     assert sorted(read) == ["checkpoint-epoch2.pth", "last.pth"]
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_whole_task(alone, tmp_path):
     """One launch, with the recipe's frozen BatchNorm from step 1 on."""
     config, runs = alone

@@ -129,6 +129,7 @@ def assert_as_one(folder, one):
     return b
 
 
+@pytest.mark.slow
 def test_two_nodes_of_two_processes_train_as_one(frozen_step, tmp_path):
     """Two rendezvoused launchers, the README's torchrun line."""
     config, flags, one, _ = frozen_step
@@ -187,6 +188,7 @@ def slurm(tmp_path, python=sys.executable):
     }
 
 
+@pytest.mark.slow
 def test_slurm_job_is_interrupted_queued_again_and_finished(frozen_step, tmp_path):
     """SIGUSR1, code 75, requeue, -r auto, the same result."""
     config, flags, one, _ = frozen_step
@@ -424,6 +426,7 @@ def library_that_swallows(config, ranks):
         raise ImportError("initialization failed") from None
 
 
+@pytest.mark.slow
 def test_a_signal_while_ranks_start_and_exit():
     plan = one_rank(by_torchrun=False, url=f"tcp://127.0.0.1:{free_port()}")
     with pytest.raises(Interrupted, match=r"^stopped by SIGUSR1\.$"):

@@ -58,6 +58,7 @@ def test_a_task_from_one_command(finished):
     assert again.stdout.count("is finished, see ") == 2
 
 
+@pytest.mark.slow
 def test_memory_replay_shares_the_base_step(finished):
     """MEMORY_SIZE makes it DKD-M, in folders of its own; BASE takes the other run's step 0."""
     folder, config = finished

@@ -258,6 +258,7 @@ def test_a_signal_while_a_run_with_nothing_to_do_exits(undisturbed):
 
 
 @pytest.mark.parametrize("processes", [(), ("--multiprocessing_distributed",)])
+@pytest.mark.slow
 def test_a_signal_while_a_finished_evaluation_exits(undisturbed, tmp_path, processes):
     config, (zero, _) = undisturbed
     weights = zero.step_dir() / files.epoch_file(3)
