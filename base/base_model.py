@@ -15,7 +15,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
-OUTPUTS = frozenset({"pos_neg", "stages", "features", "unknown"})  # on request, beside the logits
+OUTPUTS = frozenset(
+    {"pos_neg", "stages", "body", "features", "unknown"}
+)  # on request, beside the logits
 HEAD_KINDS = ("conv1x1", "block")
 DROPOUT = (nn.Dropout, StochasticDepth)  # what draws random numbers in train mode
 
@@ -53,6 +55,7 @@ class ModelOutput(NamedTuple):
         neg: [N, C', h, w] the same with the negative weights.
         stages: the maps of the four backbone stages, each [N, channels, h', w'], before the ReLU
             that ends the stage, where it ends in one.
+        body: [N, channels, h, w], what the decoder reads: the backbone's features.
         features: [N, channels, h, w], what the heads read.
         unknown: [N, 1, h, w] logit of the unknown head.
     """
@@ -61,6 +64,7 @@ class ModelOutput(NamedTuple):
     pos: torch.Tensor | None = None
     neg: torch.Tensor | None = None
     stages: tuple[torch.Tensor, ...] | None = None
+    body: torch.Tensor | None = None
     features: torch.Tensor | None = None
     unknown: torch.Tensor | None = None
 

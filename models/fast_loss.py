@@ -61,9 +61,13 @@ def by_definition() -> Iterator[None]:
 # ------------------------------------------------------------------------------------ the losses
 @fast_way_of(definitions.mbce)
 def mbce(
-    logits: torch.Tensor, labels: torch.Tensor, first_channel: int, pos_weight: float = 1.0
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    first_channel: int,
+    pos_weight: float = 1.0,
+    void_counts: bool = True,
 ) -> torch.Tensor:
-    targets = OneHot(labels, first_channel, logits.shape[1])
+    targets = OneHot(labels, first_channel, logits.shape[1], void_counts)
     return binary_cross_entropy(logits, size_of(labels), targets, pos_weight)
 
 
@@ -102,7 +106,13 @@ def binary_cross_entropy(
 
 
 class Targets:
-    """What each class should say at each pixel: here 0, whatever the class."""
+    """What each class should say at each pixel: here 0, whatever the class.
+
+    Attributes:
+        counted: [H, N, 1, W], False where the loss is zero whatever the logits; None: nowhere.
+    """
+
+    counted: torch.Tensor | None = None
 
     def write(self, chunk: Chunk, out: torch.Tensor) -> None:
         """Write the targets of a chunk to `out`, [H, n, c, W]."""
@@ -116,17 +126,21 @@ class Targets:
 class OneHot(Targets):
     """1 where the label names the class."""
 
-    def __init__(self, labels: torch.Tensor, first_channel: int, classes: int):
+    def __init__(
+        self, labels: torch.Tensor, first_channel: int, classes: int, void_counts: bool = True
+    ):
         """
         Args:
             labels: [N, H, W] uint8 channels.
             first_channel: label of the first class.
             classes: how many there are.
+            void_counts: whether void is a target of zero; else the loss there is zero.
         """
         self.labels, self.first_channel = labels, first_channel
         self.rows = labels.transpose(0, 1)[:, :, None]  # [H, N, 1, W]
-        end = first_channel + classes
-        assert end <= torch.iinfo(labels.dtype).max, "the largest label is void"
+        end, void = first_channel + classes, torch.iinfo(labels.dtype).max
+        assert end <= void, "the largest label is void"
+        self.counted = None if void_counts else self.rows != void
         channels = torch.arange(first_channel, end, device=labels.device)
         self.channels = channels.to(labels.dtype)[:, None]
 
@@ -173,7 +187,7 @@ class BinaryCrossEntropy(torch.autograd.Function):
     def forward(ctx, logits, size, targets, pos_weight):
         """[N, C, h, w] → [C]."""
         wanted = ctx.needs_input_grad[0]
-        if fused_loss.serves(logits):
+        if targets.counted is None and fused_loss.serves(logits):
             given = targets.for_kernel()
             total, gradient = fused_loss.losses(logits, size, pos_weight, wanted, **given)
         else:
@@ -216,10 +230,16 @@ def in_chunks(
         if pos_weight != 1:
             loss.addcmul_(loss, y, value=pos_weight - 1)
         loss.addcmul_(x, y, value=-pos_weight)  # nearly cancels: per pixel, not in sums
+        counted = None if targets.counted is None else targets.counted[:, part[0]]
+        if counted is not None:
+            loss.mul_(counted)
         total[part[1]] += loss.sum(3).sum((0, 1))
         if gradient is not None:
             slope = x.sigmoid_()
             if pos_weight != 1:
                 slope.addcmul_(slope, y, value=pos_weight - 1)
-            gradient[part] = bilinear.adjoint(slope.sub_(y, alpha=pos_weight))
+            slope.sub_(y, alpha=pos_weight)
+            if counted is not None:
+                slope.mul_(counted)
+            gradient[part] = bilinear.adjoint(slope)
     return total, gradient

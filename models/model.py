@@ -99,6 +99,7 @@ class DeepLabV3(BaseModel):
             pos,
             neg,
             stages=stages if "stages" in wants else None,
+            body=maps if "body" in wants else None,
             features=features if "features" in wants else None,
             unknown=unknown,
         )

@@ -53,5 +53,5 @@ def errors(got, expected):
     found = []
     for a, b in zip(got, expected, strict=True):
         a, b = a.double().view(len(a), -1), b.double().view(len(b), -1)
-        found.append(((a - b).norm(dim=1) / b.norm(dim=1)).max())
+        found.append(((a - b).norm(dim=1) / b.norm(dim=1).clamp(min=1e-300)).max())
     return torch.stack(found)

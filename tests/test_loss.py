@@ -43,7 +43,13 @@ def planes(monkeypatch):
 
 
 # ------------------------------------------------------------------ every fast way and definition
-NO_FAST_WAY = {"binary_cross_entropy": "what the terms are made of: it is given full resolution"}
+NO_FAST_WAY = {
+    "binary_cross_entropy": "what the terms are made of: it is given full resolution",
+    "strips": "what Local POD is made of",
+    "cross_entropy": "to come",
+    "soft_distillation": "to come",
+    "local_pod": "to come",
+}
 LAYOUTS = {
     "contiguous": lambda x: x,
     "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
@@ -57,6 +63,7 @@ CASES = [
     *({"classes": 1}, {"images": 1}, {"small": (1, 1)}, {"size": (1, 1)}),
     *({"size": None}, {"size": None, "layout": "channels last"}),
     *({"pos_weight": 35.0}, {"void": True}, {"void": True, "pos_weight": 0.5}),
+    *({"void_counts": False}, {"void_counts": False, "pos_weight": 2.5}),
 ]
 
 
@@ -71,22 +78,27 @@ def random_case(seed):
         "layout": draw.choice(list(LAYOUTS)),
         "pos_weight": draw.choice([1.0, 2.5, 35.0]),
         "void": draw.random() < 0.1,
+        "void_counts": draw.random() < 0.7,
         "planes": draw.randint(1, 21),
     }
 
 
-def arguments(dtype, images, classes, small, size, layout, pos_weight=1.0, void=False):
+def arguments(
+    dtype, images, classes, small, size, layout, pos_weight=1.0, void=False, void_counts=True
+):
     """What a loss may ask for, by the names of its parameters."""
     arrange = LAYOUTS[layout]
     logits, teacher = (arrange((3 * torch.randn(images, classes, *small)).to(dtype)) for _ in "st")
     labels = torch.randint(0, 4 + classes, (images, 1, *(size or small)))
     labels = torch.full_like(labels, VOID) if void else labels
+    labels[..., 0] = VOID
     return {
         "logits": logits,
         "teacher": teacher,
         "labels": arrange(labels.to(torch.uint8))[:, 0],
         "first_channel": 3,
         "pos_weight": pos_weight,
+        "void_counts": void_counts,
         "size": size,
     }
 
