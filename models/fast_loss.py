@@ -84,6 +84,12 @@ def auxiliary(logits: torch.Tensor, size: tuple[int, int] | None = None) -> torc
     return binary_cross_entropy(logits, size or size_of(logits), Targets())
 
 
+# Without a fast way so far.
+cross_entropy = definitions.cross_entropy
+soft_distillation = definitions.soft_distillation
+local_pod = definitions.local_pod
+
+
 # ---------------------------------------------------------------------------- binary cross-entropy
 def binary_cross_entropy(
     logits: torch.Tensor, size: tuple[int, int], targets: Targets, pos_weight: float = 1.0
