@@ -2,8 +2,8 @@
 
 Each equals, in value and gradient, the definition that `fast_way_of` names above it, and is
 replaced by it where the fast way is switched off. Logits meet their targets at full resolution
-chunk by chunk (`models/upsampling.py`), or in one kernel of a GPU (`models/fused_loss.py`); either
-forms the gradient in the forward pass, so that nothing of full resolution is kept.
+chunk by chunk (`models/upsampling.py`); the gradient is formed in the forward pass, so that nothing
+of full resolution is kept.
 
 A new loss with a fast way is a definition there and a decorated function here, which the tests
 then compare; one without is called from `models/loss.py`.
@@ -15,12 +15,11 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, ParamSpec
+from typing import ParamSpec
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from models import fused_loss
 from models import loss as definitions
 from models.upsampling import Bilinear, Chunk, chunks, exact_products, full_precision, size_of
 
@@ -124,10 +123,6 @@ class Targets:
         """Write the targets of a chunk to `out`, [H, n, c, W]."""
         out.zero_()
 
-    def for_kernel(self) -> dict[str, Any]:
-        """The same as arguments of `fused_loss.losses`."""
-        return {}
-
 
 class OneHot(Targets):
     """1 where the label names the class."""
@@ -142,7 +137,6 @@ class OneHot(Targets):
             classes: how many there are.
             void_counts: whether void is a target of zero; else the loss there is zero.
         """
-        self.labels, self.first_channel = labels, first_channel
         self.rows = labels.transpose(0, 1)[:, :, None]  # [H, N, 1, W]
         end, void = first_channel + classes, torch.iinfo(labels.dtype).max
         assert end <= void, "the largest label is void"
@@ -153,9 +147,6 @@ class OneHot(Targets):
     def write(self, chunk: Chunk, out: torch.Tensor) -> None:
         images, classes = chunk
         torch.eq(self.rows[:, images], self.channels[classes], out=out)  # straight to floats
-
-    def for_kernel(self) -> dict[str, Any]:
-        return {"labels": self.labels, "first_channel": self.first_channel}
 
 
 class Scores(Targets):
@@ -176,9 +167,6 @@ class Scores(Targets):
     def write(self, chunk: Chunk, out: torch.Tensor) -> None:
         self.bilinear.up(full_precision(self.teacher[chunk]), out).sigmoid_()
 
-    def for_kernel(self) -> dict[str, Any]:
-        return {"teacher": self.teacher}
-
 
 class BinaryCrossEntropy(torch.autograd.Function):
     """Mean binary cross-entropy of upsampled logits; the forward pass forms the gradient as well.
@@ -193,11 +181,7 @@ class BinaryCrossEntropy(torch.autograd.Function):
     def forward(ctx, logits, size, targets, pos_weight):
         """[N, C, h, w] → [C]."""
         wanted = ctx.needs_input_grad[0]
-        if targets.counted is None and fused_loss.serves(logits):
-            given = targets.for_kernel()
-            total, gradient = fused_loss.losses(logits, size, pos_weight, wanted, **given)
-        else:
-            total, gradient = in_chunks(logits, size, targets, pos_weight, wanted)
+        total, gradient = in_chunks(logits, size, targets, pos_weight, wanted)
         ctx.dtype, ctx.count = logits.dtype, len(logits) * math.prod(size)
         ctx.save_for_backward(gradient)
         return total / ctx.count

@@ -75,27 +75,6 @@ def test_losses_and_gradients_agree(old, new):
     assert plain["logits slope"].shape == (2, 1 + old + new, 4, 4)
 
 
-def test_the_fused_kernel_has_rows_of_its_own(small, kernel, monkeypatch):
-    monkeypatch.setattr(loss.fused_loss, "fault", lambda device: "")
-    used = {"plain": 4.0, "ours": 2.0, "fused": 1.0}
-    monkeypatch.setattr(loss, "extra_memory", lambda *args: used)
-    rows = loss.measure_loss(replace(SMALL, losses=((1, 1, 16),)))
-    assert [row.what for row in rows[2:]] == ["  fused kernel", "  extra memory"]
-    assert rows[0].plain == rows[2].plain
-    assert rows[2].ours > 0
-    assert (rows[1].ratio, rows[3].ratio) == (2, 4)
-
-
-@pytest.mark.parametrize("way", ["plain", "ours", "fused"])
-def test_which_way_uses_the_kernel(kernel, monkeypatch, way):
-    calls, losses = [], loss.fused_loss.losses
-    monkeypatch.setattr(
-        loss.fused_loss, "losses", lambda *a, **k: calls.append(a) or losses(*a, **k)
-    )
-    loss.make_loss(way, 16, 1, 1, CPU)()
-    assert bool(calls) is (way == "fused")
-
-
 def test_another_loss_is_noticed(small, monkeypatch):
     """The fast way of one term is wrong; the definition it is measured with is not."""
     write = fast_loss.Scores.write

@@ -28,11 +28,9 @@ def tensor(array):
     return torch.from_numpy(array)
 
 
-@pytest.fixture(params=["definition", "chunks", "kernel"])
+@pytest.fixture(params=["definition", "chunks"])
 def way(request):
     """Every way to compute the losses."""
-    if request.param == "kernel":
-        request.getfixturevalue("kernel")
     with by_definition() if request.param == "definition" else nullcontext():
         yield
 

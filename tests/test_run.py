@@ -182,6 +182,10 @@ def test_resumed_run_equals_an_uninterrupted_one(after_base, tmp_path, step, mon
     last = whole.step_dir() / "last.pth"
     assert torch.load(last, weights_only=True)["epoch"] == 2
     assert not (whole.step_dir() / "checkpoint-epoch3.pth").exists()
+    written = last.parent / "config.json"
+    tree = json.loads(written.read_text())
+    tree["fast"]["fused_loss"] = True  # a switch of an older version
+    written.write_text(json.dumps(tree))
     torch.manual_seed(123)  # whatever the process did before must not matter
     train(None, "-r", str(last))  # config, step and folder come from beside the checkpoint
     assert same_state(whole.step_dir() / "checkpoint-epoch3.pth", whole_file)

@@ -12,14 +12,12 @@ from base.base_method import FAMILIES, BaseMethod
 from base.base_model import BaseModel, HeadPlan
 from base.task import Task
 from data_loader.data_loaders import IncrementalDataLoader, loaders
-from models import fused_loss
 from models.folding import fold, fuse
 from models.model import MODELS
 from models.weights import load_previous_step, load_strict
 from trainer.methods import METHODS
 from utils import checkpoint as files
 from utils.distributed import SINGLE, Ranks
-from utils.logger import log
 from utils.misc import UserError
 from utils.parse_config import ConfigParser
 
@@ -132,7 +130,7 @@ def load_previous(
 def apply_fast(
     config: ConfigParser, student: BaseModel, teacher: BaseModel | None = None, *, trains: bool
 ) -> None:
-    """Apply the switches of the block `fast` to the models, in place, and to the losses.
+    """Apply the switches of the block `fast` to the models, in place.
 
     Args:
         config: the configuration.
@@ -141,16 +139,6 @@ def apply_fast(
         trains: whether the student will be trained.
     """
     fast = config["fast"]
-    if trains:
-        device = next(student.parameters()).device
-        fault = fused_loss.fault(device) if fast["fused_loss"] else ""
-        fused_loss.switched_on = fast["fused_loss"] and not fault
-        if fault:
-            log.warning(
-                "fast.fused_loss cannot run here (%s): the losses are computed in chunks, which "
-                "gives the same numbers",
-                fault,
-            )
     if fast["fold_bn"]:
         if student.frozen_bn:
             (fold if trains else fuse)(student)

@@ -152,12 +152,6 @@ SCHEMA: dict[str, Key] = {
         (bool,),
         decides=False,
     ),
-    "fast.fused_loss": Key(
-        "on CUDA, the losses in one Triton kernel; where it cannot run, in chunks as usual",
-        (bool,),
-        decides=False,
-        local=True,
-    ),
     "fast.compile": Key(
         "torch.compile of student and teacher; needs a C++ compiler",
         (bool,),

@@ -417,7 +417,7 @@ def _not_beside_weights(
     if runs == Path(mine["trainer.save_dir"]).resolve():
         refused[links] = theirs.get(links, mine[links])
     if mode == "train":
-        own = ("multiprocessing_distributed", "n_gpu", "fast.fused_loss", "fast.compile", links)
+        own = ("multiprocessing_distributed", "n_gpu", "fast.compile", links)
         refused |= {dotted: theirs.get(dotted, mine[dotted]) for dotted in own}
         refused["trainer.save_dir"] = str(runs)
     return refused

@@ -9,11 +9,10 @@ import torch
 
 from base.base_method import Batch
 from base.base_model import ModelOutput
-from models import fused_loss
 from scripts.benchmarking.measure import Row, must_agree, say
 from scripts.benchmarking.memory import extra_memory
 from scripts.benchmarking.networks import defined_losses, make_task, weighted
-from scripts.benchmarking.plan import Plan, timed
+from scripts.benchmarking.plan import BOTH, Plan, timed
 from trainer.methods import METHODS
 from utils.distributed import SINGLE
 from utils.misc import BACKGROUND
@@ -47,7 +46,6 @@ def make_loss(
     leaves = {name: x for name, x in student._asdict().items() if x is not None}
 
     def call() -> dict[str, torch.Tensor]:
-        fused_loss.switched_on = way == "fused"
         for leaf in leaves.values():
             leaf.grad = None
         terms = losses(Batch(no_images, labels), student, teacher, SINGLE.sum)
@@ -59,23 +57,18 @@ def make_loss(
 
 
 def measure_loss(plan: Plan) -> list[Row]:
-    """The loss terms alone, forward and backward; where it can run, also in the fused kernel."""
+    """The loss terms alone, forward and backward."""
     rows = []
     for old, new, side in plan.losses:
         what = f"{1 + old + new} classes, {new} new, 2 × {side}²"
         say(f"loss: {what}")
-        ways = ["plain", "ours", "fused"][: 2 if fused_loss.fault(plan.device) else 3]
-        calls = {way: make_loss(way, side, old, new, plan.device) for way in ways}
-        plain, *others = (call() for call in calls.values())
+        calls = {way: make_loss(way, side, old, new, plan.device) for way in BOTH}
+        plain, ours = (call() for call in calls.values())
         for name, values in plain.items():
-            for ours in others:
-                must_agree(f"loss, {name}", values.cpu(), ours[name].cpu(), 1e-5)
-        del plain, others
+            must_agree(f"loss, {name}", values.cpu(), ours[name].cpu(), 1e-5)
+        del plain, ours
         times = {name: 1e3 * value for name, value in timed(plan, calls).items()}
-        used = extra_memory(plan, ways, make_loss, side, old, new)
+        used = extra_memory(plan, BOTH, make_loss, side, old, new)
         rows.append(Row("loss", what, "ms", times["plain"], times["ours"]))
         rows.append(Row("loss", "  extra memory", "MiB", used["plain"], used["ours"]))
-        if "fused" in ways:
-            rows.append(Row("loss", "  fused kernel", "ms", times["plain"], times["fused"]))
-            rows.append(Row("loss", "  extra memory", "MiB", used["plain"], used["fused"]))
     return rows
