@@ -21,6 +21,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from models import loss as definitions
+from models.softmax_bands import CrossEntropy, Distillation, softmax_loss
 from models.upsampling import Bilinear, Chunk, chunks, exact_products, full_precision, size_of
 
 P = ParamSpec("P")
@@ -83,10 +84,25 @@ def auxiliary(logits: torch.Tensor, size: tuple[int, int] | None = None) -> torc
     return binary_cross_entropy(logits, size or size_of(logits), Targets())
 
 
-# Without a fast way so far.
-cross_entropy = definitions.cross_entropy
-soft_distillation = definitions.soft_distillation
-local_pod = definitions.local_pod
+@fast_way_of(definitions.cross_entropy)
+def cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    old: int = 1,
+    weight: torch.Tensor | None = None,
+) -> torch.Tensor:
+    return softmax_loss(logits, size_of(labels), CrossEntropy(labels, old, weight))
+
+
+@fast_way_of(definitions.soft_distillation)
+def soft_distillation(
+    logits: torch.Tensor, teacher: torch.Tensor, size: tuple[int, int] | None = None
+) -> torch.Tensor:
+    size = size or size_of(teacher)
+    return softmax_loss(logits, size, Distillation(teacher, size))
+
+
+local_pod = definitions.local_pod  # no fast way so far
 
 
 # ---------------------------------------------------------------------------- binary cross-entropy
