@@ -16,7 +16,7 @@ from operator import attrgetter
 import torch
 import torch.nn.functional as F
 
-# Bytes of a chunk or band at full resolution. On a CPU the three that are worked on share the cache;
+# Bytes of a chunk or band at full resolution. On a CPU the three in work share the cache;
 # elsewhere they are large enough that the device does not wait for the next call.
 CPU_CHUNK, DEVICE_CHUNK = 4 * 2**20, 64 * 2**20
 
@@ -157,7 +157,7 @@ class Rows:
         self.down = interpolation(logits, h, H)  # U_h: [H, h]
 
     def _read(self, rows: slice) -> slice:
-        """The rows before upsampling that a band has weights for, told without asking the device."""
+        """The rows before upsampling that a band depends on, without asking the device."""
         after, before = self.down.shape
         slack = 1e-6 * before  # where a centre meets a row, `upsample` may round to either side
         first, last = ((row + 0.5) * before / after - 0.5 for row in (rows.start, rows.stop - 1))
