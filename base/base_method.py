@@ -83,11 +83,15 @@ class Batch(NamedTuple):
         images: [N, 3, H, W] float32, normalised.
         labels: [N, H, W] channels, 0 = background, 255 = void.
         iteration: of the step, from 0; the same on all ranks and after a resume.
+        saliency: [N, H, W] uint8, 1 = salient; None: there are no maps.
+        replayed: [N] bool, which images are exemplars of the memory; None: none is.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     iteration: int = 0
+    saliency: torch.Tensor | None = None
+    replayed: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,9 @@ class BaseMethod(ABC):
         Settings: its settings.
         family: what channel 0 of its networks is, a key of `FAMILIES`.
         learns_old: whether a loss term reads the labels of old classes.
+        replay_confidence: score from which a background pixel of a replay candidate counts as the
+            class that the previous model sees; None: the method has no replay.
+        reads_saliency: whether it reads the saliency maps of training images.
         task: the step.
         settings: the config's values over the defaults.
     """
@@ -124,6 +131,8 @@ class BaseMethod(ABC):
     Settings: ClassVar[type[Settings]] = Settings
     family: ClassVar[str]
     learns_old: ClassVar[bool]
+    replay_confidence: ClassVar[float | None] = 0.9
+    reads_saliency: ClassVar[bool] = False
 
     def __init__(self, task: Task, given: Mapping[str, Any]):
         """

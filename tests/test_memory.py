@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from base.base_method import Batch
 from base.base_model import ModelOutput
 from base.task import Task
 from data_loader import memory
-from data_loader.leakage import audit
+from data_loader.leakage import Part, audit
 from data_loader.memory import Candidate
 from scripts.toy_data.shapes import CLASS_NAMES
 from tests.helpers import train, write_config
@@ -158,7 +157,7 @@ def test_confident_background_takes_the_class_of_the_old_model():
     logits[0, 1, 0, 0], logits[0, 2, 0, 1] = 2.1, 2.3  # σ = 0.891, 0.909
     logits[0, 1, 1, 0] = logits[0, 2, 1, 1] = 9.0
     labels = torch.tensor([[[0, 0], [7, 255]]], dtype=torch.uint8)
-    filled = pseudo_label(*method.confident(ModelOutput(logits), (2, 2)), labels)
+    filled = pseudo_label(*method.confident(ModelOutput(logits), (2, 2)), labels, 0.9)
     assert filled.dtype == labels.dtype
     assert filled.tolist() == [[[0, 2], [7, 255]]]
 
@@ -174,10 +173,10 @@ class _Sure(torch.nn.Module):
         super().__init__()
         self.channels, self.sure = channels, sure
 
-    def forward(self, images):
+    def forward(self, images, wants):
         logits = torch.full((len(images), self.channels, 4, 4), -9.0)
         logits[:, self.sure] = 9.0
-        return SimpleNamespace(logits=logits)
+        return ModelOutput(logits, unknown=torch.zeros(len(images), 1, 4, 4))
 
 
 def own_data(root, tmp_path, ranks=SINGLE, **task):
@@ -336,7 +335,8 @@ def test_audit_stops_a_leak(every_id, tmp_path):
         data.leakage()
     assert ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
     presence = np.zeros((1, len(data.task.ids)), dtype=bool)
-    assert "show none" in audit(data.task, [("images", presence, data.train_set.table, ())])
+    part = Part("images", presence, data.train_set.table, (), ())
+    assert "show none" in audit(data.task, [part])
 
 
 def test_void_masking_is_no_leak(every_id, tmp_path):
