@@ -156,7 +156,7 @@ def _check_method(config: ConfigParser) -> None:
         others = [key for key, kind in METHODS.items() if kind.reads_saliency]
         raise UserError(
             f"method '{name}' reads no saliency maps; set data_loader.args.saliency_dir "
-            f"(--saliency_dir) to null, or choose one of {listing(others) or 'none'}."
+            f"(--saliency_dir) to null, or choose one of {listing(others)}."
         )
 
 
