@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import re
+import signal
 
 import numpy as np
 import pytest
@@ -22,8 +25,9 @@ from tests.helpers import train, write_config
 from trainer.build import build_data
 from trainer.memory import find_candidates, pseudo_label
 from trainer.methods import METHODS
+from trainer.trainer import Trainer
 from utils.distributed import SINGLE, Ranks
-from utils.misc import UserError, ranges
+from utils.misc import Interrupted, UserError, ranges
 from utils.parse_config import ConfigParser
 
 SETTINGS = ("overlap", "disjoint", "sequential")
@@ -594,6 +598,49 @@ def test_stored_labels_reach_a_method_that_learns_old_classes(three_steps, tmp_p
     (line,) = [line for line in log.splitlines() if "leakage audit" in line]
     shown = line.split("exemplars (stored labels, stored at step 0) show ")[1].split(";")[0]
     assert shown.startswith("1-"), "old classes of the step that stored them"
+
+
+def test_half_batches_go_on_inside_an_epoch_to_the_same_bits(three_steps, tmp_path, monkeypatch):
+    _, config, (zero, *_) = three_steps
+    tree = json.loads(config.read_text())
+    memory_block = {"mem_size": 12, "labels": "all_seen", "mix": "half_batch"}
+    tree["data_loader"]["args"]["memory"] = memory_block
+    half = tmp_path / "half.json"
+    half.write_text(json.dumps(tree))
+
+    def call(folder, *flags):
+        models = tmp_path / folder / "models" / zero.experiment
+        if not models.exists():
+            models.mkdir(parents=True)
+            (models / "step_0").symlink_to(zero.step_dir().resolve())
+        flags += ("--method", "finetune", "--epochs", "2", "--freeze_bn", "--task_step", "1")
+        flags += ("--bs", "2")
+        return train(half, *flags, "--save_dir", str(tmp_path / folder))
+
+    whole = call("whole")
+    (line,) = re.findall("leakage audit.*", (whole.log_dir() / "info.log").read_text())
+    assert "WERE NOT LABELLED" not in line, "at step 1, all of step 0 was"
+    step, calls = Trainer.train_step, []
+
+    def stopped(trainer, *args):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", stopped)
+        with pytest.raises(Interrupted):
+            call("parts")
+    assert len(calls) == 3
+    parts = call("parts", "-r", "auto")
+    assert len(calls) == 3
+    a, b = (
+        torch.load(run.step_dir() / "checkpoint-epoch2.pth", weights_only=True)
+        for run in (whole, parts)
+    )
+    assert a["lr_scheduler"]["last_epoch"] > 2 * 3, "it was stopped inside the first epoch"
+    assert all(torch.equal(a["state_dict"][k], b["state_dict"][k]) for k in a["state_dict"])
 
 
 @pytest.mark.parametrize(("method", "learns"), [("dkd", False), ("finetune", True)])
