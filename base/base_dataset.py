@@ -212,7 +212,7 @@ class BaseDataset(ABC):
         Raises:
             UserError: the file is missing or unreadable.
         """
-        return self._open(entry.image, "image", entry)
+        return self.open_picture(entry.image, "image", entry)
 
     def check_sizes(self, entry: Entry, image: tuple[int, int], mask: tuple[int, ...]) -> None:
         """Raise `UserError` when width and height of an image are not those of its mask, [H, W]."""
@@ -263,7 +263,7 @@ class BaseDataset(ABC):
         Raises:
             UserError: the file is missing, unreadable or no index mask.
         """
-        mask = self._open(entry.mask, "mask", entry)
+        mask = self.open_picture(entry.mask, "mask", entry)
         if mask.mode not in MASK_MODES:
             raise UserError(
                 f"{entry.where}: mask {entry.mask} has the mode {mask.mode}; it must be a palette "
@@ -285,11 +285,24 @@ class BaseDataset(ABC):
             )
         return pixels if pixels.dtype == np.uint8 else pixels.astype(np.uint16)
 
-    def _open(self, path: Path, what: str, entry: Entry) -> Image.Image:
-        file, root = os.fspath(path), _real_folder(os.fspath(self.root))
+    def open_picture(
+        self, path: Path, what: str, entry: Entry, folder: Path | None = None
+    ) -> Image.Image:
+        """A decoded picture of any mode, of a common format and a regular file.
+
+        Args:
+            path: the file.
+            what: what it is to the entry, for messages.
+            entry: whose file it is.
+            folder: what it must lie in unless links are followed; default: the root.
+
+        Raises:
+            UserError: it is missing or unreadable, or lies elsewhere.
+        """
+        file, root = os.fspath(path), _real_folder(os.fspath(folder or self.root))
         try:
             # The folder first: what lies outside is not even asked whether it exists.
-            leaves = self.leaves(path)
+            leaves = folder is None and self.leaves(path)
             inside = not leaves and (
                 self.follow_links or _real_folder(os.path.dirname(file)).startswith(root)
             )
@@ -300,7 +313,7 @@ class BaseDataset(ABC):
             if status is None:
                 raise UserError(
                     f"{entry.where}: {what} {path} is a link to {os.path.realpath(path)}, outside "
-                    f"the data set's folder {self.root}; if that is meant, pass --follow_links.",
+                    f"the folder {folder or self.root}; if that is meant, pass --follow_links.",
                     "leaves" if leaves else "link",
                 )
             if not stat.S_ISREG(status.st_mode):

@@ -123,7 +123,7 @@ class BaseMethod(ABC):
         learns_old: whether a loss term reads the labels of old classes.
         replay_confidence: score from which a background pixel of a replay candidate counts as the
             class that the previous model sees; None: the method has no replay.
-        reads_saliency: whether it reads `Batch.saliency`.
+        answers_from: names of the outputs that `predict` and `confident` read beside logits.
         task: the step.
         settings: the config's values over the defaults.
     """
@@ -132,7 +132,7 @@ class BaseMethod(ABC):
     family: ClassVar[str]
     learns_old: ClassVar[bool]
     replay_confidence: ClassVar[float | None] = 0.9
-    reads_saliency: ClassVar[bool] = False
+    answers_from: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, task: Task, given: Mapping[str, Any]):
         """
@@ -156,6 +156,11 @@ class BaseMethod(ABC):
     @abstractmethod
     def needs_teacher(self) -> bool:
         """Whether the loop shall run the previous step's model beside the student."""
+
+    @property
+    def reads_saliency(self) -> bool:
+        """Whether it reads `Batch.saliency`, so that every training image needs a map."""
+        return False
 
     @property
     def dropout(self) -> bool:

@@ -21,7 +21,8 @@ from base.base_dataset import BaseDataset
 from base.task import Task, make_task
 from data_loader import DATA_SETS
 from data_loader.dataset import IncrementalDataset, Joined, OrderedShare, ShuffledBatches
-from data_loader.leakage import allowed, audit
+from data_loader.leakage import Part, allowed, audit
+from data_loader.saliency import SaliencyMaps
 from data_loader.splits import (
     HELD_OUT,
     compare_with_published,
@@ -72,6 +73,7 @@ class IncrementalDataLoader:
         pin_memory: bool,
         data_dir: str | None = None,
         follow_links: bool = False,
+        saliency_dir: str | None = None,
         class_names: Sequence[str] | None = None,
         cache_dir: str | None = None,
         accumulate: int = 1,
@@ -109,6 +111,7 @@ class IncrementalDataLoader:
         self.lists_dir = task["idxs_path"]
         self.cache_dir = cache_dir or self.lists_dir
         self.memory_policy = memory
+        self.saliency = None if saliency_dir is None else SaliencyMaps(saliency_dir)
         self.replay_sets: list[IncrementalDataset] = []
         self._replay_origins: list[int] = []
         self._presences: dict[str, np.ndarray] = {}
@@ -136,7 +139,8 @@ class IncrementalDataLoader:
             kinds: the sets that are needed: "train" (and the replay's candidates), "val", "test".
 
         Raises:
-            UserError: a list or a mask is faulty, or no image belongs to a set.
+            UserError: a list or a mask is faulty, no image belongs to a set, or a training image
+                has no saliency map where they are asked for.
         """
         splits = {
             split
@@ -157,7 +161,8 @@ class IncrementalDataLoader:
 
     def _make(self, kind: str) -> IncrementalDataset:
         if kind == "train":
-            return self._training(self.task, self._transform("train"), self.seed, self.task.step)
+            indices = self._train_and_held_out(self.task)[0]
+            return self._training(indices, allowed(self.task), self.seed, self.task.step)
         split, kept = self._split(kind), self.task.new if kind == "val" else self.task.seen
         if split == "train":
             indices = self._train_and_held_out(self.task)[1]
@@ -192,21 +197,28 @@ class IncrementalDataLoader:
         `memory.candidates` says whether they are randomly transformed or whole.
         """
         crop = self.memory_policy["candidates"] == "crop"
-        transform = self._transform("train") if crop else NoTransform()
         before = replace(self.task, step=self.task.step - 1)
-        return self._training(before, transform, self.seed, self.task.step, "candidates")
+        return IncrementalDataset(
+            self.raw["train"],
+            self._train_and_held_out(before)[0],
+            self._train_table(allowed(before)),
+            self._transform("train") if crop else NoTransform(),
+            (self.seed, self.task.step, "candidates"),
+        )
 
     def replay(self, exemplars: Mapping[str, int]) -> None:
         """Add exemplars to the training images of the step.
 
         Under the policy "current" they are masked like every other image of the step; under
-        "stored" they show the classes of the step that stored them as well.
+        "stored" they show the classes of the step that stored them as well, and under "all_seen"
+        every class up to this step.
 
         Args:
             exemplars: bare image id → step of whose training images it was.
 
         Raises:
-            UserError: an image that the data set's training list does not have.
+            UserError: an image that the data set's training list does not have, or that has no
+                saliency map where they are asked for.
         """
         places = {entry.id: index for index, entry in enumerate(self.raw["train"].entries)}
         missing = [name for name in exemplars if name not in places]
@@ -215,38 +227,39 @@ class IncrementalDataLoader:
                 f"the memory list names image {missing[0]}, which is not in the training list of "
                 f"{self.raw['train'].root}."
             )
-        stored = self.memory_policy["labels"] == "stored"
+        alike = self.memory_policy["labels"] == "current"
         self.replay_sets, self._replay_origins = [], []
-        for origin in sorted(set(exemplars.values())) if stored else [self.task.step]:
-            names = sorted(n for n, step in exemplars.items() if not stored or step == origin)
+        for origin in [self.task.step] if alike else sorted(set(exemplars.values())):
+            names = sorted(name for name, step in exemplars.items() if alike or step == origin)
+            indices, may = [places[name] for name in names], self._of_exemplars(origin)
             self._replay_origins.append(origin)
             self.replay_sets.append(
-                IncrementalDataset(
-                    self.raw["train"],
-                    [places[name] for name in names],
-                    self._train_table(replace(self.task, step=origin), self.task),
-                    self._transform("train"),
-                    (self.seed, self.task.step, "replay"),
-                )
+                self._training(indices, may, self.seed, self.task.step, "replay")
             )
+
+    def _of_exemplars(self, origin: int) -> tuple[int, ...]:
+        """Label ids that exemplars from a step may show under the policy `memory.labels`."""
+        if self.memory_policy["labels"] == "all_seen":
+            return self.task.seen
+        return *allowed(replace(self.task, step=origin)), *allowed(self.task)
 
     def leakage(self) -> str:
         """The leakage audit of the step's training images and exemplars, in one line."""
         presence = self._presence("train")
-        parts: list[tuple[str, IncrementalDataset, Collection[int]]]
-        parts = [("images", self.train_set, allowed(self.task))]
+
+        def part(words: str, images: IncrementalDataset, may: Collection[int], origin: int) -> Part:
+            taught = {*allowed(replace(self.task, step=origin)), *allowed(self.task)}
+            return Part(words, presence[images.indices], images.table, may, taught)
+
+        parts = [part("images", self.train_set, allowed(self.task), self.task.step)]
         for origin, dataset in zip(self._replay_origins, self.replay_sets, strict=True):
             stored = f", stored at step {origin}" if origin != self.task.step else ""
-            may = {*allowed(replace(self.task, step=origin)), *allowed(self.task)}
             words = f"exemplars ({self.memory_policy['labels']} labels{stored})"
-            parts.append((words, dataset, may))
-        return audit(
-            self.task,
-            [(words, presence[part.indices], part.table, may) for words, part, may in parts],
-        )
+            parts.append(part(words, dataset, self._of_exemplars(origin), origin))
+        return audit(self.task, parts)
 
     def train_hash(self) -> str:
-        """SHA-256 of what is trained on: image ids, sizes of image and mask files, label tables.
+        """SHA-256 of what is trained on: image ids, sizes of their files, label tables.
 
         Raises:
             UserError: a file is missing.
@@ -255,8 +268,10 @@ class IncrementalDataLoader:
         for dataset in (self.train_set, *self.replay_sets):
             for index in dataset.indices:
                 entry = dataset.raw.entries[index]
+                files = [entry.image, entry.mask]
+                files += [dataset.maps.file(entry)] if dataset.maps is not None else []
                 try:
-                    sizes = [path.stat().st_size for path in (entry.image, entry.mask)]
+                    sizes = [path.stat().st_size for path in files]
                 except OSError as error:
                     raise UserError(
                         f"{entry.where}: {error.filename} cannot be read: {error.strerror}."
@@ -265,15 +280,19 @@ class IncrementalDataLoader:
             digest.update(dataset.table.tobytes())
         return digest.hexdigest()
 
-    def _training(self, task: Task, transform: Transform, *seed: object) -> IncrementalDataset:
-        indices = self._train_and_held_out(task)[0]
-        table = self._train_table(task)
-        return IncrementalDataset(self.raw["train"], indices, table, transform, seed)
+    def _training(
+        self, indices: Sequence[int] | np.ndarray, may: Collection[int], *seed: object
+    ) -> IncrementalDataset:
+        """Images to train on, with these label ids, randomly transformed, with saliency maps."""
+        raw = self.raw["train"]
+        if self.saliency is not None:
+            self.saliency.check([raw.entries[index] for index in indices])
+        table, transform = self._train_table(may), self._transform("train")
+        return IncrementalDataset(raw, indices, table, transform, seed, self.saliency)
 
-    def _train_table(self, *steps: Task) -> np.ndarray:
-        """The table that shows what images of any of these steps of the task may show."""
-        kept = [label for step in steps for label in allowed(step)]
-        return self.task.label_table(kept, self.blocks["train"]["args"]["masking_value"])
+    def _train_table(self, may: Collection[int]) -> np.ndarray:
+        """The table of training labels that shows these label ids."""
+        return self.task.label_table(may, self.blocks["train"]["args"]["masking_value"])
 
     def _transform(self, kind: str) -> Transform:
         args = self.blocks[kind]["args"]
@@ -339,11 +358,20 @@ class IncrementalDataLoader:
         Raises:
             UserError: the step has fewer images than one global batch.
         """
-        images = sum(len(part) for part in (self.train_set, *self.replay_sets))
+        images, exemplars = len(self.train_set), sum(map(len, self.replay_sets))
+        mixed = self.memory_policy["mix"] == "half_batch"
+        if mixed and exemplars and self.global_batch == 1:
+            raise UserError(
+                "data_loader.args.memory.mix is 'half_batch', but half of the global batch is "
+                f"nothing: {self.batch_words()}; choose a larger one, or 'concat'."
+            )
         batch_size, world = self.blocks["train"]["batch_size"], self.ranks.world
+        if not mixed:
+            images, exemplars = images + exemplars, 0
         batches = ShuffledBatches(
             *(images, batch_size, self.ranks.rank, world, (self.seed, self.task.step)),
             accumulate=self.accumulate,
+            exemplars=exemplars,
         )
         if batches.iterations == 0:
             raise UserError(

@@ -13,8 +13,28 @@ from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from base.base_dataset import BaseDataset
+from data_loader.saliency import SaliencyMaps
 from data_loader.transforms import Transform, normalize
 from utils.misc import seed_from
+
+
+class OnDevice(NamedTuple):
+    """What a training step or an evaluation needs of a batch, on the device.
+
+    Attributes:
+        images: [N, 3, H, W] float32, normalised.
+        labels: [N, H, W], as in `Sample`.
+        saliency: [N, H, W] uint8, as in `Sample`; None: the samples have no maps.
+        replayed: [N] bool, which of them are exemplars; None: none is.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    saliency: torch.Tensor | None
+    replayed: torch.Tensor | None
+
+
+NO_MAP = torch.empty(0, dtype=torch.uint8)
 
 
 class Sample(NamedTuple):
@@ -25,16 +45,29 @@ class Sample(NamedTuple):
         label: [H, W] uint8; channel of the class, 0 = background, 255 = void. int32 with the
             largest int32 = void where the channels do not fit (`Task.label_table`).
         name: bare image id.
+        saliency: [H, W] uint8, 1 = salient; without maps [0], which costs nothing.
+        replayed: whether it is an exemplar of the memory; of a batch, [N] bool.
     """
 
     image: torch.Tensor
     label: torch.Tensor
     name: str
+    saliency: torch.Tensor = NO_MAP
+    replayed: bool = False
 
-    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of a batch, on a device: images [N, 3, H, W] float32, normalised, and labels."""
-        images, labels = (part.to(device, non_blocking=True) for part in (self.image, self.label))
-        return normalize(images), labels
+    def on(self, device: torch.device) -> OnDevice:
+        """A batch on a device; what it does not have is not moved."""
+
+        def moved(part: torch.Tensor) -> torch.Tensor:
+            return part.to(device, non_blocking=True)
+
+        replayed = torch.as_tensor(self.replayed)
+        return OnDevice(
+            normalize(moved(self.image)),
+            moved(self.label),
+            moved(self.saliency) if self.saliency.numel() else None,
+            moved(replayed) if replayed.any() else None,
+        )
 
 
 class IncrementalDataset(Dataset):
@@ -47,16 +80,18 @@ class IncrementalDataset(Dataset):
         table: np.ndarray,
         transform: Transform,
         seed: Sequence[object] = (),
+        maps: SaliencyMaps | None = None,
     ):
         """
         Args:
             raw: where the images come from.
             indices: which of its images belong to this set.
             table: from label id to training label (`Task.label_table`).
-            transform: of the image and its labels, both PIL images, into tensors.
+            transform: of the image and its maps, all PIL images, into tensors.
             seed: what, besides epoch and image, decides how a sample is transformed.
+            maps: of saliency, which the samples shall carry.
         """
-        self.raw, self.transform, self.table = raw, transform, table
+        self.raw, self.transform, self.table, self.maps = raw, transform, table, maps
         self.indices = np.asarray(indices)
         self.seed = tuple(seed)
 
@@ -76,23 +111,27 @@ class IncrementalDataset(Dataset):
         """
         position, epoch = key if isinstance(key, tuple) else (key, 0)
         index = self.indices[position]
-        name = self.raw.entries[index].id
+        entry = self.raw.entries[index]
         image, mask = self.raw.load(index)
         if mask.dtype == self.table.dtype == np.uint8:
             label = Image.fromarray(mask).point(self.table.tolist())
         else:
             label = Image.fromarray(self.table[mask])
+        pictures = [image, label]
+        if self.maps is not None:
+            pictures.append(Image.fromarray(self.maps.read(self.raw, entry, image.size)))
         state = torch.get_rng_state()
         # Not torch.manual_seed, which would seed the GPUs' generators as well.
-        torch.default_generator.manual_seed(seed_from(*self.seed, epoch, name))
+        torch.default_generator.manual_seed(seed_from(*self.seed, epoch, entry.id))
         try:
-            return Sample(*self.transform(image, label), name)
+            pixels, labels, *saliency = self.transform(*pictures)
+            return Sample(pixels, labels, entry.id, saliency[0] if saliency else NO_MAP)
         finally:
             torch.set_rng_state(state)
 
 
 class Joined(Dataset):
-    """Several data sets one after the other: a step's own images and its exemplars."""
+    """A step's own images, then its exemplars, whose samples say that they are replayed."""
 
     def __init__(self, parts: Sequence[IncrementalDataset]):
         self.parts = tuple(parts)
@@ -104,7 +143,8 @@ class Joined(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         position, epoch = key if isinstance(key, tuple) else (key, 0)
         number = int(np.searchsorted(self.starts, position, side="right")) - 1
-        return self.parts[number][int(position - self.starts[number]), epoch]
+        sample = self.parts[number][int(position - self.starts[number]), epoch]
+        return sample._replace(replayed=True) if number else sample
 
 
 class ShuffledBatches(Sampler[list[tuple[int, int]]]):
@@ -113,6 +153,12 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
     Rank r takes every world-th position of the epoch's permutation, so the ranks' i-th batches
     together are the i-th batch of a single process with the global batch size; so are `accumulate`
     batches of a rank after each other. The last partial global batch is dropped.
+
+    With `exemplars`, half of each global batch, chosen at random, gives way to some of them (the
+    replay of SSUL-M). They come in permutations, one after the other, and none comes twice in a
+    batch that does not need it. The second number of such a key is not the epoch but another one
+    for each draw, so that an exemplar that is drawn a hundred times in an epoch comes in a hundred
+    crops.
     """
 
     def __init__(
@@ -123,8 +169,18 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         world: int,
         seed: Sequence[object],
         accumulate: int = 1,
+        exemplars: int = 0,
     ):
-        self.length, self.batch_size = length, batch_size
+        """
+        Args:
+            length: number of images that an epoch passes through, positions 0 … length - 1.
+            batch_size: of a rank.
+            rank, world: this rank and how many there are.
+            seed: what, besides the epoch, decides the order.
+            accumulate: batches of an iteration.
+            exemplars: number of images that take half of each batch, at the positions after those.
+        """
+        self.length, self.batch_size, self.exemplars = length, batch_size, exemplars
         self.rank, self.world, self.accumulate = rank, world, accumulate
         self.seed, self.epoch, self.skip = tuple(seed), 0, 0
 
@@ -133,9 +189,14 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         self.epoch, self.skip = epoch, skip
 
     @property
+    def global_batch(self) -> int:
+        """Images of an iteration."""
+        return self.batch_size * self.world * self.accumulate
+
+    @property
     def iterations(self) -> int:
         """Iterations of an epoch, each of `accumulate` batches."""
-        return self.length // (self.batch_size * self.world * self.accumulate)
+        return self.length // self.global_batch
 
     def __len__(self) -> int:
         return self.iterations * self.accumulate
@@ -143,10 +204,29 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = torch.Generator().manual_seed(seed_from(*self.seed, "order", self.epoch))
         order = torch.randperm(self.length, generator=generator).tolist()
-        mine = order[self.rank :: self.world]
+        keys = [(position, self.epoch) for position in order]
+        if self.exemplars:
+            self._replace_half(keys)
+        mine = keys[self.rank :: self.world]
         for number in range(self.skip * self.accumulate, len(self)):
             start = number * self.batch_size
-            yield [(position, self.epoch) for position in mine[start : start + self.batch_size]]
+            yield mine[start : start + self.batch_size]
+
+    def _replace_half(self, keys: list[tuple[int, int]]) -> None:
+        """Put exemplars in a random half of each iteration's places in the epoch's order."""
+        generator = torch.Generator().manual_seed(seed_from(*self.seed, "mix", self.epoch))
+        size, waiting = self.global_batch, list[int]()
+        half = size // 2
+        for start in range(0, self.iterations * size, size):
+            while len(waiting) < half:
+                fresh = torch.randperm(self.exemplars, generator=generator).tolist()
+                # Those that still wait from the last permutation come last in this one.
+                waiting += sorted(fresh, key=waiting.__contains__)
+            chosen = torch.randperm(size, generator=generator)[:half].tolist()
+            for place, exemplar in zip(chosen, waiting, strict=False):
+                draw = self.epoch * self.length + start + place
+                keys[start + place] = (self.length + exemplar, draw)
+            del waiting[:half]
 
 
 class OrderedShare(Sampler[int]):

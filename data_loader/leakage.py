@@ -7,7 +7,8 @@ and stops when that is more than its setting allows. Called by the loader bundle
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,25 +40,39 @@ def occurring(task: Task, presence: np.ndarray, labels: Sequence[int]) -> tuple[
     return {labels[i] for i in present}, int(occurs.any(axis=1).sum())
 
 
-def audit(
-    task: Task,
-    parts: Sequence[tuple[str, np.ndarray, np.ndarray, Iterable[int]]],
-) -> str:
-    """One line about what the training set of a step shows.
+class Part(NamedTuple):
+    """A part of a step's training set: its own images, or exemplars from one step.
 
-    Args:
-        task: the step.
-        parts: (words, presence, table, label ids that may reach the loss) of each part of the set.
+    Attributes:
+        words: what it is.
+        presence: [images, label ids] bool, which ids occur in each mask.
+        table: from label id to training label.
+        may: label ids that may reach the loss.
+        taught: label ids that were labelled when the images were stored, or are in this step.
+    """
+
+    words: str
+    presence: np.ndarray
+    table: np.ndarray
+    may: Collection[int]
+    taught: Collection[int]
+
+
+def audit(task: Task, parts: Sequence[Part]) -> str:
+    """One line about what the training set of a step shows.
 
     Raises:
         AssertionError: a label id reaches the loss that its part must not show.
     """
     told = []
-    for words, presence, table, may in parts:
+    for words, presence, table, may, taught in parts:
         visible, _ = occurring(task, presence, shown(table, task.classes))
         leaked = visible - set(may)
         assert not leaked, f"{words}: label ids {ranges(leaked)} leak into the loss"
         text = f"{len(presence)} {words} show {ranges(visible)}"
+        if beyond := sorted(visible - set(taught)):
+            _, images = occurring(task, presence, beyond)
+            text += f", of which {ranges(beyond)} WERE NOT LABELLED when stored, in {images} images"
         future = [label for ids in task.steps[task.step + 1 :] for label in ids]
         for kind, labels in (("old", task.old), ("new", task.new), ("future", future)):
             hidden = sorted({*labels} - {*shown(table, labels)})

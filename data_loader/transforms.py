@@ -1,8 +1,8 @@
 """From a raw image and its labels to equally sized tensors of integers; the normalisation runs on
 the device. Called by `IncrementalDataset`, in the loaders' workers.
 
-Images are resized bilinearly and labels by nearest neighbour, with Pillow's resampling: the same
-numbers as torchvision's functions on PIL images, which the tests compare.
+Images are resized bilinearly, labels and other maps by nearest neighbour, with Pillow's resampling:
+the same numbers as torchvision's functions on PIL images, which the tests compare.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from PIL import Image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-Transform = Callable[[Image.Image, Image.Image], tuple[torch.Tensor, torch.Tensor]]
+# image, labels and perhaps more maps of the same pixels → a tensor of each
+Transform = Callable[..., tuple[torch.Tensor, ...]]
 LABEL_TYPES = {"L": torch.uint8, "P": torch.uint8, "I": torch.int32}  # by Pillow's mode
 BILINEAR, NEAREST = Image.Resampling.BILINEAR, Image.Resampling.NEAREST
 
@@ -35,12 +36,12 @@ class TrainTransform:
     def __init__(self, crop_size: int):
         self.size = (crop_size, crop_size)
 
-    def __call__(self, image: Image.Image, label: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, image: Image.Image, *maps: Image.Image) -> tuple[torch.Tensor, ...]:
         box = random_box(*image.size, self.scale, self.ratio)
-        pixels, labels = to_tensors(*resized_crop(image, label, box, self.size))
+        tensors = to_tensors(*resized_crop(box, self.size, image, *maps))
         if torch.rand(1).item() < self.flip:
-            return pixels.flip(-1), labels.flip(-1)  # a fifth of the time that Pillow takes
-        return pixels, labels
+            return tuple([part.flip(-1) for part in tensors])  # a fifth of Pillow's time
+        return tensors
 
 
 class EvalTransform:
@@ -52,7 +53,7 @@ class EvalTransform:
     def __init__(self, crop_size: int):
         self.size = crop_size
 
-    def __call__(self, image: Image.Image, label: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, image: Image.Image, label: Image.Image) -> tuple[torch.Tensor, ...]:
         shorter = min(image.size)
         width, height = (side * self.size // shorter for side in image.size)
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
@@ -69,15 +70,15 @@ class Resize:
         height, width = size
         self.size = (width, height)
 
-    def __call__(self, image: Image.Image, label: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, image: Image.Image, label: Image.Image) -> tuple[torch.Tensor, ...]:
         return to_tensors(image.resize(self.size, BILINEAR), label.resize(self.size, NEAREST))
 
 
 class NoTransform:
     """Whole images at their own size."""
 
-    def __call__(self, image: Image.Image, label: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
-        return to_tensors(image, label)
+    def __call__(self, image: Image.Image, *maps: Image.Image) -> tuple[torch.Tensor, ...]:
+        return to_tensors(image, *maps)
 
 
 def eval_transform(way: str | tuple[int, int], crop_size: int) -> Transform:
@@ -121,30 +122,31 @@ def random_box(
 
 
 def resized_crop(
-    image: Image.Image,
-    label: Image.Image,
     box: tuple[int, int, int, int],
     size: tuple[int, int],
-) -> tuple[Image.Image, Image.Image]:
-    """Cut `box` = (top, left, height, width) out of both and resize it to `size`."""
+    image: Image.Image,
+    *maps: Image.Image,
+) -> list[Image.Image]:
+    """Cut `box` = (top, left, height, width) out of an image and its maps, resized to `size`."""
     top, left, height, width = box
     corners = (left, top, left + width, top + height)
     # Not resize(…, box=corners), which blends in pixels around the box and rounds otherwise.
-    return image.crop(corners).resize(size, BILINEAR), label.crop(corners).resize(size, NEAREST)
+    crops = [part.crop(corners).resize(size, NEAREST) for part in maps]
+    return [image.crop(corners).resize(size, BILINEAR), *crops]
 
 
-def to_tensors(image: Image.Image, label: Image.Image) -> tuple[torch.Tensor, torch.Tensor]:
-    """image [3, H, W] uint8 and label [H, W] uint8, or int32 where Pillow has them so.
+def to_tensors(image: Image.Image, *maps: Image.Image) -> tuple[torch.Tensor, ...]:
+    """image [3, H, W] uint8 and maps [H, W] uint8, or int32 where Pillow has them so.
 
     Pillow writes the planes one after the other, as collation wants them: faster than a copy of
     the pixels that is transposed later. A tensor may not share the memory of read-only `bytes`.
     """
     planes = bytearray().join([image.tobytes("raw", band) for band in "RGB"])
-    labels = bytearray(label.tobytes())
-    return (
-        torch.frombuffer(planes, dtype=torch.uint8).view(3, image.height, image.width),
-        torch.frombuffer(labels, dtype=LABEL_TYPES[label.mode]).view(label.height, label.width),
-    )
+    tensors = [torch.frombuffer(planes, dtype=torch.uint8).view(3, image.height, image.width)]
+    for part in maps:
+        pixels = torch.frombuffer(bytearray(part.tobytes()), dtype=LABEL_TYPES[part.mode])
+        tensors.append(pixels.view(part.height, part.width))
+    return tuple(tensors)
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:

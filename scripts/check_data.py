@@ -3,10 +3,11 @@
     python scripts/check_data.py voc --data_dir /dataset/VOC2012
     python scripts/check_data.py ade --config my.json --all
 
-It reads the lists, then every image and mask once, and goes on after every fault: the report says
-what is wrong, where, how often and what to do. With --config the root, the classes and the task are
-that config's, and every step of the task is judged too. Called by hand, before training. It writes
-nothing and opens no file outside the root. Exit code: 0 good, perhaps with warnings; 1 errors
+It reads the lists, then every image and mask once, with --saliency_dir also the saliency map of
+every training image, and goes on after every fault: the report says what is wrong, where, how often
+and what to do. With --config the folders, the classes and the task are that config's, and every
+step of the task is judged too. Called by hand, before training. It writes nothing and opens no file
+outside the root and the folder of maps. Exit code: 0 good, perhaps with warnings; 1 errors
 found; 2 wrong usage.
 """
 
@@ -27,7 +28,14 @@ from base.task import make_task
 from data_loader import DATA_SETS as registry
 from scripts.doctor.findings import WORDS, Finding, collect, failed, printable, report
 from scripts.doctor.lists import read_lists
-from scripts.doctor.pictures import absent_classes, copies, followed, presence_of, read_pictures
+from scripts.doctor.pictures import (
+    absent_classes,
+    copies,
+    followed,
+    presence_of,
+    read_pictures,
+    saliency_maps,
+)
 from scripts.doctor.steps import check_steps, incomplete, published_faults, refusal
 from utils.misc import listing, one_sentence_errors
 from utils.parse_config import ConfigParser
@@ -61,7 +69,9 @@ def check_tree(known: type[BaseDataset], config: ConfigParser, steps: bool) -> l
 
     counts = (f"{len(reader)} {WORDS[split]} images" for split, reader in readers.items())
     print(f"{printable(str(root))}: {listing(counts)}, {len(task.classes)} classes")
-    inspections, presence = read_pictures(readers), {}
+    maps, fault = saliency_maps(args["saliency_dir"])
+    findings += collect(known, fault)
+    inspections, presence = read_pictures(readers, maps), {}
     for split, reader in readers.items():
         presence[split] = presence_of(reader, inspections[split])
         found = [fault for seen in inspections[split] for fault in seen.found]
@@ -93,12 +103,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("data_set", choices=DATA_SETS, help="which data set, or own data in its layout")
     add("--data_dir", metavar="DIR", help="its root; default: that of the config")
-    add("--config", metavar="FILE", help="take root, classes and task from it; judge the steps")
+    add("--config", metavar="FILE", help="take folders, classes, task from it; judge the steps")
+    add("--saliency_dir", metavar="DIR", help="saliency maps ID.png of its training images")
     add("--follow_links", action="store_true", help="read files behind links out of the root")
     add("--all", action="store_true", help="list every place of every finding")
     args = parser.parse_args(argv)
-    flags = {"--config": args.config, "--data_dir": args.data_dir}
-    given = [word for flag, value in flags.items() if value is not None for word in (flag, value)]
+    flags = {name: getattr(args, name) for name in ("config", "data_dir", "saliency_dir")}
+    given = [
+        word for name, value in flags.items() if value is not None for word in (f"--{name}", value)
+    ]
     given += ["--follow_links"] if args.follow_links else []
     config = ConfigParser.from_args("train", f"configs/config_{args.data_set}.json", argv=given)
     findings = check_tree(DATA_SETS[args.data_set], config, steps=args.config is not None)

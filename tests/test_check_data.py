@@ -53,10 +53,13 @@ def traces(root: Path) -> dict[Path, tuple[int, int]]:
     return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats}
 
 
-def check(root: Path, data_set: str = "voc", config: Path | None = None) -> dict[str, Finding]:
+def check(
+    root: Path, data_set: str = "voc", config: Path | None = None, maps: Path | None = None
+) -> dict[str, Finding]:
     """What is wrong → finding; the tree stays as it is."""
     before = traces(root)
     argv = ["--data_dir", str(root), *(["-c", str(config)] if config else [])]
+    argv += ["--saliency_dir", str(maps)] if maps else []
     parsed = ConfigParser.from_args("train", f"configs/config_{data_set}.json", argv=argv)
     findings = check_tree(DATA_SETS[data_set], parsed, steps=config is not None)
     assert traces(root) == before
@@ -385,6 +388,82 @@ def test_every_fault_of_a_tree_is_found(tree, capsys):
     assert "more; --all" not in long
     order = [line.split(":")[0] for line in short.splitlines() if line[:1].isalpha()]
     assert order == sorted(order, key=("error", "warning", "note").index)
+
+
+# ----------------------------------------------------------------------------------- saliency maps
+@pytest.fixture
+def maps(toy_root, tmp_path) -> Path:
+    """Maps of the toy's training images, beside what a test may damage."""
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    for entry in entries_of(toy_root):
+        mask = np.asarray(Image.open(entry.mask))
+        Image.fromarray(np.where(mask > 0, np.uint8(255), np.uint8(0))).save(
+            folder / f"{entry.id}.png"
+        )
+    return folder
+
+
+def test_good_saliency_maps(toy_root, tmp_path, maps, capsys):
+    assert set(check(toy_root, maps=maps)) == {NOT_COMPARED}
+    assert main(["voc", "--data_dir", str(toy_root), "--saliency_dir", str(maps)]) == 0
+    config = write_config(tmp_path / "toy.json", toy_root)
+    edit_config(config, saliency_dir=str(maps))
+    (maps / "toy_000000.png").unlink()
+    assert main(["voc", "--config", str(config)]) == 1, "the config's key"
+    assert "error: training image without a saliency map\n" in capsys.readouterr().out
+
+
+def test_faulty_saliency_maps(toy_root, maps, monkeypatch):
+    """All of them are told, each with its line; also when processes read them."""
+    lines = {number: maps / f"{entries_of(toy_root)[number - 1].id}.png" for number in range(1, 20)}
+    lines[2].unlink()
+    lines[3].unlink()
+    cut(lines[5])
+    lines[6].write_text("no picture")
+    Image.new("RGB", SIZE).save(lines[8])
+    Image.new("L", SIZE[::-1], 1).save(lines[9])
+    for number in (11, 12, 13):
+        Image.new("1", SIZE).save(lines[number])
+    expected = {
+        "training image without a saliency map": (
+            "error",
+            [2, 3],
+            "saliency map {} does not exist",
+        ),
+        "saliency map cannot be read": ("error", [5, 6], "saliency map {} cannot be read: "),
+        "saliency map is no grey PNG": ("error", [8], "saliency map {} is a PNG of the mode RGB;"),
+        "saliency map and image differ in size": ("error", [9], "image "),
+        "saliency map that is 0 everywhere": ("warning", [11, 12, 13], "{}"),
+    }
+    for chunk in (pictures.CHUNK, 9):
+        monkeypatch.setattr(pictures, "CHUNK", chunk)
+        found = check(toy_root, maps=maps)
+        assert set(found) == {NOT_COMPARED, *expected}
+        for what, (severity, numbers, words) in expected.items():
+            assert found[what].severity == severity
+            for number, place in zip(numbers, found[what].where, strict=True):
+                start = f"{toy_root / TRAIN_LIST}, line {number}: {words.format(lines[number])}"
+                assert place.startswith(start)
+
+
+def test_a_damaged_image_hides_no_fault_of_its_map(tree, maps):
+    entry = entries_of(tree)[7]
+    entry.image.unlink()
+    (maps / f"{entry.id}.png").write_text("no picture")
+    found = check(tree, maps=maps)
+    assert set(found) == {
+        NOT_COMPARED,
+        "training image does not exist",
+        "saliency map cannot be read",
+    }
+
+
+def test_no_folder_of_saliency_maps(toy_root, tmp_path):
+    found = check(toy_root, maps=tmp_path / "nowhere")
+    assert set(found) == {NOT_COMPARED, "folder of saliency maps does not exist"}
+    (place,) = found["folder of saliency maps does not exist"].where
+    assert f"the folder {tmp_path}/nowhere does not exist; name one that holds a map" in place
 
 
 # ------------------------------------------------------------------------------------------- lists

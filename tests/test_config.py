@@ -51,6 +51,7 @@ SWITCHES = [
 ]
 ADDED_FLAGS = [  # not published, of this framework
     ("--data_dir", "somewhere", "data_loader.args.data_dir", "somewhere"),
+    ("--saliency_dir", "maps", "data_loader.args.saliency_dir", "maps"),
     ("--method", "finetune", "method", "finetune"),
     ("--accumulate", "4", "trainer.accumulate", 4),
 ]

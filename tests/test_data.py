@@ -529,7 +529,7 @@ def test_crops_of_any_box_are_those_of_torchvision(size, crop):
         boxes += [(top, left, h, w), (top, left, height - top, width - left)]
     for box in boxes:
         box = tuple(map(int, box))
-        pair = to_tensors(*resized_crop(image, mask, box, (crop, crop)))
+        pair = to_tensors(*resized_crop(box, (crop, crop), image, mask))
         for ours, theirs, how in zip(pair, (image, mask), (BILINEAR, NEAREST), strict=True):
             theirs = F.resized_crop(theirs, *box, [crop, crop], interpolation=how)
             assert torch.equal(ours, F.pil_to_tensor(theirs).view_as(ours)), box

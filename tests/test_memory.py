@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
-from types import SimpleNamespace
+import re
+import signal
 
 import numpy as np
 import pytest
@@ -15,15 +17,17 @@ from base.base_method import Batch
 from base.base_model import ModelOutput
 from base.task import Task
 from data_loader import memory
-from data_loader.leakage import audit
+from data_loader.dataset import ShuffledBatches
+from data_loader.leakage import Part, audit
 from data_loader.memory import Candidate
 from scripts.toy_data.shapes import CLASS_NAMES
 from tests.helpers import train, write_config
 from trainer.build import build_data
 from trainer.memory import find_candidates, pseudo_label
 from trainer.methods import METHODS
+from trainer.trainer import Trainer
 from utils.distributed import SINGLE, Ranks
-from utils.misc import UserError, ranges
+from utils.misc import Interrupted, UserError, ranges
 from utils.parse_config import ConfigParser
 
 SETTINGS = ("overlap", "disjoint", "sequential")
@@ -158,9 +162,35 @@ def test_confident_background_takes_the_class_of_the_old_model():
     logits[0, 1, 0, 0], logits[0, 2, 0, 1] = 2.1, 2.3  # σ = 0.891, 0.909
     logits[0, 1, 1, 0] = logits[0, 2, 1, 1] = 9.0
     labels = torch.tensor([[[0, 0], [7, 255]]], dtype=torch.uint8)
-    filled = pseudo_label(*method.confident(ModelOutput(logits), (2, 2)), labels)
+    filled = pseudo_label(*method.confident(ModelOutput(logits), (2, 2)), labels, 0.9)
     assert filled.dtype == labels.dtype
     assert filled.tolist() == [[[0, 2], [7, 255]]]
+
+
+def test_the_method_says_how_sure_the_old_model_must_be(every_id, tmp_path):
+    """It gets the outputs that it wants, with the logits of old channels alone."""
+    data = own_data(every_id, tmp_path, step=2, setting="overlap", candidates="whole")
+    found = {}
+    for least in (0.7, 0.9):
+
+        class Unsure(METHODS["finetune"]):
+            replay_confidence = least
+            wants = frozenset({"unknown"})
+
+            def confident(self, output, size):
+                assert output.logits.shape[1] == 4
+                assert output.unknown is not None
+                channels, scores = super().confident(output, size)
+                return channels, torch.full_like(scores, 0.8)
+
+        model = _Sure(5, 2)
+        found[least] = {
+            candidate.ids
+            for candidate in find_candidates(
+                data.candidate_loader(), Unsure(data.task, {}), model, SINGLE.device
+            )
+        }
+    assert found == {0.7: {(2, 3)}, 0.9: {(3,)}}
 
 
 def dkd(data):
@@ -174,15 +204,15 @@ class _Sure(torch.nn.Module):
         super().__init__()
         self.channels, self.sure = channels, sure
 
-    def forward(self, images):
+    def forward(self, images, wants):
         logits = torch.full((len(images), self.channels, 4, 4), -9.0)
         logits[:, self.sure] = 9.0
-        return SimpleNamespace(logits=logits)
+        return ModelOutput(logits, unknown=torch.zeros(len(images), 1, 4, 4))
 
 
 def own_data(root, tmp_path, ranks=SINGLE, **task):
     """The bundle of a step of `STEPS` on a data set of five classes."""
-    policy = {key: task.pop(key) for key in ("labels", "candidates") if key in task}
+    policy = {key: task.pop(key) for key in ("labels", "candidates", "mix") if key in task}
     config = write_config(tmp_path / "own.json", root, name="own", steps=STEPS, **task)
     tree = json.loads(config.read_text())
     tree["data_loader"]["args"]["memory"] = policy
@@ -286,11 +316,11 @@ def test_audit_of_the_images_of_a_step(every_id, tmp_path, setting, step):
     assert f"{len(shown)} images show {ranges(may)}" in data.leakage()
 
 
-@pytest.mark.parametrize("policy", ["current", "stored"])
+@pytest.mark.parametrize("policy", ["current", "stored", "all_seen"])
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_audit_of_the_exemplars(every_id, tmp_path, setting, policy, step):
-    """The same for replayed images, under both label policies."""
+    """The same for replayed images, under every label policy."""
     data = own_data(every_id, tmp_path, step=step, setting=setting, labels=policy)
     ids = ["1", "12", "123", "1234", "12345", "13", "345", "4", "2"]
     origins = {name: number % step for number, name in enumerate(ids)}
@@ -302,15 +332,52 @@ def test_audit_of_the_exemplars(every_id, tmp_path, setting, policy, step):
         visible = allowed_ids(setting, step)  # new classes are taught, not hidden
         if policy == "stored":
             visible |= allowed_ids(setting, origins[name])
+        elif policy == "all_seen":
+            visible = {label for ids in STEPS[: step + 1] for label in ids}
         assert shown[name] == {int(c) for c in name} & visible, name
         future = {label for later in STEPS[step + 1 :] for label in later}
         assert not shown[name] & future
     line = data.leakage()
-    assert line.count("exemplars") == (len(set(origins.values())) if policy == "stored" else 1)
+    assert line.count("exemplars") == (1 if policy == "current" else len(set(origins.values())))
     assert "\n" not in line
 
 
-@pytest.mark.parametrize("policy", ["current", "stored"])
+def told_of(data, origin):
+    """What the audit says about the exemplars of a step."""
+    (part,) = (p for p in data.leakage().split(" | ") if f"stored at step {origin})" in p)
+    return part
+
+
+def test_audit_tells_what_all_seen_lets_through(every_id, tmp_path):
+    """At step 2 (1, 2 | 3 | 4): what "stored" hides, and in how many images."""
+    data = own_data(every_id, tmp_path, step=2, setting="overlap", labels="all_seen")
+    data.replay({"123": 0, "13": 0, "14": 0, "1": 0, "34": 1, "12345": 1, "23": 1})
+    assert told_of(data, 0) == (
+        "4 exemplars (all_seen labels, stored at step 0) show 1-4, of which 3 WERE NOT LABELLED "
+        "when stored, in 2 images"
+    )
+    assert told_of(data, 1) == (
+        "3 exemplars (all_seen labels, stored at step 1) show 1-4, of which 1-2 WERE NOT LABELLED "
+        "when stored, in 2 images; hide future 5 in 1"
+    )
+    for policy in ("current", "stored"):
+        data = own_data(every_id, tmp_path, step=2, setting="overlap", labels=policy)
+        data.replay({"123": 0, "34": 1})
+        assert "WERE NOT LABELLED" not in data.leakage()
+    data = own_data(every_id, tmp_path, step=2, setting="sequential", labels="all_seen")
+    data.replay({"123": 1, "12": 1})
+    assert "WERE NOT LABELLED" not in data.leakage(), "they were, in this setting"
+
+
+def test_audit_stops_a_future_class_of_all_seen(every_id, tmp_path):
+    data = own_data(every_id, tmp_path, step=2, setting="overlap", labels="all_seen")
+    data.replay({"12345": 0})
+    data.replay_sets[0].table[5] = 5
+    with pytest.raises(AssertionError, match=r"exemplars .* label ids 5 leak into the loss"):
+        data.leakage()
+
+
+@pytest.mark.parametrize("policy", ["current", "stored", "all_seen"])
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_hidden_labels_do_not_move_the_training_labels(every_id, tmp_path, setting, policy):
     """The sharp form: whatever a hidden class is in the mask, the label maps are the same."""
@@ -336,7 +403,8 @@ def test_audit_stops_a_leak(every_id, tmp_path):
         data.leakage()
     assert ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
     presence = np.zeros((1, len(data.task.ids)), dtype=bool)
-    assert "show none" in audit(data.task, [("images", presence, data.train_set.table, ())])
+    part = Part("images", presence, data.train_set.table, (), ())
+    assert "show none" in audit(data.task, [part])
 
 
 def test_void_masking_is_no_leak(every_id, tmp_path):
@@ -365,6 +433,117 @@ def test_memory_of_another_data_set(every_id, tmp_path):
     data = own_data(every_id, tmp_path, step=1)
     with pytest.raises(UserError, match="image nowhere, which is not in the training list"):
         data.replay({"1": 0, "nowhere": 0})
+
+
+# ------------------------------------------------------------------------------------ half batches
+def mixed(length=50, batch_size=12, rank=0, world=1, accumulate=1, exemplars=20, epoch=3, skip=0):
+    sampler = ShuffledBatches(
+        length, batch_size, rank, world, ("seed", 1), accumulate, exemplars=exemplars
+    )
+    sampler.set_epoch(epoch, skip)
+    batches = list(sampler)
+    assert len(batches) == len(sampler) - skip * accumulate
+    return batches
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 12])
+@pytest.mark.parametrize("exemplars", [1, 4, 6, 20, 300])
+def test_half_of_every_batch_is_replayed(size, exemplars):
+    """The rest is as without a memory, at the same places; iterations are as many."""
+    for epoch in range(4):
+        plain, halves = (
+            mixed(batch_size=size, exemplars=count, epoch=epoch) for count in (0, exemplars)
+        )
+        assert len(plain) == len(halves) == 50 // size
+        for own, batch in zip(plain, halves, strict=True):
+            replayed = [position - 50 for position, _ in batch if position >= 50]
+            assert len(batch) == size
+            assert len(replayed) == size // 2
+            assert all(0 <= position < exemplars for position in replayed)
+            assert len(set(replayed)) == min(size // 2, exemplars)
+            kept = [key for key in batch if key[0] < 50]
+            assert kept == [a for a, b in zip(own, batch, strict=True) if b[0] < 50]
+
+
+def test_which_places_are_replayed_changes():
+    places = [
+        tuple(place for place, (position, _) in enumerate(batch) if position >= 50)
+        for epoch in range(10)
+        for batch in mixed(epoch=epoch)
+    ]
+    assert len(set(places)) > 30, "a random half"
+    assert {place for each in places for place in each} == set(range(12))
+
+
+def test_exemplars_come_in_permutations():
+    """7 of them, 3 a batch: 7 batches hold each three times, in another order every time."""
+    drawn = [
+        position - 600
+        for batch in mixed(length=600, batch_size=6, exemplars=7)
+        for position, _ in batch
+        if position >= 600
+    ]
+    assert len(drawn) == 300
+    counts = [drawn.count(exemplar) for exemplar in range(7)]
+    assert max(counts) - min(counts) <= 1
+    for start in range(0, 294, 21):
+        assert sorted(drawn[start : start + 21]) == sorted(3 * [*range(7)])
+    assert len({tuple(drawn[start : start + 21]) for start in range(0, 294, 21)}) > 10
+
+
+def test_every_draw_is_another_crop():
+    keys = [key for epoch in range(3) for batch in mixed(exemplars=4, epoch=epoch) for key in batch]
+    replayed = [key for key in keys if key[0] >= 50]
+    assert len(replayed) == 3 * 4 * 6
+    assert len({draw for _, draw in replayed}) == len(replayed)
+    assert {draw for position, draw in keys if position < 50} == {0, 1, 2}
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 3), (2, 1), (3, 2), (2, 3)])
+@pytest.mark.parametrize("exemplars", [5, 20])
+def test_half_batches_of_any_number_of_ranks(world, accumulate, exemplars):
+    """An iteration has the same keys however it is shared out."""
+    size = 12 // (world * accumulate)
+    parts = [
+        mixed(batch_size=size, rank=rank, world=world, accumulate=accumulate, exemplars=exemplars)
+        for rank in range(world)
+    ]
+    for number, whole in enumerate(mixed(exemplars=exemplars)):
+        shares = range(number * accumulate, (number + 1) * accumulate)
+        found = [key for part in parts for share in shares for key in part[share]]
+        assert {len(part[share]) for part in parts for share in shares} == {size}
+        assert sorted(found) == sorted(whole)
+
+
+@pytest.mark.parametrize("skip", [0, 1, 3, 4])
+def test_half_batches_go_on_where_a_run_was_stopped(skip):
+    whole = mixed(batch_size=4, world=1, accumulate=3)
+    assert mixed(batch_size=4, world=1, accumulate=3, skip=skip) == whole[3 * skip :]
+    assert mixed(epoch=4) != mixed(epoch=3) == mixed(epoch=3)
+
+
+def test_the_memory_leaves_the_length_of_an_epoch(every_id, tmp_path):
+    data = own_data(every_id, tmp_path, step=2, labels="all_seen", mix="half_batch")
+    data.blocks["train"] = {**data.blocks["train"], "batch_size": 3}
+    own = len(data.train_set)
+    data.replay({"1": 0, "12": 0, "13": 1})
+    assert data.train_batches.iterations == own // 3
+    data.train_batches.set_epoch(1)
+    for batch in data.train_loader:
+        assert batch.replayed.sum() == 1
+        (name,) = (n for n, old in zip(batch.name, batch.replayed, strict=True) if old)
+        assert name in ("1", "12", "13")
+    alone = own_data(every_id, tmp_path, step=2, mix="half_batch")
+    alone.blocks["train"] = data.blocks["train"]
+    assert alone.train_batches.exemplars == 0, "nothing to mix in"
+
+
+def test_half_of_one_image_is_nothing(every_id, tmp_path):
+    data = own_data(every_id, tmp_path, step=2, mix="half_batch")
+    data.blocks["train"] = {**data.blocks["train"], "batch_size": 1}
+    data.replay({"1": 0})
+    with pytest.raises(UserError, match=r"mix is 'half_batch', but half of .*batch_size\) 1 × 1 "):
+        data.train_batches  # noqa: B018
 
 
 # --------------------------------------------------------------------------------------- whole runs
@@ -419,6 +598,49 @@ def test_stored_labels_reach_a_method_that_learns_old_classes(three_steps, tmp_p
     (line,) = [line for line in log.splitlines() if "leakage audit" in line]
     shown = line.split("exemplars (stored labels, stored at step 0) show ")[1].split(";")[0]
     assert shown.startswith("1-"), "old classes of the step that stored them"
+
+
+def test_half_batches_go_on_inside_an_epoch_to_the_same_bits(three_steps, tmp_path, monkeypatch):
+    _, config, (zero, *_) = three_steps
+    tree = json.loads(config.read_text())
+    memory_block = {"mem_size": 12, "labels": "all_seen", "mix": "half_batch"}
+    tree["data_loader"]["args"]["memory"] = memory_block
+    half = tmp_path / "half.json"
+    half.write_text(json.dumps(tree))
+
+    def call(folder, *flags):
+        models = tmp_path / folder / "models" / zero.experiment
+        if not models.exists():
+            models.mkdir(parents=True)
+            (models / "step_0").symlink_to(zero.step_dir().resolve())
+        flags += ("--method", "finetune", "--epochs", "2", "--freeze_bn", "--task_step", "1")
+        flags += ("--bs", "2")
+        return train(half, *flags, "--save_dir", str(tmp_path / folder))
+
+    whole = call("whole")
+    (line,) = re.findall("leakage audit.*", (whole.log_dir() / "info.log").read_text())
+    assert "WERE NOT LABELLED" not in line, "at step 1, all of step 0 was"
+    step, calls = Trainer.train_step, []
+
+    def stopped(trainer, *args):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", stopped)
+        with pytest.raises(Interrupted):
+            call("parts")
+    assert len(calls) == 3
+    parts = call("parts", "-r", "auto")
+    assert len(calls) == 3
+    a, b = (
+        torch.load(run.step_dir() / "checkpoint-epoch2.pth", weights_only=True)
+        for run in (whole, parts)
+    )
+    assert a["lr_scheduler"]["last_epoch"] > 2 * 3, "it was stopped inside the first epoch"
+    assert all(torch.equal(a["state_dict"][k], b["state_dict"][k]) for k in a["state_dict"])
 
 
 @pytest.mark.parametrize(("method", "learns"), [("dkd", False), ("finetune", True)])
@@ -500,17 +722,27 @@ def test_two_processes_read_one_memory(three_steps, tmp_path):
         torch.testing.assert_close(b["state_dict"][name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_ranks_share_the_exemplars(every_id, tmp_path):
+@pytest.mark.parametrize("mix", ["concat", "half_batch"])
+def test_ranks_share_the_exemplars(every_id, tmp_path, mix):
     """The global batches of two ranks are those of one, exemplars among them."""
     batches = []
     for ranks in ([SINGLE], [Ranks(r, 2, torch.device("cpu")) for r in (0, 1)]):
         names = []
         for one in ranks:
-            data = own_data(every_id, tmp_path, step=2, setting="overlap", labels="current")
+            data = own_data(every_id, tmp_path, step=2, labels="current", mix=mix)
             data.replay({"1": 0, "12": 0})
             data.ranks = one
             data.blocks["train"] = {**data.blocks["train"], "batch_size": 4 // len(ranks)}
             data.train_loader.batch_sampler.set_epoch(2)
-            names.append([set(batch.name) for batch in data.train_loader])
+            names.append(
+                [
+                    {
+                        (name, bool(old), image.sum().item())
+                        for name, old, image in zip(b.name, b.replayed, b.image, strict=True)
+                    }
+                    for b in data.train_loader
+                ]
+            )
         batches.append([set().union(*parts) for parts in zip(*names, strict=True)])
+        assert {len(batch) for batch in batches[-1]} == {4}
     assert batches[0] == batches[1]

@@ -227,6 +227,7 @@ def test_keys_that_a_downloaded_config_has_no_say_in():
     assert paths == {
         "trainer.save_dir",  # not from beside weights
         "data_loader.args.data_dir",  # read only
+        "data_loader.args.saliency_dir",  # read only
         "data_loader.args.task.idxs_path",  # then read only: the cache goes to the default
     }
 

@@ -42,10 +42,11 @@ def announce(
         _compare_with_recipe(config.recipe, config, data)
     memory = config["data_loader"]["args"]["memory"]
     replays = task.step > 0 and memory["mem_size"] > 0
-    if replays and memory["labels"] == "stored" and not method.learns_old:
+    if replays and memory["labels"] != "current" and not method.learns_old:
         log.warning(
-            "memory.labels is 'stored', but %s reads labels of new classes only: it learns what it "
+            "memory.labels is '%s', but %s reads labels of new classes only: it learns what it "
             "learns with 'current'",
+            memory["labels"],
             config["method"],
         )
     if config["trainer"]["monitor"] != "off" and not data.blocks["val"]["cross_val"]:

@@ -116,6 +116,7 @@ def _check_training(config: ConfigParser, plan: Launch, data: IncrementalDataLoa
     """What only training needs; weights of another version may be evaluated without it."""
     check_optimizer(config)
     config.resolve("lr_scheduler", SCHEDULERS)
+    _check_method(config)
     trainer = config["trainer"]
     if trainer["early_stop"] > 0 and trainer["monitor"] == "off":
         raise UserError("trainer.early_stop needs trainer.monitor, which is off; name a metric.")
@@ -140,6 +141,23 @@ def _check_training(config: ConfigParser, plan: Launch, data: IncrementalDataLoa
     _check_start(config, data.task)
     if not config.auto:
         _check_free(config)
+
+
+def _check_method(config: ConfigParser) -> None:
+    """Whether the method makes something of a memory and of saliency maps, where they are given."""
+    name, args = config["method"], config["data_loader"]["args"]
+    if args["memory"]["mem_size"] > 0 and METHODS[name].replay_confidence is None:
+        others = [key for key, kind in METHODS.items() if kind.replay_confidence is not None]
+        raise UserError(
+            f"method '{name}' has no replay memory; set data_loader.args.memory.mem_size "
+            f"(--mem_size) to 0, or choose one of {listing(others)}."
+        )
+    if args["saliency_dir"] is not None and not METHODS[name].reads_saliency:
+        others = [key for key, kind in METHODS.items() if kind.reads_saliency]
+        raise UserError(
+            f"method '{name}' reads no saliency maps; set data_loader.args.saliency_dir "
+            f"(--saliency_dir) to null, or choose one of {listing(others)}."
+        )
 
 
 def _check_start(config: ConfigParser, task: Task) -> None:

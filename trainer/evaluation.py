@@ -84,7 +84,7 @@ class Evaluation:
         ):
             if number < fewest:  # ranks with an image more must not ask those that are done
                 self.ranks.stop_if_asked()
-            images, labels = batch.on(self.ranks.device)
+            images, labels, *_ = batch.on(self.ranks.device)
             with self.precision.autocast(half):
                 output = self.student(images)
             confusion.update(labels, self.method.predict(output, size_of(labels)))

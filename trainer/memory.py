@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from base.base_method import BaseMethod
-from base.base_model import BaseModel, ModelOutput
+from base.base_model import BaseModel
 from base.task import Task
 from data_loader import memory
 from data_loader.data_loaders import IncrementalDataLoader
@@ -24,8 +24,6 @@ from utils.distributed import Ranks
 from utils.logger import log, progress
 from utils.misc import BACKGROUND, UserError, listing, seed_from
 from utils.parse_config import ConfigParser
-
-CONFIDENT = 0.9  # score from which a background pixel counts as the class it looks like
 
 
 def replay(
@@ -99,15 +97,16 @@ def find_candidates(
         device: where the student is.
     """
     task = method.task
+    assert method.replay_confidence is not None, "refused before anything was allocated"
     student.eval()
     found = []
     for batch in progress(loader, desc=f"replay candidates of step {task.step - 1}", unit="it"):
         labels = batch.label
         if task.step > 1:
-            output = student(normalize(batch.image.to(device)))
-            old = ModelOutput(output.logits[:, : task.old_channels.stop])
+            output = student(normalize(batch.image.to(device)), method.wants)
+            old = output._replace(logits=output.logits[:, : task.old_channels.stop])
             channels, scores = method.confident(old, size_of(labels))
-            labels = pseudo_label(channels.cpu(), scores.cpu(), labels)
+            labels = pseudo_label(channels.cpu(), scores.cpu(), labels, method.replay_confidence)
         for name, label in zip(batch.name, labels.numpy(), strict=True):
             shown = np.setdiff1d(label, (BACKGROUND, np.iinfo(label.dtype).max))
             found.append(Candidate(name, tuple(task.label_ids()[shown].tolist())))
@@ -115,18 +114,19 @@ def find_candidates(
 
 
 def pseudo_label(
-    channels: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor
+    channels: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, least: float
 ) -> torch.Tensor:
     """Fill the background with the previous model's confident classes.
 
     Args:
         channels, scores: [N, H, W], of `BaseMethod.confident`.
         labels: [N, H, W] channels.
+        least: score from which a class counts.
 
     Returns:
         [N, H, W] channels.
     """
-    sure = (labels == BACKGROUND) & (scores >= CONFIDENT)
+    sure = (labels == BACKGROUND) & (scores >= least)
     return torch.where(sure, channels.to(labels.dtype), labels)
 
 

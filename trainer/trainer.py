@@ -233,8 +233,8 @@ class Trainer(BaseTrainer):
         self.data.train_batches.set_epoch(epoch)
         for number, sample in enumerate(self.data.train_loader):
             self.ranks.stop_if_asked()
-            images, labels = sample.on(self.ranks.device)
-            yield Batch(images, labels, number // self.data.accumulate)
+            images, labels, *more = sample.on(self.ranks.device)
+            yield Batch(images, labels, number // self.data.accumulate, *more)
 
     def train_epoch(self, epoch: int) -> None:
         """One pass over the training set, or what is left of it after `self.iteration`."""
@@ -296,14 +296,14 @@ class Trainer(BaseTrainer):
             raise
 
     def train_step(
-        self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], count: int = 1
+        self, batches: Iterable[tuple[Any, ...]], count: int = 1
     ) -> dict[str, torch.Tensor]:
         """One iteration: forward, losses and backward of each batch, then the update.
 
         Args:
             batches: images [N, 3, H, W] float32, normalised, and labels [N, H, W] uint8 channels,
-                on the device. Several of equal size are accumulated: the gradient is the mean, as
-                of one large batch.
+                on the device, and perhaps what else `OnDevice` holds. Several of equal size are
+                accumulated: the gradient is the mean, as of one large batch.
             count: how many there are.
 
         Returns:
@@ -312,25 +312,23 @@ class Trainer(BaseTrainer):
         """
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, torch.Tensor] = {}
-        for number, (images, labels) in enumerate(batches, start=1):
+        for number, (images, labels, *more) in enumerate(batches, start=1):
+            batch = Batch(images, labels, self.scheduler.last_epoch, *more)
             with self._synchronised(number == count):
-                terms = self._gradients(images, labels, 1 / count)
+                terms = self._gradients(batch, 1 / count)
             sums = {name: sums[name] + terms[name] for name in terms} if sums else terms
         told = self.precision.step(self.optimizer, self.config["trainer"]["clip_grad_norm"])
         self.scheduler.step()  # reference quirk: also past an update that was skipped
         return sums | told
 
-    def _gradients(
-        self, images: torch.Tensor, labels: torch.Tensor, share: float
-    ) -> dict[str, torch.Tensor]:
+    def _gradients(self, batch: Batch, share: float) -> dict[str, torch.Tensor]:
         """Add the gradients of one batch, weighted by `share`, to the parameters'."""
         with self.precision.autocast():
-            outputs = self.model(images, self.method.wants)
+            outputs = self.model(batch.images, self.method.wants)
             targets = None
             if self.teacher is not None:
                 with torch.no_grad():
-                    targets = self.teacher(images, self.method.wants)
-        batch = Batch(images, labels, self.scheduler.last_epoch)
+                    targets = self.teacher(batch.images, self.method.wants)
         terms = self.method.losses(batch, outputs, targets, self._total)
         weights = self.method.weights
         loss = share * sum(weights[name] * term.sum() for name, term in terms.items())

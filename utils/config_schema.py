@@ -183,6 +183,12 @@ SCHEMA: dict[str, Key] = {
         decides=False,
         local=True,
     ),
+    "data_loader.args.saliency_dir": Key(
+        "folder of saliency maps ID.png of the training images, not 0 = salient, for methods that "
+        "read them; null: none",
+        (str, NULL),
+        decides=False,  # the maps do, and the hash of the training data holds them
+    ),
     "data_loader.args.class_names": Key(
         "names of a data set's own classes, background first", (list, NULL), items="names"
     ),
@@ -213,9 +219,16 @@ SCHEMA: dict[str, Key] = {
     "data_loader.args.memory.mem_size": Key("replayed old images; 0: no replay", (int,), 0),
     "data_loader.args.memory.labels": Key(
         "labels of replayed images: current: of the classes of this step, as the published code; "
-        "stored: also of the step whose image it was, for methods that learn old classes",
+        "stored: also of the step whose image it was, for methods that learn old classes; "
+        "all_seen: of all classes up to this step, whether or not they were ever labelled in it",
         (str,),
-        choices=("current", "stored"),
+        choices=("current", "stored", "all_seen"),
+    ),
+    "data_loader.args.memory.mix": Key(
+        "how replayed images come in: concat: added to the images of the step; half_batch: in "
+        "place of a random half of each global batch, as SSUL-M",
+        (str,),
+        choices=("concat", "half_batch"),
     ),
     "data_loader.args.memory.candidates": Key(
         "where the classes of an image that may be kept are read: crop: in a random crop of its "
@@ -338,6 +351,7 @@ FLAGS = (
     Flag(("--save_dir",), "trainer.save_dir", str, True),
     Flag(("--data_dir",), "data_loader.args.data_dir", str, True),
     Flag(("--follow_links",), "data_loader.args.follow_links", None, True),
+    Flag(("--saliency_dir",), "data_loader.args.saliency_dir", str),
     Flag(("--method",), "method", str),
     Flag(("--mem_size",), "data_loader.args.memory.mem_size", int),
     Flag(("--seed",), "seed", int),

@@ -58,6 +58,21 @@ FAULTS = {
     "sizes": ("error", "{split} image and mask differ in size",
         "make the mask anew for this image; where width and height are swapped, the image has an "
         "EXIF rotation, which training does not apply: rotate the pixels themselves"),
+    "saliency folder": ("error", "folder of saliency maps does not exist",
+        "name the folder that holds a map ID.png for every training image, or leave it out: a "
+        "method that can do without maps then does"),
+    "saliency map missing": ("error", "{split} image without a saliency map",
+        "run the detector that made the others on this image, too, and save its map as ID.png"),
+    "saliency map damaged": ("error", "saliency map cannot be read",
+        "replace the file, which is damaged or no picture"),
+    "saliency map mode": ("error", "saliency map is no grey PNG",
+        "save it as a PNG of 1 bit or grey of 8, 0 where nothing is salient"),
+    "saliency map size": ("error", "saliency map and image differ in size",
+        "make the map anew for this image, or scale it by nearest neighbour; where width and "
+        "height are swapped, the detector has applied an EXIF rotation, which training does not"),
+    "saliency map empty": ("warning", "saliency map that is 0 everywhere",
+        "nothing, when there is nothing to see in these images; if they are many, look whether "
+        "the detector ran with the right threshold"),
     "deep": ("warning", "{split} image with more than 8 bits per channel",
         "save it with 8 bits per channel: values above 255 are cut off on reading"),
     "grey": ("note", "{split} image is greyscale", "nothing; it becomes RGB on reading"),

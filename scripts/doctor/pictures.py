@@ -1,4 +1,4 @@
-"""The data doctor reads every image and mask once, on all cores.
+"""The data doctor reads every image, mask and saliency map once, on all cores.
 
 Nothing here imports torch: every reading process imports this file, and would wait for it.
 """
@@ -18,6 +18,7 @@ from PIL import Image
 
 from base.base_dataset import BaseDataset, Entry, label_ids
 from base.task import Task
+from data_loader.saliency import SaliencyMaps
 from scripts.doctor.findings import Found
 from scripts.doctor.lists import strays
 from utils.logger import progress
@@ -53,8 +54,20 @@ def noted(found: list[tuple[str, str]], what: str, place: str) -> Iterator[None]
         found.append((f"{what} damaged", f"{place}: {str(error) or type(error).__name__}"))
 
 
-def inspect(reader: BaseDataset, entry: Entry) -> Inspection:
-    """Read an image and its mask as training does, whatever they hold."""
+def saliency_maps(folder: str | None) -> tuple[SaliencyMaps | None, Found]:
+    """The maps of a folder, None when there is none, and what is wrong with it."""
+    if folder is None:
+        return None, ()
+    maps = SaliencyMaps(folder)
+    try:
+        maps.check()
+    except UserError as fault:
+        return None, [(fault.kind, str(fault))]
+    return maps, ()
+
+
+def inspect(reader: BaseDataset, maps: SaliencyMaps | None, entry: Entry) -> Inspection:
+    """Read an image, its mask and its saliency map as training does, whatever they hold."""
     found: list[tuple[str, str]] = []
     ids: list[int] = []
     digest = ""
@@ -79,6 +92,11 @@ def inspect(reader: BaseDataset, entry: Entry) -> Inspection:
         if image is not None and mask is not None:
             with noted(found, "mask", place):
                 reader.check_sizes(entry, image.size, mask.shape)
+        if maps is not None:
+            place = f"{entry.where}: {maps.file(entry)}"
+            with noted(found, "saliency map", place):
+                if not maps.read(reader, entry, image.size if image is not None else None).any():
+                    found.append(("saliency map empty", place))
     return Inspection(found, ids, digest)
 
 
@@ -97,14 +115,22 @@ def colours(place: str, mode: str) -> Found:
         yield "deep" if mode[0] in "IF" else "mode", f"{place} has the mode {mode}"
 
 
-def inspect_all(reader: BaseDataset, entries: Sequence[Entry]) -> list[Inspection]:
+def inspect_all(
+    reader: BaseDataset, maps: SaliencyMaps | None, entries: Sequence[Entry]
+) -> list[Inspection]:
     """`inspect`, as a job of a reading process."""
     keep_freed_memory()
-    return [inspect(reader, entry) for entry in entries]
+    return [inspect(reader, maps, entry) for entry in entries]
 
 
-def read_pictures(readers: Mapping[str, BaseDataset]) -> dict[str, list[Inspection]]:
+def read_pictures(
+    readers: Mapping[str, BaseDataset], maps: SaliencyMaps | None = None
+) -> dict[str, list[Inspection]]:
     """Read each image and mask of both lists, on all cores when there are many.
+
+    Args:
+        readers: of the splits.
+        maps: of the training images.
 
     Raises:
         UserError: a reading process died.
@@ -114,7 +140,8 @@ def read_pictures(readers: Mapping[str, BaseDataset]) -> dict[str, list[Inspecti
         bare = copy(reader)  # without its entries, of which a job has its own
         bare.entries = []
         starts = range(0, len(reader), CHUNK)
-        jobs += [(split, bare, reader.entries[start : start + CHUNK]) for start in starts]
+        own = maps if split == "train" else None
+        jobs += [(split, bare, own, reader.entries[start : start + CHUNK]) for start in starts]
     total, done, workers = sum(map(len, readers.values())), 0, min(cores(), len(jobs))
     inspections: dict[str, list[Inspection]] = {split: [] for split in readers}
     with contextlib.ExitStack() as stack:
@@ -123,9 +150,9 @@ def read_pictures(readers: Mapping[str, BaseDataset]) -> dict[str, list[Inspecti
         if workers > 1 and len(jobs) >= PARALLEL:
             # spawn, because threads do not survive a fork
             run = stack.enter_context(ProcessPoolExecutor(workers, get_context("spawn"))).map
-        splits, bares, entries = zip(*jobs, strict=True) if jobs else ((), (), ())
+        splits, *given = zip(*jobs, strict=True) if jobs else ((), (), (), ())
         try:
-            for split, result in zip(splits, run(inspect_all, bares, entries), strict=True):
+            for split, result in zip(splits, run(inspect_all, *given), strict=True):
                 inspections[split] += result
                 done += len(result)
                 bar.update(len(result))

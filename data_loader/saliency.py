@@ -1,0 +1,77 @@
+"""Saliency maps: a folder of PNGs, one for each training image, made by somebody's detector.
+
+Read by `IncrementalDataset` for methods that ask for them (SSUL), and by the data doctor. It knows
+neither steps nor torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from base.base_dataset import BaseDataset, Entry
+from utils.misc import UserError
+
+KEY = "data_loader.args.saliency_dir (--saliency_dir)"
+MODES = ("1", "L", "P")  # Pillow's names of 1 bit, grey and palette of 8 bits
+WHAT = "saliency map"
+
+
+class SaliencyMaps:
+    """The maps of a folder: `{folder}/{bare image id}.png`; a value above 0 is salient."""
+
+    def __init__(self, folder: str):
+        self.folder = Path(folder)
+
+    def file(self, entry: Entry) -> Path:
+        """Where the map of an image lies."""
+        return self.folder / f"{entry.id}.png"
+
+    def check(self, entries: Sequence[Entry] = ()) -> None:
+        """Whether the folder exists and has a file for every image; none is opened.
+
+        Raises:
+            UserError: it has not.
+        """
+        if not self.folder.is_dir():
+            raise UserError(
+                f"{KEY}: the folder {self.folder} does not exist; name one that holds a map ID.png "
+                "for every training image.",
+                "saliency folder",
+            )
+        without = [entry for entry in entries if not self.file(entry).is_file()]
+        if without:
+            raise UserError(
+                f"{KEY}: {len(without)} of {len(entries)} training images have no saliency map, "
+                f"the first of them is {without[0].id}: {self.file(without[0])} does not exist."
+            )
+
+    def read(self, raw: BaseDataset, entry: Entry, size: tuple[int, int] | None) -> np.ndarray:
+        """The map of an image: [H, W] uint8, 1 = salient.
+
+        Args:
+            raw: the data set of the image; says whether links out of the folder are followed.
+            entry: the image.
+            size: its width and height; None: they are not compared.
+
+        Raises:
+            UserError: the file is missing, unreadable, no grey picture or of another size.
+        """
+        path = self.file(entry)
+        picture = raw.open_picture(path, WHAT, entry, self.folder)
+        if picture.mode not in MODES or picture.format == "JPEG":
+            raise UserError(
+                f"{entry.where}: {WHAT} {path} is a {picture.format} of the mode {picture.mode}; "
+                "it must be a PNG of 1 bit, grey of 8, or with a palette, 0 where nothing is "
+                "salient.",
+                f"{WHAT} mode",
+            )
+        if size is not None and picture.size != size:
+            raise UserError(
+                f"{entry.where}: image {entry.image} is {size[0]}×{size[1]} pixels, but its {WHAT} "
+                f"{path} is {picture.width}×{picture.height}.",
+                f"{WHAT} size",
+            )
+        return (np.asarray(picture) > 0).view(np.uint8)
