@@ -68,15 +68,20 @@ class ModelOutput(NamedTuple):
     features: torch.Tensor | None = None
     unknown: torch.Tensor | None = None
 
-    def decomposed(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """`pos` and `neg`.
+    def asked(self, name: str) -> torch.Tensor:
+        """An output that was asked for.
 
         Raises:
-            ValueError: they were not asked for.
+            ValueError: it was not.
         """
-        if self.pos is None or self.neg is None:
-            raise ValueError("'pos_neg' was not asked for.")
-        return self.pos, self.neg
+        value = getattr(self, name)
+        if value is None:
+            raise ValueError(f"'{name}' was not asked for.")
+        return value
+
+    def decomposed(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """`pos` and `neg`, as `asked`."""
+        return self.asked("pos"), self.asked("neg")
 
 
 class Parts(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -45,6 +45,8 @@ class Task:
         published: schedule and classes are the data set's own, so published lists apply.
         background: whether label id 0 is background; else every pixel is of a class or void, and
             the label 0 of training is what is hidden.
+        joint: the steps of the schedule that are learnt at once, as step 0; empty unless this is
+            joint training, the upper bound.
     """
 
     dataset: str
@@ -55,6 +57,7 @@ class Task:
     class_names: ClassNames
     published: bool = True
     background: bool = True
+    joint: tuple[tuple[int, ...], ...] = ()
 
     @cached_property
     def ids(self) -> tuple[int, ...]:
@@ -110,9 +113,15 @@ class Task:
         return slice(1 + len(self.old), 1 + len(self.seen))
 
     @property
+    def schedule_step(self) -> int:
+        """The step of the schedule up to which the classes are known."""
+        return len(self.joint) - 1 if self.joint else self.step
+
+    @property
     def base_channels(self) -> range:
-        """Channels of background, if any, and of step 0: the group `old` of the reports."""
-        return range(0 if self.background else 1, 1 + len(self.steps[0]))
+        """Channels of background, if any, and of the schedule's first step: the group `old`."""
+        first, *_ = self.joint or self.steps
+        return range(0 if self.background else 1, 1 + len(first))
 
     @cached_property
     def _channels(self) -> dict[int, int]:
@@ -164,6 +173,7 @@ def make_task(
     setting: str,
     step: int,
     steps: Sequence[Sequence[int]] | None = None,
+    joint: bool = False,
     own_classes: bool = False,
     background: bool = True,
 ) -> Task:
@@ -177,6 +187,7 @@ def make_task(
         setting: one of `SETTINGS`.
         step: 0 … T.
         steps: own schedule.
+        joint: learn the classes of all steps up to this one at once.
         own_classes: `class_names` come from the user, so this is another data set.
         background: whether label id 0 is background and no class.
 
@@ -204,6 +215,9 @@ def make_task(
             f"data_loader.args.task.step is {step}, but task '{name}' has the steps "
             f"{listing(range(len(schedule)))}."
         )
+    if joint:
+        learnt, later = schedule[: step + 1], schedule[step + 1 :]
+        return replace(task, step=0, steps=(task.seen, *later), joint=learnt, published=False)
     return task
 
 

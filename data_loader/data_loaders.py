@@ -126,7 +126,7 @@ class IncrementalDataLoader:
             self.raw["val"].class_names,
             own_classes=class_names is not None,
             background=data_set.background,
-            **{key: task[key] for key in ("name", "setting", "step", "steps")},
+            **{key: task[key] for key in ("name", "setting", "step", "steps", "joint")},
         )
 
     # ------------------------------------------------------------------------------- data sets

@@ -35,6 +35,7 @@ class BackboneSpec:
         strides: the output strides that it offers.
         dropped: how names of a weight file begin that are the classifier's and left out.
         may_miss: how names end that a weight file need not have.
+        stages: whether it has maps of four stages to show.
     """
 
     build: Callable[[int], nn.Module]
@@ -44,6 +45,7 @@ class BackboneSpec:
     strides: tuple[int, ...] = (8, 16)
     dropped: tuple[str, ...] = ()
     may_miss: tuple[str, ...] = ()
+    stages: bool = True
 
 
 class Backbone(nn.Module):

@@ -6,6 +6,7 @@ auxiliary score, background or class, is the method's word.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -35,6 +36,19 @@ def start_head(new: nn.Module, source: nn.Module) -> None:
     values = source.state_dict()
     for name, value in new.state_dict().items():
         value.copy_(values[name].expand_as(value))
+
+
+@torch.no_grad()
+def split_background(new: nn.Module, background: nn.Module) -> None:
+    """Let n new 1×1 classes and background share the probability that background had.
+
+    Every new class takes background's weights, and all n + 1 of them its bias - log(n + 1), so the
+    softmax of the other classes stays as it is. Source: Cermelli et al., MiB (CVPR 2020), its
+    classifier initialisation.
+    """
+    bias = background.get_parameter("bias")
+    bias.sub_(math.log(1 + len(new.get_parameter("bias"))))
+    start_head(new, background)
 
 
 class Heads(nn.ModuleList):

@@ -183,6 +183,29 @@ class Rows:
         return (wide @ self.across).transpose(0, 1)
 
 
+@exact_products()
+def each_band(
+    logits: torch.Tensor,
+    size: tuple[int, int],
+    what: Callable[[tuple[int, slice], torch.Tensor], None],
+) -> None:
+    """Call `what` for every band of every image, where nothing has a gradient.
+
+    Args:
+        logits: [N, C, h, w].
+        size: H and W, to which they are upsampled.
+        what: takes where the band lies, for [N, H, …], and its logits [R, C, W] in full precision,
+            which it may overwrite.
+    """
+    logits = full_precision(logits.detach())
+    rows, parts = Rows(logits, size), bands(logits, size)
+    work = logits.new_empty(parts[0].stop, logits.shape[1], size[1])
+    for number, image in enumerate(logits):
+        wide = rows.widen(image)
+        for band in parts:
+            what((number, band), rows.up(wide, band, work[: band.stop - band.start]))
+
+
 def highest_score(logits: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """The highest sigmoid score of every pixel and whose it is.
 

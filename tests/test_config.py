@@ -48,17 +48,21 @@ SWITCHES = [
     ("--follow_links", "data_loader.args.follow_links"),
     ("--multiprocessing_distributed", "multiprocessing_distributed"),
     ("--freeze_bn", FREEZE),
+    ("--joint", "data_loader.args.task.joint"),
 ]
 ADDED_FLAGS = [  # not published, of this framework
     ("--data_dir", "somewhere", "data_loader.args.data_dir", "somewhere"),
     ("--saliency_dir", "maps", "data_loader.args.saliency_dir", "maps"),
     ("--method", "finetune", "method", "finetune"),
     ("--accumulate", "4", "trainer.accumulate", 4),
+    ("--set", f"{EPOCHS}=3", EPOCHS, 3),
+    ("--set", "hyperparameter.kd=2.5", "hyperparameter.kd", 2.5),
+    ("--set", "data_loader.args.task.name=19-1", "data_loader.args.task.name", "19-1"),
 ]
 GENERAL = {"-c", "--config", "-r", "--resume", "-d", "--device", "--test", "-h", "--help"}
 EVAL_FLAGS = {
     *("--multiprocessing_distributed", "--dist_url", "--name", "--save_dir", "--data_dir"),
-    "--follow_links",
+    *("--follow_links", "--set", "--task_name", "--task_step"),
 }
 
 
@@ -173,8 +177,10 @@ def test_flags_that_are_no_key(tmp_path):
 
 def test_tables_above_name_every_flag():
     listed = {row[0] for row in (*VALUE_FLAGS, *SWITCHES, *ADDED_FLAGS)}
-    assert listed == {name for flag in FLAGS for name in flag.names}
-    assert {name for flag in FLAGS if flag.eval_too for name in flag.names} == EVAL_FLAGS
+    assert listed == {name for flag in FLAGS for name in flag.names} | {"--set"}
+    assert {name for flag in FLAGS if flag.eval_too for name in flag.names} | {
+        "--set"
+    } == EVAL_FLAGS
 
 
 def test_abbreviated_flag_is_refused():

@@ -128,13 +128,20 @@ def test_groups_hold_every_trainable_parameter(method, step):
     task = at_step(step)
     config = make_config(step, "PolyLR", lr=1e-3, method=method)
     contract = METHODS[method](task, config["hyperparameter"])
+    earlier = {"prototypes": torch.zeros(4, 512), "counts": torch.zeros(4)} if step else {}
     model = build_model(config, contract.heads(), backbone="tiny", backbone_pretrained=False)
-    contract.start(model, {})
+    contract.start(model, earlier)
     optimizer = build_optimizer(config, contract, model)
     lrs = [group["lr"] for group in optimizer.param_groups]
     decays = [group["weight_decay"] for group in optimizer.param_groups]
-    assert lrs == [1e-3, *[1e-2] * (3 if step else 2)]
-    assert decays == ([0, 0, 0, 1e-4] if step else [1e-4] * 3)
+    tenfold = [1e-3, *[1e-2] * (3 if step else 2)]
+    if method in ("dkd", "finetune"):
+        assert lrs == tenfold
+        assert decays == ([0, 0, 0, 1e-4] if step else [1e-4] * 3)
+    else:
+        expected = {"ssul": [1e-3, 1e-3, 1e-7] if step else tenfold}  # new, unknown, background
+        assert lrs == pytest.approx(expected.get(method, [1e-3] * 3))
+        assert decays == [1e-4] * 3
 
 
 def test_every_term_has_a_weight():
@@ -148,8 +155,9 @@ def test_every_term_has_a_weight():
             teacher = DeepLabV3(contract.heads().previous(), backbone="tiny")(
                 torch.randn(2, 3, 64, 64), contract.wants
             )
-        batch = Batch(None, torch.zeros(2, 64, 64, dtype=torch.uint8))
-        terms = contract.losses(batch, out, teacher, None)
+        labels = torch.randint(0, 6, (2, 64, 64), dtype=torch.uint8)
+        batch = Batch(None, labels, saliency=labels % 2)
+        terms = contract.losses(batch, out, teacher, torch.clone)
         assert terms.keys() <= contract.weights.keys(), name
         assert all(term.ndim == 1 for term in terms.values())
 

@@ -337,13 +337,19 @@ def test_maps_and_exemplars_reach_the_method(toy_root, tmp_path, reader):
 
 
 def test_methods_that_make_nothing_of_it_are_refused(toy_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(METHODS["finetune"], "reads_saliency", True)
     message = (
-        r"^method 'dkd' reads no saliency maps; set data_loader.args.saliency_dir "
-        r"\(--saliency_dir\) to null, or choose one of .*finetune.*\.$"
+        r"^method 'dkd' with these settings reads no saliency maps; leave "
+        r"data_loader.args.saliency_dir \(--saliency_dir\) null\.$"
     )
     with pytest.raises(UserError, match=message):
         train(toy_config, "--saliency_dir", str(tmp_path))
+    message = (
+        r"^method 'ssul' with these settings reads a saliency map of every training image, but "
+        r"data_loader.args.saliency_dir is null; name their folder with --saliency_dir, or see "
+        r"--method ssul --help for the setting that does without\.$"
+    )
+    with pytest.raises(UserError, match=message):
+        train(toy_config, "--method", "ssul")
     monkeypatch.setattr(METHODS["dkd"], "replay_confidence", None)
     message = (
         r"^method 'dkd' has no replay memory; set data_loader.args.memory.mem_size \(--mem_size\) "

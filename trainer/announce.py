@@ -22,12 +22,13 @@ def announce(
     """Log the step, its processes and batches, and warn of what users tend to overlook."""
     task = method.task
     log.info(
-        "%s %s %s, step %d of 0..%d, method %s: %d old and %d new classes (%s)",
+        "%s %s %s, step %d of 0..%d%s, method %s: %d old and %d new classes (%s)",
         task.dataset,
         task.setting,
         task.name,
-        task.step,
-        len(task.steps) - 1,
+        task.schedule_step,
+        task.schedule_step + len(task.steps) - 1 - task.step,
+        ", joint: all its classes at once" if task.joint else "",
         config["method"],
         len(task.old),
         len(task.new),

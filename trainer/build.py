@@ -60,10 +60,10 @@ def build_method(config: ConfigParser, task: Task) -> BaseMethod:
 
 
 def starts_from_imagenet(config: ConfigParser) -> bool:
-    """Whether the backbone takes `arch.args.backbone_pretrained`: a fresh step 0."""
-    first = config["data_loader"]["args"]["task"]["step"] == 0
+    """Whether the backbone takes `arch.args.backbone_pretrained`: a fresh step 0, or joint."""
+    task = config["data_loader"]["args"]["task"]
     trains = config.mode == "train" and not config.test and config.base is None
-    return first and trains and config.resume is None
+    return (task["step"] == 0 or task["joint"]) and trains and config.resume is None
 
 
 def read_previous(config: ConfigParser, method: BaseMethod) -> tuple[dict[str, Any], str]:

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from base.base_trainer import parse_monitor
 from base.task import Task
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.memory import read as read_memory
+from models.backbone import BACKBONES
 from models.model import MODELS, check_arch
 from models.weights import check_fit, check_previous_step
 from trainer.base_step import check_base
@@ -22,6 +24,7 @@ from trainer.build import (
     build_data,
     build_method,
     build_model,
+    describe,
     read_previous,
     starts_from_imagenet,
 )
@@ -85,9 +88,25 @@ def check(config: ConfigParser, plan: Launch) -> Path | None:
             f"--test: {config.step_dir()} holds no finished run; name the weights with -r."
         )
     method = build_method(config, data.task)
-    state = files.load(weights)["state_dict"]
+    checkpoint = files.load(weights)
+    _check_order(data.task, weights, checkpoint)
+    state = checkpoint["state_dict"]
     check_fit(_skeleton(config, method.heads()), state, f"weight file {weights}")
     return weights
+
+
+def _check_order(task: Task, weights: Path, checkpoint: dict[str, Any]) -> None:
+    """Whether the channels of weights are the classes of the task, whatever its steps are."""
+    if "task" not in checkpoint:
+        return  # released weights
+    known = checkpoint["task"]
+    learnt = [label for ids in known["steps"][: known["step"] + 1] for label in ids]
+    if learnt != list(task.seen):
+        raise UserError(
+            f"weight file {weights} is of {describe(known)} and has learnt the label ids "
+            f"{learnt}, but --task_name {task.name} --task_step {task.schedule_step} stands for "
+            f"{list(task.seen)}."
+        )
 
 
 def with_settings(config: ConfigParser) -> ConfigParser:
@@ -116,7 +135,7 @@ def _check_training(config: ConfigParser, plan: Launch, data: IncrementalDataLoa
     """What only training needs; weights of another version may be evaluated without it."""
     check_optimizer(config)
     config.resolve("lr_scheduler", SCHEDULERS)
-    _check_method(config)
+    _check_method(config, data.task)
     trainer = config["trainer"]
     if trainer["early_stop"] > 0 and trainer["monitor"] == "off":
         raise UserError("trainer.early_stop needs trainer.monitor, which is off; name a metric.")
@@ -143,20 +162,37 @@ def _check_training(config: ConfigParser, plan: Launch, data: IncrementalDataLoa
         _check_free(config)
 
 
-def _check_method(config: ConfigParser) -> None:
-    """Whether the method makes something of a memory and of saliency maps, where they are given."""
+def _check_method(config: ConfigParser, task: Task) -> None:
+    """Whether method, memory, saliency maps and backbone go together.
+
+    Raises:
+        UserError: one is given that the method does not use, or it needs one that is not there.
+    """
     name, args = config["method"], config["data_loader"]["args"]
-    if args["memory"]["mem_size"] > 0 and METHODS[name].replay_confidence is None:
+    method = build_method(config, task)
+    if args["memory"]["mem_size"] > 0 and method.replay_confidence is None:
         others = [key for key, kind in METHODS.items() if kind.replay_confidence is not None]
         raise UserError(
             f"method '{name}' has no replay memory; set data_loader.args.memory.mem_size "
             f"(--mem_size) to 0, or choose one of {listing(others)}."
         )
-    if args["saliency_dir"] is not None and not METHODS[name].reads_saliency:
-        others = [key for key, kind in METHODS.items() if kind.reads_saliency]
+    if args["saliency_dir"] is not None and not method.reads_saliency:
         raise UserError(
-            f"method '{name}' reads no saliency maps; set data_loader.args.saliency_dir "
-            f"(--saliency_dir) to null, or choose one of {listing(others)}."
+            f"method '{name}' with these settings reads no saliency maps; leave "
+            "data_loader.args.saliency_dir (--saliency_dir) null."
+        )
+    if args["saliency_dir"] is None and method.reads_saliency:
+        raise UserError(
+            f"method '{name}' with these settings reads a saliency map of every training image, "
+            "but data_loader.args.saliency_dir is null; name their folder with --saliency_dir, or "
+            f"see --method {name} --help for the setting that does without."
+        )
+    backbone = config["arch"]["args"]["backbone"]
+    if "stages" in method.wants and not BACKBONES[backbone].stages:
+        others = [key for key, spec in BACKBONES.items() if spec.stages]
+        raise UserError(
+            f"method '{name}' compares the maps of a backbone's stages, but arch.args.backbone "
+            f"'{backbone}' has none; choose one of {listing(others)}."
         )
 
 

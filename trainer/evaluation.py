@@ -77,7 +77,7 @@ class Evaluation:
         for number, batch in enumerate(
             progress(
                 loader,
-                desc=f"{kind} step {self.task.step}",
+                desc=f"{kind} step {self.task.schedule_step}",
                 disable=not self.ranks.is_main,
                 unit="it",
             )
@@ -86,7 +86,7 @@ class Evaluation:
                 self.ranks.stop_if_asked()
             images, labels, *_ = batch.on(self.ranks.device)
             with self.precision.autocast(half):
-                output = self.student(images)
+                output = self.student(images, self.method.answers_from)
             confusion.update(labels, self.method.predict(output, size_of(labels)))
         self.ranks.sum(confusion.cells)
         return confusion.matrix()
@@ -139,7 +139,8 @@ class Evaluation:
                 "dataset": task.dataset,
                 "task": task.name,
                 "setting": task.setting,
-                "step": task.step,
+                "step": task.schedule_step,
+                "joint": bool(task.joint),
                 "name": self.config["name"],
                 "method": self.config["method"],
                 "split": kind,
@@ -150,7 +151,8 @@ class Evaluation:
             }
             report = metrics_json(about, confusion, task.channel_names(), task.label_ids(), results)
             write_json(file, report)
-            log.info("%s, step %d, %d images, %s:", kind, task.step, len(images), precision)
+            step, count = task.schedule_step, len(images)
+            log.info("%s, step %d, %d images, %s:", kind, step, count, precision)
             log.log(logging.INFO if kind == "test" else logging.DEBUG, "%s\n", table(report))
             log.info("%s", summary(report))
             log.info("written: %s", file)

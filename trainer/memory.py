@@ -103,7 +103,7 @@ def find_candidates(
     for batch in progress(loader, desc=f"replay candidates of step {task.step - 1}", unit="it"):
         labels = batch.label
         if task.step > 1:
-            output = student(normalize(batch.image.to(device)), method.wants)
+            output = student(normalize(batch.image.to(device)), method.answers_from)
             old = output._replace(logits=output.logits[:, : task.old_channels.stop])
             channels, scores = method.confident(old, size_of(labels))
             labels = pseudo_label(channels.cpu(), scores.cpu(), labels, method.replay_confidence)

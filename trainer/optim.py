@@ -22,32 +22,49 @@ AVERAGES = {"SGD": 1, "AdamW": 2}  # tensors like the parameters that it keeps, 
 HEAD_LR = 10  # ASPP and classifiers learn this many times faster than the backbone
 
 
+def group(name: str, *modules: nn.Module, lr: float, weight_decay: float) -> dict[str, Any]:
+    """One parameter group: what is trained of some modules."""
+    params = [p for module in modules for p in module.parameters() if p.requires_grad]
+    return {"name": name, "params": params, "lr": lr, "weight_decay": weight_decay}
+
+
+def three_groups(
+    student: BaseModel, lr: float, weight_decay: float, head_lr: float = 1
+) -> list[dict[str, Any]]:
+    """Backbone, ASPP and all heads.
+
+    Args:
+        student: the model.
+        lr: of the backbone.
+        weight_decay: of all of them.
+        head_lr: ASPP and heads learn this many times faster.
+    """
+    parts = student.parts()
+    heads = parts.heads if parts.unknown is None else (*parts.heads, parts.unknown)
+    return [
+        group("backbone", parts.backbone, lr=lr, weight_decay=weight_decay),
+        group("aspp", parts.decoder, lr=head_lr * lr, weight_decay=weight_decay),
+        group("cls", *heads, lr=head_lr * lr, weight_decay=weight_decay),
+    ]
+
+
 def incremental_groups(
     student: BaseModel, step: int, lr: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """The groups of the paper's code: backbone, ASPP, classifiers.
+    """The groups of DKD's published code.
 
     At steps > 0 only the new classifier decays; the old ones, the auxiliary head among them, form a
     group of their own.
     """
-
-    def group(name: str, *modules: nn.Module, scale: float, decay: float) -> dict[str, Any]:
-        params = [p for module in modules for p in module.parameters() if p.requires_grad]
-        return {"name": name, "params": params, "lr": scale * lr, "weight_decay": decay}
-
-    parts = student.parts()
     if step == 0:
-        return [
-            group("backbone", parts.backbone, scale=1, decay=weight_decay),
-            group("aspp", parts.decoder, scale=HEAD_LR, decay=weight_decay),
-            group("cls", *parts.heads, scale=HEAD_LR, decay=weight_decay),
-        ]
+        return three_groups(student, lr, weight_decay, HEAD_LR)
+    parts, fast = student.parts(), HEAD_LR * lr
     *old, new = parts.heads
     return [
-        group("backbone", parts.backbone, scale=1, decay=0),
-        group("aspp", parts.decoder, scale=HEAD_LR, decay=0),
-        group("cls_old", *old, scale=HEAD_LR, decay=0),
-        group("cls_new", new, scale=HEAD_LR, decay=weight_decay),
+        group("backbone", parts.backbone, lr=lr, weight_decay=0),
+        group("aspp", parts.decoder, lr=fast, weight_decay=0),
+        group("cls_old", *old, lr=fast, weight_decay=0),
+        group("cls_new", new, lr=fast, weight_decay=weight_decay),
     ]
 
 

@@ -13,7 +13,8 @@ from utils.parse_config import ConfigParser
 
 METRICS = "metrics.json"  # of a step's test, by which one knows that the step is done
 # Together with what decides the weights: a step with other batches may be another one.
-BATCH = ("data_loader.args.train.batch_size", "trainer.accumulate", "data_loader.args.task.steps")
+BATCH = ("data_loader.args.train.batch_size", "trainer.accumulate")
+TASK = ("data_loader.args.task.steps", "data_loader.args.task.joint")
 
 
 def settings_help(name: str) -> str:
@@ -70,7 +71,7 @@ def _is_finished(config: ConfigParser) -> bool:
     if config.global_batch is not None:  # what a process gets of it depends on their number
         del now[BATCH[0]], then[BATCH[0]]
     for key in {*now, *then}:
-        decides = key in BATCH or key not in SCHEMA or SCHEMA[key].decides
+        decides = key in (*BATCH, *TASK) or key not in SCHEMA or SCHEMA[key].decides
         if decides and now.get(key) != then.get(key):
             return False
     print(f"{folder} is finished, see {metrics}: nothing to do")

@@ -231,7 +231,9 @@ class Trainer(BaseTrainer):
     def _batches(self, epoch: int) -> Iterator[Batch]:
         """This rank's training batches of an epoch, on the device; the run may be stopped here."""
         self.data.train_batches.set_epoch(epoch)
-        for number, sample in enumerate(self.data.train_loader):
+        loader, words = self.data.train_loader, f"step {self.task.schedule_step}, a pass aside"
+        bar = progress(loader, desc=words, disable=not self.ranks.is_main, unit="it")
+        for number, sample in enumerate(bar):
             self.ranks.stop_if_asked()
             images, labels, *more = sample.on(self.ranks.device)
             yield Batch(images, labels, number // self.data.accumulate, *more)
@@ -244,12 +246,12 @@ class Trainer(BaseTrainer):
         # cuDNN tries its ways once on a GPU; where image sizes differ, it would go on trying.
         torch.backends.cudnn.benchmark = self.data.one_size("train")
         losses = self.losses
-        losses.begin(f"step {self.task.step}, epoch {epoch}")
+        losses.begin(f"step {self.task.schedule_step}, epoch {epoch}")
         start, images, lr = time.perf_counter(), 0, self.optimizer.param_groups[0]["lr"]
         bar = progress(
             total=count,
             initial=self.iteration,
-            desc=f"step {self.task.step} epoch {epoch}/{self.epochs}",
+            desc=f"step {self.task.schedule_step} epoch {epoch}/{self.epochs}",
             disable=not self.ranks.is_main,
             unit="it",
         )

@@ -206,6 +206,11 @@ SCHEMA: dict[str, Key] = {
         items="lists of ids",
         decides=False,  # the classes up to a step do, and a task record holds those
     ),
+    "data_loader.args.task.joint": Key(
+        "joint training, the upper bound: learn the classes of all steps up to this one at once",
+        (bool,),
+        decides=False,  # the classes do
+    ),
     **_split("train"),
     "data_loader.args.val.cross_val": Key(
         "validate on a fifth held out from the step's training images", (bool,)
@@ -254,6 +259,9 @@ SCHEMA: dict[str, Key] = {
     "lr_scheduler.args.warmup_iters": Key(
         "WarmupPolyLR: share of the iterations that warm up", NUMBER, 0, most=1
     ),
+    "lr_scheduler.args.min_lr": Key(
+        "no group's learning rate falls below it, default 0", NUMBER, 0
+    ),
     "evaluator.type": Key("the evaluator's class", (str,), decides=False),
     "metrics": Key(
         "metrics to report, functions of utils/metric.py", (list,), items="names", decides=False
@@ -296,7 +304,7 @@ HYPERPARAMETER = Key("setting of the method", NUMBER, 0)
 RELEASED = {"test": Key("whether that run was a test", (bool,))}
 # Optional keyword arguments of the class in `type`: without them the class uses its own default.
 OPTIONAL = {
-    *(f"lr_scheduler.args.{name}" for name in ("power", "warmup_iters")),
+    *(f"lr_scheduler.args.{name}" for name in ("power", "warmup_iters", "min_lr")),
     *(f"optimizer.args.{name}" for name in ("momentum", "nesterov", "betas", "eps")),
 }
 
@@ -359,9 +367,10 @@ FLAGS = (
     Flag(("--accumulate",), "trainer.accumulate", int),
     Flag(("--lr", "--learning_rate"), "optimizer.args.lr", float),
     Flag(("--bs", "--batch_size"), "data_loader.args.train.batch_size", int),
-    Flag(("--task_name",), "data_loader.args.task.name", str),
-    Flag(("--task_step",), "data_loader.args.task.step", task_steps),
+    Flag(("--task_name",), "data_loader.args.task.name", str, True),
+    Flag(("--task_step",), "data_loader.args.task.step", task_steps, True),
     Flag(("--task_setting",), "data_loader.args.task.setting", str),
+    Flag(("--joint",), "data_loader.args.task.joint", None),
     Flag(("--pos_weight",), "hyperparameter.pos_weight", float),
     Flag(("--mbce",), "hyperparameter.mbce", float),
     Flag(("--kd",), "hyperparameter.kd", float),

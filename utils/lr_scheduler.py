@@ -11,10 +11,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class PolyLR(LRScheduler):
-    """lr · (1 − i / max_iters) ^ power at iteration i."""
+    """lr · (1 − i / max_iters) ^ power at iteration i, and never below `min_lr`."""
 
-    def __init__(self, optimizer: Optimizer, max_iters: int, power: float = 0.9):
-        self.max_iters, self.power = max_iters, power
+    def __init__(
+        self, optimizer: Optimizer, max_iters: int, power: float = 0.9, min_lr: float = 0.0
+    ):
+        self.max_iters, self.power, self.min_lr = max_iters, power, min_lr
         super().__init__(optimizer)
 
     def factor(self, iteration: int) -> float:
@@ -23,7 +25,8 @@ class PolyLR(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """Learning rate of each parameter group at the present iteration."""
-        return [base * self.factor(self.last_epoch) for base in self.base_lrs]
+        factor = self.factor(self.last_epoch)
+        return [max(base * factor, self.min_lr) for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, int]:
         """Where the schedule stands; its shape comes from the config."""
@@ -48,10 +51,15 @@ class WarmupPolyLR(PolyLR):
     WARMUP_START = 0.001
 
     def __init__(
-        self, optimizer: Optimizer, max_iters: int, power: float = 0.9, warmup_iters: float = 0.2
+        self,
+        optimizer: Optimizer,
+        max_iters: int,
+        power: float = 0.9,
+        warmup_iters: float = 0.2,
+        min_lr: float = 0.0,
     ):
         self.warmup = warmup_iters * max_iters
-        super().__init__(optimizer, max_iters, power)
+        super().__init__(optimizer, max_iters, power, min_lr)
 
     def factor(self, iteration: int) -> float:
         """What the base learning rate is multiplied by."""

@@ -78,6 +78,13 @@ def _argument_parser(
     else:
         add("-r", "--resume", metavar="FILE", required=True, help="weights to evaluate")
         add("--test", action="store_true", help="accepted for old scripts: this always tests")
+    add(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="any key of the config, such as hyperparameter.kd=10, as often as needed",
+    )
     add("-d", "--device", metavar="IDS", help="GPU ids, such as 0 or 0,1; cpu: no GPU")
     for flag in FLAGS:
         if mode == "eval" and not flag.eval_too:
@@ -212,7 +219,8 @@ class ConfigParser:
     def experiment(self) -> str:
         """`{setting}_{task}_{name}`, the folder that the steps of one run share."""
         task = self["data_loader"]["args"]["task"]
-        return f"{task['setting']}_{task['name']}_{self['name']}"
+        joint = "-joint" if task["joint"] else ""
+        return f"{task['setting']}_{task['name']}_{self['name']}{joint}"
 
     def step_dir(self, step: int | None = None) -> Path:
         """Folder of the checkpoints of `step` (default: this step)."""
@@ -311,8 +319,8 @@ class ConfigParser:
         else:
             where = "data_loader.args.task"
             dataset = shipped.stem.removeprefix("config_")
-            task = (mine["method"], dataset, mine[f"{where}.name"], mine[f"{where}.step"])
-            recipe = recipes.read(*task)
+            step = 0 if mine[f"{where}.joint"] else mine[f"{where}.step"]
+            recipe = recipes.read(mine["method"], dataset, mine[f"{where}.name"], step)
         notes = notes or [f"config: {default_config}"]
 
         chosen = ({**theirs, **file} | typed).get("method", defaults["method"])
@@ -357,7 +365,10 @@ class ConfigParser:
 
 def _typed(args: Mapping[str, Any]) -> tuple[dict[str, Any], Steps | None]:
     """The values of the typed flags, and the steps where `--task_step` names several."""
-    values, steps = {}, None
+    values: dict[str, Any] = {}
+    steps = None
+    for words in args["set"]:
+        values |= _assigned(words)
     for flag in FLAGS:
         value = args.get(flag.key)
         if isinstance(value, Steps):
@@ -366,10 +377,25 @@ def _typed(args: Mapping[str, Any]) -> tuple[dict[str, Any], Steps | None]:
             values[flag.key] = check_value(flag.key, value, f"flag {flag.names[-1]}")
     if steps is not None and args.get("resume") not in (None, "auto"):
         raise UserError(
-            "-r FILE continues one step, but --task_step names several; every one of them goes on "
-            "by itself where it stands, so leave -r out."
+            "-r FILE is of one step, but --task_step names several; in training every one of them "
+            "goes on by itself where it stands, so leave -r out."
         )
     return values, steps
+
+
+def _assigned(words: str) -> dict[str, Any]:
+    """The key and the value of a `--set`; what is no JSON is text."""
+    dotted, sign, text = words.partition("=")
+    if not sign:
+        raise UserError(f"--set {words}: give KEY=VALUE, such as hyperparameter.kd=10.")
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    tree = value
+    for name in reversed(dotted.split(".")):
+        tree = {name: tree}
+    return flatten(tree, f"--set {words}", strict=True)[0]
 
 
 def _of_method(layer: Mapping[str, Any], method: str) -> dict[str, Any]:

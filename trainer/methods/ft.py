@@ -1,0 +1,38 @@
+"""FT: fine-tuning by cross-entropy, the lower bound of the methods with a softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from base.base_method import Batch, setting
+from base.base_model import ModelOutput
+from models.fast_loss import cross_entropy
+from trainer.methods.background import BackgroundMethod
+
+
+class FT(BackgroundMethod):
+    """Nothing is protected: what a step's masks do not name is learnt as background."""
+
+    learns_old = True
+
+    @dataclass(frozen=True)
+    class Settings(BackgroundMethod.Settings):
+        """Weight of the term."""
+
+        ce: float = setting(1.0, "weight of L_ce, the cross-entropy over background and classes")
+
+    @property
+    def needs_teacher(self) -> bool:
+        return False
+
+    def losses(
+        self,
+        batch: Batch,
+        student: ModelOutput,
+        teacher: ModelOutput | None,
+        total: Callable[[torch.Tensor], torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        return {"ce": cross_entropy(student.logits, self.labels(batch))}

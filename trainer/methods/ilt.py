@@ -1,0 +1,40 @@
+"""ILT: Incremental Learning Techniques for Semantic Segmentation (ICCV workshops 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from base.base_method import Batch, setting
+from base.base_model import ModelOutput
+from models.upsampling import full_precision
+from trainer.methods.lwf import LwF
+
+
+class ILT(LwF):
+    """LwF, and the backbone's features stay near the teacher's; as MiB's code has it."""
+
+    @dataclass(frozen=True)
+    class Settings(LwF.Settings):
+        """Weights of the terms."""
+
+        mse: float = setting(100.0, "weight of the squared distance of the backbone's features")
+
+    @property
+    def wants(self) -> frozenset[str]:
+        return frozenset({"body"} if self.needs_teacher else ())
+
+    def losses(
+        self,
+        batch: Batch,
+        student: ModelOutput,
+        teacher: ModelOutput | None,
+        total: Callable[[torch.Tensor], torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        terms = super().losses(batch, student, teacher, total)
+        if teacher is not None:
+            distance = full_precision(student.asked("body")) - full_precision(teacher.asked("body"))
+            terms["mse"] = distance.square().mean()[None]
+        return terms

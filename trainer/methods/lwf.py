@@ -1,0 +1,43 @@
+"""LwF: Learning without Forgetting (ECCV 2016), as MiB's code has it for segmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from base.base_method import Batch, setting
+from base.base_model import ModelOutput
+from models.fast_loss import cross_entropy, soft_distillation
+from models.upsampling import size_of
+from trainer.methods.background import BackgroundMethod
+
+
+class LwF(BackgroundMethod):
+    """Cross-entropy, and distillation of the old channels' softmax.
+
+    Both are blind to the shift of the background: old classes are background to the labels, new
+    ones to the teacher.
+    """
+
+    @dataclass(frozen=True)
+    class Settings(BackgroundMethod.Settings):
+        """Weights of the terms."""
+
+        ce: float = setting(1.0, "weight of L_ce, the cross-entropy over background and classes")
+        kd: float = setting(100.0, "weight of L_kd, the softmax over the old channels")
+
+    def losses(
+        self,
+        batch: Batch,
+        student: ModelOutput,
+        teacher: ModelOutput | None,
+        total: Callable[[torch.Tensor], torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        labels, logits = self.labels(batch), student.logits
+        terms = {"ce": cross_entropy(logits, labels)}
+        if teacher is not None:
+            old = logits[:, : self.old]
+            terms["kd"] = soft_distillation(old, teacher.logits, size_of(labels))
+        return terms

@@ -1,0 +1,39 @@
+"""LwF-MC: multi-class Learning without Forgetting (Rebuffi et al., iCaRL, CVPR 2017), as MiB's code
+has it for segmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from base.base_method import Batch, setting
+from base.base_model import ModelOutput
+from models.fast_loss import distillation, mbce
+from models.upsampling import size_of
+from trainer.methods.background import BackgroundMethod
+
+
+class LwFMC(BackgroundMethod):
+    """One sigmoid each for background and classes; the old ones imitate the teacher's scores."""
+
+    @dataclass(frozen=True)
+    class Settings(BackgroundMethod.Settings):
+        """Weights of the terms."""
+
+        bce: float = setting(1.0, "weight of the binary cross-entropy of every channel")
+        kd: float = setting(10.0, "weight of L_kd, the old channels' scores")
+
+    def losses(
+        self,
+        batch: Batch,
+        student: ModelOutput,
+        teacher: ModelOutput | None,
+        total: Callable[[torch.Tensor], torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        labels, logits = self.labels(batch), student.logits
+        terms = {"bce": mbce(logits, labels, 0, void_counts=False)}
+        if teacher is not None:
+            terms["kd"] = distillation(logits[:, : self.old], teacher.logits, size_of(labels))
+        return terms

@@ -1,0 +1,244 @@
+"""SDR: Continual Semantic Segmentation via Repulsion-Attraction of Sparse and Disentangled Latent
+Representations (CVPR 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from base.base_method import Batch, setting
+from base.base_model import BaseModel, ModelOutput
+from models.fast_loss import cross_entropy, soft_distillation
+from models.upsampling import full_precision, highest_logit, size_of
+from trainer.methods.background import BackgroundMethod
+from utils.misc import BACKGROUND, UserError
+
+TINY = 1e-15
+Total = Callable[[torch.Tensor], torch.Tensor]
+
+
+class SDR(BackgroundMethod):
+    """MiB's losses, and the backbone's features shaped by one prototype per class.
+
+    A prototype is the mean feature of all pixels of its class over the iterations of the step in
+    which it is new; from then on it stays. It is part of every checkpoint and is handed on.
+    """
+
+    @dataclass(frozen=True)
+    class Settings(BackgroundMethod.Settings):
+        """Weights of the terms."""
+
+        ce: float = setting(1.0, "weight of L_ce, with old classes and background as one")
+        kd: float = setting(100.0, "weight of L_kd, with new classes and background as one")
+        match: float = setting(0.01, "weight of L_pm: old classes near their prototypes")
+        attract: float = setting(0.001, "weight of L_att: pixels near their class's prototype")
+        repulse: float = setting(0.001, "weight of L_rep: mean features of classes far apart")
+        sparse: float = setting(0.001, "weight of L_sp: few active channels per pixel")
+        official: bool = setting(
+            False,
+            "as the authors' code has it: void pixels are trained as background, features are "
+            "gathered across channels, L_att is divided once per class, every process has its own "
+            "prototypes",
+        )
+
+    def __init__(self, task: Any, given: Mapping[str, Any]):
+        super().__init__(task, given)
+        self.channels = 1 + len(task.seen)
+        # From the first batch on [channels, features] and [channels].
+        self.prototypes = torch.zeros(self.channels, 0)
+        self.counts = torch.zeros(self.channels, dtype=torch.float64)
+
+    @property
+    def wants(self) -> frozenset[str]:
+        return frozenset({"body"})
+
+    def start(self, student: BaseModel, earlier: Mapping[str, Any]) -> None:
+        """Take over the prototypes of the old classes.
+
+        Raises:
+            UserError: the previous step was trained by a method that keeps none.
+        """
+        if self.task.step == 0:
+            return
+        if "prototypes" not in earlier:
+            raise UserError(
+                f"'sdr' continues from prototypes, but step {self.task.step - 1} was trained by a "
+                "method that keeps none; train step 0 with --method sdr and another --name."
+            )
+        new = self.channels - len(earlier["prototypes"])
+        self.prototypes = F.pad(earlier["prototypes"], (0, 0, 0, new))
+        self.counts = F.pad(earlier["counts"], (0, new))
+
+    def losses(
+        self,
+        batch: Batch,
+        student: ModelOutput,
+        teacher: ModelOutput | None,
+        total: Total,
+    ) -> dict[str, torch.Tensor]:
+        labels, logits = self.labels(batch), student.logits
+        body = full_precision(student.asked("body"))
+        small = nearest(labels, size_of(body))
+        groups = Groups(body, small, self, "features first", total)
+        self.update(groups)
+        terms = {"ce": cross_entropy(logits, labels, self.old)}
+        if teacher is None:
+            return terms
+        seen = highest_logit(teacher.logits, size_of(labels))[1]
+        seen = torch.where(small == BACKGROUND, nearest(seen, size_of(body)), BACKGROUND)
+        return terms | {
+            "kd": soft_distillation(logits, teacher.logits, size_of(labels)),
+            "match": match(Groups(body, seen, self, "pixels first", total), self.prototypes),
+            "attract": attract(groups, self.prototypes, self.settings.official),
+            "repulse": repulse(groups),
+            "sparse": sparse(body, small, self.channels),
+        }
+
+    @torch.no_grad()
+    def update(self, groups: Groups) -> None:
+        """Move each prototype to the mean of all features of its class up to now."""
+        sums, counts = groups.sums.detach(), groups.counts.double()
+        if self.prototypes.shape[1] == 0:
+            self.prototypes = self.prototypes.new_zeros(sums.shape)
+        if self.task.setting == "overlap" or self.task.step > 0:
+            counts = counts.clone()
+            counts[BACKGROUND] = 0
+        known = self.counts.to(counts)
+        self.counts = known + counts
+        share = (counts / self.counts.clamp(min=1)).to(sums)[:, None]
+        means = sums / groups.counts.clamp(min=1)[:, None]
+        self.prototypes = torch.lerp(self.prototypes.to(sums), means, share)
+
+    def state(self) -> dict[str, Any]:
+        return {"prototypes": self.prototypes.cpu(), "counts": self.counts.cpu()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.prototypes, self.counts = state["prototypes"], state["counts"]
+
+
+def nearest(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Labels [N, H, W] at feature resolution: [N, h, w] int64."""
+    return F.interpolate(labels[:, None].double(), size, mode="nearest")[:, 0].long()
+
+
+class Groups:
+    """The features of a batch by class, over all ranks.
+
+    Attributes:
+        pixels: [P, D], the features of every pixel.
+        of: [P] int64, its class; as many as there are classes where it has none (void).
+        sums: [K, D] over the pixels of each class; this rank's have a gradient.
+        counts: [K] of its pixels.
+        world: how many ranks.
+    """
+
+    def __init__(
+        self, body: torch.Tensor, labels: torch.Tensor, method: SDR, order: str, total: Total
+    ):
+        """
+        Args:
+            body: [N, D, h, w].
+            labels: [N, h, w] int64.
+            method: says how many classes, and whether to do as the authors' code does.
+            order: how that code reads the values of a class, "features first" or "pixels first".
+            total: sum over ranks.
+        """
+        channels = method.channels
+        if method.settings.official:
+            body = scrambled(body, labels, order)
+        self.pixels = body.permute(0, 2, 3, 1).flatten(0, 2)
+        self.of = labels.flatten().clamp(max=channels)
+        members = F.one_hot(self.of, channels + 1)[:, :channels].to(self.pixels)
+        self.sums = members.t() @ self.pixels
+        counts = members.sum(0)
+        own = torch.cat([self.sums.detach(), counts[:, None]], 1)
+        summed, self.world = own, own.new_ones(())
+        if not method.settings.official:
+            summed, self.world = total(own), total(self.world)
+        self.sums = self.sums + (summed - own)[:, :-1]
+        self.counts = summed[:, -1]
+
+    @property
+    def means(self) -> torch.Tensor:
+        """[K, D]: mean features; 0 of a class without a pixel."""
+        return self.sums / self.counts.clamp(min=1)[:, None]
+
+    def term(self, value: torch.Tensor) -> torch.Tensor:
+        """[1]: a value that every rank computes alike, with the gradient of which each has a part.
+
+        Gradients are averaged over ranks, so each must be as many times larger.
+        """
+        return torch.lerp(value.detach(), value, self.world)[None]
+
+
+def scrambled(body: torch.Tensor, labels: torch.Tensor, order: str) -> torch.Tensor:
+    """Reference quirk: the features as the authors' code gathers them, which mixes their channels.
+
+    The values of a class, taken image by image and channel by channel, are read as if its pixels
+    came after the features ("features first", right for one image alone) or before ("pixels
+    first").
+    """
+    mixed = body.clone()
+    for label in labels.unique().tolist():
+        mine = labels == label  # [N, h, w]
+        values = body[mine[:, None].expand_as(body)]
+        count = int(mine.sum())
+        rows = values.view(-1, count).t() if order == "features first" else values.view(count, -1)
+        mixed = mixed.permute(0, 2, 3, 1).masked_scatter(mine[..., None], rows).permute(0, 3, 1, 2)
+    return mixed
+
+
+def match(groups: Groups, prototypes: torch.Tensor) -> torch.Tensor:
+    """L_pm: squared distance of an old class's mean feature from its prototype, averaged. [1]."""
+    present = groups.counts > 0
+    present[BACKGROUND] = False
+    distance = (groups.means - prototypes).square().mean(1)
+    return groups.term((distance * present).sum() / present.sum().clamp(min=1))
+
+
+def attract(groups: Groups, prototypes: torch.Tensor, official: bool) -> torch.Tensor:
+    """L_att: squared distance of each pixel's feature from its class's prototype, averaged. [1].
+
+    Per class, then over the classes that are there, background (whose prototype may be 0) included.
+    Reference quirk ("official"): the sum is divided by their number once per class, so that those
+    with a small id count next to nothing.
+    """
+    present = groups.counts > 0
+    number = present.sum()
+    power = number + 1 - present.cumsum(0) if official else 1
+    weight = present / number.clamp(min=1) ** power / groups.counts.clamp(min=1)
+    weight, prototypes = F.pad(weight, (0, 1)), F.pad(prototypes, (0, 0, 0, 1))  # void: none
+    distance = (groups.pixels - prototypes[groups.of]).square().mean(1)
+    return groups.world * (weight[groups.of] * distance).sum()[None]
+
+
+def repulse(groups: Groups) -> torch.Tensor:
+    """L_rep: mean over ordered pairs of classes of 1 / ‖distance of their mean features‖. [1]."""
+    present = groups.counts > 0
+    pairs = (present[:, None] & present).fill_diagonal_(False)
+    means = groups.means
+    distance = torch.cdist(means, means, compute_mode="donot_use_mm_for_euclid_dist")
+    inverse = distance.masked_fill(~pairs, 1).reciprocal() * pairs
+    return groups.term(inverse.sum() / pairs.sum().clamp(min=1))
+
+
+def sparse(body: torch.Tensor, labels: torch.Tensor, channels: int) -> torch.Tensor:
+    """L_sp: Σ exp(f) / Σ f over the features f of a pixel, relative to the largest of its class.
+
+    Void counts as a class; of a batch with background alone the loss is 0. The largest is that of
+    the images of this process.
+
+    Returns:
+        [1].
+    """
+    pixels = body.permute(0, 2, 3, 1).flatten(0, 2)  # [P, D]
+    of = labels.flatten().clamp(max=channels)
+    largest = pixels.new_zeros(channels + 1)
+    largest = largest.scatter_reduce(0, of, pixels.amax(1), "amax", include_self=False)
+    relative = pixels / (largest[of] + TINY)[:, None]
+    loss = (relative.exp().sum(1) / (relative.sum(1) + TINY)).mean()
+    return (loss * (of != BACKGROUND).any())[None]
