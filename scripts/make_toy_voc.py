@@ -14,7 +14,7 @@ from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.toy_data.tree import make_toy_voc
+from scripts.toy_data.tree import make_saliency, make_toy_voc
 from utils.misc import UserError, one_sentence_errors
 
 
@@ -38,7 +38,12 @@ def main() -> None:
     add("--val", type=int, default=100, metavar="N", help="validation images (%(default)s)")
     add("--size", type=_size, default="128x96", metavar="WxH", help="image size (%(default)s)")
     add("--seed", type=int, default=1, metavar="N", help="same seed, same files (%(default)s)")
-    make_toy_voc(**vars(parser.parse_args()))
+    add("--saliency", type=Path, metavar="DIR", help="also make saliency maps, for SSUL")
+    args = vars(parser.parse_args())
+    saliency = args.pop("saliency")
+    make_toy_voc(**args)
+    if saliency is not None:
+        make_saliency(args["out"], saliency)
 
 
 if __name__ == "__main__":

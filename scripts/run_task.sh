@@ -3,6 +3,7 @@
 # trains by its recipe (configs/recipes); what is set here or given as an argument goes over it.
 #   GPU=0,1        which GPUs; one process each       METHOD=dkd     how to train
 #   MEMORY_SIZE=0  exemplars (VOC 100, ADE 300)       BASE=DIR       another run's finished step_0
+#   JOINT=1        joint training, the upper bound: each step from scratch on all classes up to it
 #   STEP=all       or one step, or a range: 1-5       NAME=…         folder of the run
 #   EPOCHS, BS (per process), SAVE_DIR, DATA_DIR, CONFIG, PYTHON
 set -euo pipefail
@@ -18,6 +19,7 @@ NAME=${NAME:-${METHOD/#dkd/DKD}}
 flags=(-d "${GPU:-0}" --task_name "$TASK" --task_setting "$SETTING" --task_step "${STEP:-all}" -r auto
     --method "$METHOD" --name "$NAME" --save_dir "${SAVE_DIR:-saved_$DATASET}")
 case ${GPU:-0} in *,*) flags+=(--multiprocessing_distributed) ;; esac
+[ "${JOINT:-0}" = 1 ] && flags+=(--joint)
 [ -n "${CONFIG:-}" ] && flags+=(-c "$CONFIG")
 [ -n "${MEMORY_SIZE:-}" ] && flags+=(--mem_size "$MEMORY_SIZE")
 [ -n "${EPOCHS:-}" ] && flags+=(--epochs "$EPOCHS")

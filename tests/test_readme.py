@@ -37,8 +37,9 @@ def method_rows():
     """The settings of each method."""
     for name, method in METHODS.items():
         for field in dataclasses.fields(method.Settings):
-            doc = field.metadata["key"].doc
-            yield f"| `{name}` | `hyperparameter.{field.name}` | {field.default:g} | {doc} |"
+            doc, value = field.metadata["key"].doc, field.default
+            default = f"{value:g}" if type(value) is float else json.dumps(value)
+            yield f"| `{name}` | `hyperparameter.{field.name}` | {default} | {doc} |"
 
 
 @pytest.mark.parametrize("rows", [reference_rows, method_rows])

@@ -30,6 +30,7 @@ from trainer.evaluation import Evaluation
 from trainer.precision import Precision
 from trainer.record import differences, remarks
 from utils import checkpoint as files
+from utils.cost import Cost
 from utils.distributed import Ranks
 from utils.logger import log, progress
 from utils.misc import Interrupted, UserError
@@ -193,6 +194,7 @@ class Trainer(BaseTrainer):
 
         on_cuda = ranks.device.type == "cuda"
         self.precision = Precision.of(config, ranks.device)
+        self.cost = Cost(ranks.device)
         self.losses = LossLog(READ_EVERY if on_cuda else 1)
         self.model: BaseModel | DistributedDataParallel = student
         if ranks.world > 1:
@@ -248,6 +250,7 @@ class Trainer(BaseTrainer):
         losses = self.losses
         losses.begin(f"step {self.task.schedule_step}, epoch {epoch}")
         start, images, lr = time.perf_counter(), 0, self.optimizer.param_groups[0]["lr"]
+        whole = self.iteration == 0
         bar = progress(
             total=count,
             initial=self.iteration,
@@ -278,6 +281,8 @@ class Trainer(BaseTrainer):
         if not images:  # the run was stopped after the last iteration of the epoch
             return
         seconds = time.perf_counter() - start
+        if whole:
+            self.cost.seconds.append(seconds)
         means = losses.means(self.ranks) if losses.count else {}
         log.info(
             "epoch %d/%d: %slr %.3e, %s%.1f images/s, %.0f s",
@@ -368,7 +373,9 @@ class Trainer(BaseTrainer):
         return {f"val_{name}": value for name, value in values.items()}
 
     def test(self, file: Path, weights: str) -> None:
-        """Evaluate the test set and write `file`, as `Evaluation.test` does."""
+        """Evaluate the test set and write `file`, as `Evaluation.test` does, and what it cost."""
+        if self.ranks.is_main:
+            self.cost.write(file.parent)
         self._scalars(self.evaluation.test(file, weights, self.epoch), "test", self.epoch)
 
     # ------------------------------------------------------------------------------- checkpoints

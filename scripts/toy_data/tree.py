@@ -10,7 +10,7 @@ from PIL import Image
 
 from scripts.toy_data.shapes import CLASS_NAMES, KINDS, VERSION, make_image
 from utils.logger import progress
-from utils.misc import UserError, voc_palette, write_json
+from utils.misc import UserError, atomic_path, voc_palette, write_json
 
 SIDES = range(32, 2049)  # any smaller, and the void borders eat the small shapes
 
@@ -41,6 +41,15 @@ def _write(root: Path, counts: dict[str, int], size: tuple[int, int], seed: int)
         text = "".join(line.format(name) + "\n" for name in names)
         (root / "ImageSets/Segmentation" / f"{listed}.txt").write_text(text, encoding="utf-8")
     write_json(root / "class_names.json", CLASS_NAMES)
+
+
+def make_saliency(root: Path, out: Path) -> None:
+    """Write saliency maps of the training images of a data set: whatever is drawn is salient."""
+    folder = root / SPLITS["train"][1]
+    out.mkdir(parents=True, exist_ok=True)
+    for file in progress(sorted(folder.iterdir()), desc="saliency", unit="image"):
+        with Image.open(file) as mask, atomic_path(out / file.name) as temporary:
+            mask.convert("L").point([0, *[255] * 255]).save(temporary, format="PNG")
 
 
 def _holds(out: Path, parameters: dict[str, object]) -> bool:
