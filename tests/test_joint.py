@@ -1,4 +1,4 @@
-"""Joint training, the upper bound: a schedule's classes at once, reported in any schedule's groups."""
+"""Joint training, the upper bound: a schedule's classes at once, in any schedule's groups."""
 
 import json
 
