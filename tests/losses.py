@@ -36,11 +36,14 @@ def make(small, size, classes=7, images=2, dtype=torch.float32):
 
 
 def both(function, term, logits, *rest):
-    """Loss per class [C], and the gradient of their sum with a weight each [C, N·h·w]."""
+    """Loss per class [C], and the gradient of their sum with a weight each [C, N·h·w].
+
+    A loss of all classes together is one class: [1] and [1, N·C·h·w].
+    """
     terms = function(term, logits, *rest)
     weights = torch.linspace(1, 2, len(terms), dtype=terms.dtype, device=terms.device)
     (gradient,) = torch.autograd.grad((weights * terms).sum(), logits)
-    return terms.detach(), gradient.transpose(0, 1).flatten(1)
+    return terms.detach(), gradient.transpose(0, 1).reshape(len(terms), -1)
 
 
 def exact(term, logits, teacher, *rest):
