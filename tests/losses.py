@@ -5,7 +5,8 @@ import torch
 from models import fast_loss, loss
 
 VOID = 255
-TERMS = ("mbce", "kd", "ac")
+SIGMOID, SOFTMAX = ("mbce", "kd", "ac"), ("ce", "unbiased ce", "unbiased kd")
+TERMS = SIGMOID + SOFTMAX
 
 
 def term_of(module, term, logits, teacher, labels, first, pos_weight):
@@ -13,6 +14,11 @@ def term_of(module, term, logits, teacher, labels, first, pos_weight):
         return module.mbce(logits, labels, first, pos_weight)
     if term == "kd":
         return module.distillation(logits, teacher, labels.shape[-2:])
+    if term == "unbiased kd":
+        return module.soft_distillation(logits, teacher[:, :-1], labels.shape[-2:])
+    if term in SOFTMAX:
+        channels = torch.where(labels == VOID, VOID, labels % logits.shape[1]).to(labels.dtype)
+        return module.cross_entropy(logits, channels, 1 if term == "ce" else logits.shape[1] - 1)
     return module.auxiliary(logits, labels.shape[-2:])
 
 

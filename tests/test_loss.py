@@ -17,8 +17,16 @@ from torch.utils.weak import WeakIdKeyDictionary
 from base.base_model import ModelOutput
 from base.task import Task
 from models import fast_loss, loss, upsampling
-from models.upsampling import Bilinear, chunks, upsample
-from tests.losses import TERMS, VOID, both, chunked, errors, exact, make, plain
+from models.upsampling import (
+    Bilinear,
+    Rows,
+    bands,
+    chunks,
+    highest_logit,
+    softmax_score,
+    upsample,
+)
+from tests.losses import SIGMOID, TERMS, VOID, both, chunked, errors, exact, make, plain
 from trainer.methods import METHODS
 from trainer.methods.sigmoid import THRESHOLD
 
@@ -236,13 +244,69 @@ def test_upsampling_and_adjoint():
         torch.testing.assert_close((up * g).sum(), (x * bilinear.adjoint(g)).sum())
 
 
+def test_bands_and_adjoint(planes):
+    """Whatever the rows of a band: as `upsample`, and ⟨up x, g⟩ = ⟨x, adjoint g⟩."""
+    for small, size in [*SIZES, ((7, 2), (300, 5)), ((33, 33), (512, 512))]:
+        for count in (1, 5, 1000):
+            planes(count * 3, (1, size[1]), torch.float64)
+            x = torch.randn(1, 3, *small, dtype=torch.float64)
+            g = torch.randn(size[0], 3, size[1], dtype=torch.float64)
+            rows, up = Rows(x, size), torch.empty_like(g)
+            wide = rows.widen(x[0])
+            slope = torch.zeros_like(wide)
+            for band in bands(x, size):
+                rows.up(wide, band, up[band])
+                rows.add_adjoint(g[band], band, slope)
+            expected = upsample(x, size)[0].transpose(0, 1)
+            torch.testing.assert_close(up, expected, rtol=1e-14, atol=1e-14)
+            torch.testing.assert_close((up * g).sum(), (x[0] * rows.narrow(slope)).sum())
+
+
 def test_a_student_that_agrees_with_its_teacher_is_left_alone():
     """To the bit: so it is at the start of every step, and rounding must not train it."""
-    logits = make((4, 3), (64, 48))[0]
+    logits = make((4, 5), (64, 48))[0]
     for way in (loss, fast_loss):
         for size in (None, (64, 48)):
             terms = way.distillation(logits, logits.detach(), size)
             assert not torch.autograd.grad(terms.sum(), logits)[0].any()
+        terms = way.local_pod(logits, logits.detach())
+        assert not torch.autograd.grad(terms.sum(), logits)[0].any(), "nor NaN"
+    terms = fast_loss.soft_distillation(logits, logits.detach(), (64, 48))
+    assert not torch.autograd.grad(terms.sum(), logits)[0].any(), "no new classes"
+
+
+def test_old_classes_far_below_the_new_ones():
+    """exp would make zeros of them: their gradient inside the group stays."""
+    logits = torch.randn(1, 5, 3, 3)
+    logits[:, 3:] += 200
+    labels = torch.zeros(1, 6, 6, dtype=torch.uint8)
+    found = []
+    for way, given in ((fast_loss, logits), (loss, logits.double())):
+        given = given.requires_grad_()
+        terms = way.cross_entropy(given, labels, 3)
+        found.append((terms.detach(), torch.autograd.grad(terms.sum(), given)[0].view(1, -1)))
+    assert errors(*found).max() < 1e-6
+    assert (found[0][1].view(5, -1)[:3] < 0).all()
+
+
+def test_a_label_that_is_no_channel():
+    for way in (loss, fast_loss):
+        with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+            way.cross_entropy(torch.zeros(1, 3, 2, 2), torch.full((1, 2, 2), 3).byte())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_local_pod_of_half_precision(dtype):
+    """Squares beyond its range; the gradient is rounded once."""
+    maps, teacher = (300 * torch.rand(2, 3, 9, 7).to(dtype) for _ in "st")
+    found = []
+    for given in (maps, maps.double()):
+        terms = fast_loss.local_pod(given.requires_grad_(), teacher.to(given.dtype))
+        found.append((terms.detach().double(), torch.autograd.grad(terms.sum(), given)[0]))
+    torch.testing.assert_close(*(terms for terms, _ in found), rtol=1e-6, atol=0)
+    got, expected = (gradient for _, gradient in found)
+    assert got.dtype is dtype
+    torch.testing.assert_close(got.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
 def test_labels_of_void_and_background_only():
@@ -315,6 +379,7 @@ def test_autocast_does_not_reach_in(term):
 @pytest.mark.parametrize("term", TERMS)
 def test_no_gradient_no_work(term, monkeypatch):
     monkeypatch.setattr(Bilinear, "adjoint", None)
+    monkeypatch.setattr(Rows, "add_adjoint", None)
     logits, *rest = make((4, 4), (64, 64))
     with torch.no_grad():
         terms = chunked(term, logits, *rest)
@@ -346,11 +411,11 @@ def is_tensor(value):
     return isinstance(value, torch.Tensor)
 
 
-def memory(function, classes, small, size):
+def memory(function, classes, small, size, terms=SIGMOID):
     logits, teacher, labels, *rest = make(small, size, classes)
     labels = labels.short()  # room for any number of classes
     with Memory() as used:
-        for term in TERMS:
+        for term in terms:
             function(term, logits, teacher, labels, *rest).sum().backward()
     return used
 
@@ -365,6 +430,20 @@ def test_memory_does_not_grow_with_classes_at_full_resolution(planes):
     assert used[0].largest == used[1].largest == used[2].largest == 3 * chunk
     for classes, one in zip(counts, used, strict=True):
         assert one.peak < 6 * chunk + 8 * (2 * classes * 4 * 4 * 4)
+
+
+def test_memory_of_bands(planes):
+    """Of one image h×W; at full resolution a band, or one row where that is more."""
+    small, size = (4, 4), (256, 64)
+    planes(8, (64, 64))
+    for classes in (21, 151, 1001):
+        logits = make(small, size, classes)[0]
+        row = classes * 64 * 4
+        band = bands(logits, size)[0].stop * row
+        assert band <= max(8 * 64 * 64 * 4, row)
+        used = memory(chunked, classes, small, size, ("unbiased ce", "unbiased kd"))
+        assert used.largest <= max(band, 4 * row)
+        assert used.peak < 4 * band + 4 * 4 * row, "of 256 rows"
 
 
 def test_memory_next_to_the_plain_loss():
@@ -411,3 +490,23 @@ def test_prediction_holds_no_full_size_classes(planes):
             method.predict(ModelOutput(logits), (64, 64))
         peaks.append(used.peak)
     assert peaks[0] == peaks[1]
+
+
+@pytest.mark.parametrize("scale", [1, 40])
+@pytest.mark.parametrize(("small", "size"), SIZES)
+@pytest.mark.parametrize("count", [1, 3, 5, 100])
+def test_prediction_of_a_softmax(scale, small, size, count, planes):
+    """Channels as the plain way in every pixel; of equal logits the first wins."""
+    planes(count, size)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        logits = (scale * torch.randn(2, 9, *small) - scale).to(dtype)
+        logits[:, 4] = logits[:, 2]
+        plain = upsample(logits, size)
+        logit, channel = highest_logit(logits, size)
+        assert torch.equal(logit, plain.amax(1))
+        assert torch.equal(channel, plain.argmax(1))
+        score, channel = softmax_score(logits, size)
+        likeliest = 1 + plain[:, 1:].argmax(1)
+        assert torch.equal(channel, likeliest)
+        expected = plain.softmax(1).gather(1, likeliest[:, None])[:, 0]
+        torch.testing.assert_close(score, expected, rtol=1e-5, atol=1e-30)
