@@ -2,8 +2,9 @@
 
 Each equals, in value and gradient, the definition that `fast_way_of` names above it, and is
 replaced by it where the fast way is switched off. Logits meet their targets at full resolution
-chunk by chunk (`models/upsampling.py`); the gradient is formed in the forward pass, so that nothing
-of full resolution is kept.
+part by part (`models/upsampling.py`): where every class stands alone in chunks, here; where they
+share a softmax in bands (`models/softmax_bands.py`). The gradient is formed in the forward pass,
+so nothing of full resolution is kept. Local POD is in `models/fast_pod.py`.
 
 A new loss with a fast way is a definition there and a decorated function here, which the tests
 then compare; one without is called from `models/loss.py`.
@@ -21,6 +22,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from models import loss as definitions
+from models.fast_pod import pod_distance
 from models.softmax_bands import CrossEntropy, Distillation, softmax_loss
 from models.upsampling import Bilinear, Chunk, chunks, exact_products, full_precision, size_of
 
@@ -102,7 +104,9 @@ def soft_distillation(
     return softmax_loss(logits, size, Distillation(teacher, size))
 
 
-local_pod = definitions.local_pod  # no fast way so far
+@fast_way_of(definitions.local_pod)
+def local_pod(maps: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    return pod_distance(maps, teacher)
 
 
 # ---------------------------------------------------------------------------- binary cross-entropy

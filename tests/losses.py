@@ -5,7 +5,8 @@ import torch
 from models import fast_loss, loss
 
 VOID = 255
-TERMS = ("mbce", "kd", "ac")
+SIGMOID, SOFTMAX = ("mbce", "kd", "ac"), ("ce", "unbiased ce", "unbiased kd")
+TERMS = SIGMOID + SOFTMAX
 
 
 def term_of(module, term, logits, teacher, labels, first, pos_weight):
@@ -13,6 +14,11 @@ def term_of(module, term, logits, teacher, labels, first, pos_weight):
         return module.mbce(logits, labels, first, pos_weight)
     if term == "kd":
         return module.distillation(logits, teacher, labels.shape[-2:])
+    if term == "unbiased kd":
+        return module.soft_distillation(logits, teacher[:, :-1], labels.shape[-2:])
+    if term in SOFTMAX:
+        channels = torch.where(labels == VOID, VOID, labels % logits.shape[1]).to(labels.dtype)
+        return module.cross_entropy(logits, channels, 1 if term == "ce" else logits.shape[1] - 1)
     return module.auxiliary(logits, labels.shape[-2:])
 
 
@@ -36,11 +42,14 @@ def make(small, size, classes=7, images=2, dtype=torch.float32):
 
 
 def both(function, term, logits, *rest):
-    """Loss per class [C], and the gradient of their sum with a weight each [C, N·h·w]."""
+    """Loss per class [C], and the gradient of their sum with a weight each [C, N·h·w].
+
+    A loss of all classes together is one class: [1] and [1, N·C·h·w].
+    """
     terms = function(term, logits, *rest)
     weights = torch.linspace(1, 2, len(terms), dtype=terms.dtype, device=terms.device)
     (gradient,) = torch.autograd.grad((weights * terms).sum(), logits)
-    return terms.detach(), gradient.transpose(0, 1).flatten(1)
+    return terms.detach(), gradient.transpose(0, 1).reshape(len(terms), -1)
 
 
 def exact(term, logits, teacher, *rest):

@@ -17,8 +17,16 @@ from torch.utils.weak import WeakIdKeyDictionary
 from base.base_model import ModelOutput
 from base.task import Task
 from models import fast_loss, loss, upsampling
-from models.upsampling import Bilinear, chunks, upsample
-from tests.losses import TERMS, VOID, both, chunked, errors, exact, make, plain
+from models.upsampling import (
+    Bilinear,
+    Rows,
+    bands,
+    chunks,
+    highest_logit,
+    softmax_score,
+    upsample,
+)
+from tests.losses import SIGMOID, TERMS, VOID, both, chunked, errors, exact, make, plain
 from trainer.methods import METHODS
 from trainer.methods.sigmoid import THRESHOLD
 
@@ -46,10 +54,8 @@ def planes(monkeypatch):
 NO_FAST_WAY = {
     "binary_cross_entropy": "what the terms are made of: it is given full resolution",
     "strips": "what Local POD is made of",
-    "cross_entropy": "to come",
-    "soft_distillation": "to come",
-    "local_pod": "to come",
 }
+SOFTMAX = (loss.cross_entropy, loss.soft_distillation)
 LAYOUTS = {
     "contiguous": lambda x: x,
     "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
@@ -64,13 +70,16 @@ CASES = [
     *({"size": None}, {"size": None, "layout": "channels last"}),
     *({"pos_weight": 35.0}, {"void": True}, {"void": True, "pos_weight": 0.5}),
     *({"void_counts": False}, {"void_counts": False, "pos_weight": 2.5}),
+    *({"void_counts": False, "void": True}, {"old": 3}, {"old": 5}, {"classes": 1, "old": 1}),
+    *({"weight": True}, {"weight": True, "old": 3}, {"void": True, "old": 3}),
+    *({"known": 3}, {"known": 1}, {"known": 3, "size": None, "layout": "channels last"}),
 ]
 
 
 def random_case(seed):
     draw = random.Random(seed)
     sides = [draw.randint(1, most) for most in (9, 9, 70, 70)]
-    return {
+    case = {
         "images": draw.randint(1, 3),
         "classes": draw.randint(1, 7),
         "small": tuple(sides[:2]),
@@ -81,26 +90,50 @@ def random_case(seed):
         "void_counts": draw.random() < 0.7,
         "planes": draw.randint(1, 21),
     }
+    return case | {
+        "old": draw.choice([1, min(3, case["classes"]), case["classes"]]),
+        "known": draw.randint(1, case["classes"]),
+        "weight": draw.random() < 0.3,
+    }
 
 
 def arguments(
-    dtype, images, classes, small, size, layout, pos_weight=1.0, void=False, void_counts=True
+    definition,
+    dtype,
+    images,
+    classes,
+    small,
+    size,
+    layout,
+    pos_weight=1.0,
+    void=False,
+    void_counts=True,
+    old=1,
+    known=None,
+    weight=False,
 ):
-    """What a loss may ask for, by the names of its parameters."""
-    arrange = LAYOUTS[layout]
-    logits, teacher = (arrange((3 * torch.randn(images, classes, *small)).to(dtype)) for _ in "st")
-    labels = torch.randint(0, 4 + classes, (images, 1, *(size or small)))
+    """What a loss asks for, by the names of its parameters."""
+    arrange, softmax = LAYOUTS[layout], definition in SOFTMAX
+    if definition is loss.local_pod:
+        small = tuple(side + 3 for side in small)
+    maps = (arrange((3 * torch.randn(images, classes, *small)).to(dtype)) for _ in "st")
+    logits, teacher = maps
+    labels = torch.randint(0, classes if softmax else 4 + classes, (images, 1, *(size or small)))
     labels = torch.full_like(labels, VOID) if void else labels
     labels[..., 0] = VOID
-    return {
+    given = {
         "logits": logits,
-        "teacher": teacher,
+        "maps": logits,
+        "teacher": teacher[:, :known] if softmax else teacher,
         "labels": arrange(labels.to(torch.uint8))[:, 0],
         "first_channel": 3,
         "pos_weight": pos_weight,
         "void_counts": void_counts,
         "size": size,
+        "old": old,
+        "weight": torch.arange(images) / 2 if weight else None,
     }
+    return {name: given[name] for name in inspect.signature(definition).parameters}
 
 
 def in_float64(value):
@@ -115,23 +148,24 @@ def in_float64(value):
     ("dtype", "most"), [(torch.float32, 1e-6), (torch.float64, 1e-12)], ids=["float32", "float64"]
 )
 def test_fast_way_equals_definition(definition, case, dtype, most, planes):
-    """Value and gradient per class, relative to the class.
+    """Value and gradient, relative to the class where every class has a value of its own.
 
     The definition computes in float64 also for float32, where autograd's own gradient is 1e-6 off.
     """
     case = USUAL | case
     planes(case.pop("planes", 100), case["size"] or case["small"], dtype)
-    given = arguments(dtype, **case)
-    names = inspect.signature(definition).parameters
-    given = {name: given[name] for name in names}
+    given = arguments(definition, dtype, **case)
     exact = {name: in_float64(value) for name, value in given.items()}
+    first, *_ = given  # the one that has a gradient
 
-    def found(function, logits, **rest):
-        return both(lambda _, logits: function(logits, **rest), None, logits.requires_grad_())
+    def found(function, given):
+        rest = {name: value for name, value in given.items() if name != first}
+        logits = given[first].requires_grad_()
+        return both(lambda _, logits: function(logits, **rest), None, logits)
 
-    got = found(fast_loss.FAST_WAYS[definition], **given)
+    got = found(fast_loss.FAST_WAYS[definition], given)
     assert got[0].dtype is got[1].dtype is dtype
-    assert errors(got, found(definition, **exact)).max() < most
+    assert errors(got, found(definition, exact)).max() < most
 
 
 def test_every_loss_has_a_fast_way_or_is_known_to_have_none():
@@ -210,13 +244,69 @@ def test_upsampling_and_adjoint():
         torch.testing.assert_close((up * g).sum(), (x * bilinear.adjoint(g)).sum())
 
 
+def test_bands_and_adjoint(planes):
+    """Whatever the rows of a band: as `upsample`, and ⟨up x, g⟩ = ⟨x, adjoint g⟩."""
+    for small, size in [*SIZES, ((7, 2), (300, 5)), ((33, 33), (512, 512))]:
+        for count in (1, 5, 1000):
+            planes(count * 3, (1, size[1]), torch.float64)
+            x = torch.randn(1, 3, *small, dtype=torch.float64)
+            g = torch.randn(size[0], 3, size[1], dtype=torch.float64)
+            rows, up = Rows(x, size), torch.empty_like(g)
+            wide = rows.widen(x[0])
+            slope = torch.zeros_like(wide)
+            for band in bands(x, size):
+                rows.up(wide, band, up[band])
+                rows.add_adjoint(g[band], band, slope)
+            expected = upsample(x, size)[0].transpose(0, 1)
+            torch.testing.assert_close(up, expected, rtol=1e-14, atol=1e-14)
+            torch.testing.assert_close((up * g).sum(), (x[0] * rows.narrow(slope)).sum())
+
+
 def test_a_student_that_agrees_with_its_teacher_is_left_alone():
     """To the bit: so it is at the start of every step, and rounding must not train it."""
-    logits = make((4, 3), (64, 48))[0]
+    logits = make((4, 5), (64, 48))[0]
     for way in (loss, fast_loss):
         for size in (None, (64, 48)):
             terms = way.distillation(logits, logits.detach(), size)
             assert not torch.autograd.grad(terms.sum(), logits)[0].any()
+        terms = way.local_pod(logits, logits.detach())
+        assert not torch.autograd.grad(terms.sum(), logits)[0].any(), "nor NaN"
+    terms = fast_loss.soft_distillation(logits, logits.detach(), (64, 48))
+    assert not torch.autograd.grad(terms.sum(), logits)[0].any(), "no new classes"
+
+
+def test_old_classes_far_below_the_new_ones():
+    """exp would make zeros of them: their gradient inside the group stays."""
+    logits = torch.randn(1, 5, 3, 3)
+    logits[:, 3:] += 200
+    labels = torch.zeros(1, 6, 6, dtype=torch.uint8)
+    found = []
+    for way, given in ((fast_loss, logits), (loss, logits.double())):
+        given = given.requires_grad_()
+        terms = way.cross_entropy(given, labels, 3)
+        found.append((terms.detach(), torch.autograd.grad(terms.sum(), given)[0].view(1, -1)))
+    assert errors(*found).max() < 1e-6
+    assert (found[0][1].view(5, -1)[:3] < 0).all()
+
+
+def test_a_label_that_is_no_channel():
+    for way in (loss, fast_loss):
+        with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+            way.cross_entropy(torch.zeros(1, 3, 2, 2), torch.full((1, 2, 2), 3).byte())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_local_pod_of_half_precision(dtype):
+    """Squares beyond its range; the gradient is rounded once."""
+    maps, teacher = (300 * torch.rand(2, 3, 9, 7).to(dtype) for _ in "st")
+    found = []
+    for given in (maps, maps.double()):
+        terms = fast_loss.local_pod(given.requires_grad_(), teacher.to(given.dtype))
+        found.append((terms.detach().double(), torch.autograd.grad(terms.sum(), given)[0]))
+    torch.testing.assert_close(*(terms for terms, _ in found), rtol=1e-6, atol=0)
+    got, expected = (gradient for _, gradient in found)
+    assert got.dtype is dtype
+    torch.testing.assert_close(got.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
 def test_labels_of_void_and_background_only():
@@ -289,6 +379,7 @@ def test_autocast_does_not_reach_in(term):
 @pytest.mark.parametrize("term", TERMS)
 def test_no_gradient_no_work(term, monkeypatch):
     monkeypatch.setattr(Bilinear, "adjoint", None)
+    monkeypatch.setattr(Rows, "add_adjoint", None)
     logits, *rest = make((4, 4), (64, 64))
     with torch.no_grad():
         terms = chunked(term, logits, *rest)
@@ -320,11 +411,11 @@ def is_tensor(value):
     return isinstance(value, torch.Tensor)
 
 
-def memory(function, classes, small, size):
+def memory(function, classes, small, size, terms=SIGMOID):
     logits, teacher, labels, *rest = make(small, size, classes)
     labels = labels.short()  # room for any number of classes
     with Memory() as used:
-        for term in TERMS:
+        for term in terms:
             function(term, logits, teacher, labels, *rest).sum().backward()
     return used
 
@@ -339,6 +430,20 @@ def test_memory_does_not_grow_with_classes_at_full_resolution(planes):
     assert used[0].largest == used[1].largest == used[2].largest == 3 * chunk
     for classes, one in zip(counts, used, strict=True):
         assert one.peak < 6 * chunk + 8 * (2 * classes * 4 * 4 * 4)
+
+
+def test_memory_of_bands(planes):
+    """Of one image h×W; at full resolution a band, or one row where that is more."""
+    small, size = (4, 4), (256, 64)
+    planes(8, (64, 64))
+    for classes in (21, 151, 1001):
+        logits = make(small, size, classes)[0]
+        row = classes * 64 * 4
+        band = bands(logits, size)[0].stop * row
+        assert band <= max(8 * 64 * 64 * 4, row)
+        used = memory(chunked, classes, small, size, ("unbiased ce", "unbiased kd"))
+        assert used.largest <= max(band, 4 * row)
+        assert used.peak < 4 * band + 4 * 4 * row, "of 256 rows"
 
 
 def test_memory_next_to_the_plain_loss():
@@ -385,3 +490,23 @@ def test_prediction_holds_no_full_size_classes(planes):
             method.predict(ModelOutput(logits), (64, 64))
         peaks.append(used.peak)
     assert peaks[0] == peaks[1]
+
+
+@pytest.mark.parametrize("scale", [1, 40])
+@pytest.mark.parametrize(("small", "size"), SIZES)
+@pytest.mark.parametrize("count", [1, 3, 5, 100])
+def test_prediction_of_a_softmax(scale, small, size, count, planes):
+    """Channels as the plain way in every pixel; of equal logits the first wins."""
+    planes(count, size)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        logits = (scale * torch.randn(2, 9, *small) - scale).to(dtype)
+        logits[:, 4] = logits[:, 2]
+        plain = upsample(logits, size)
+        logit, channel = highest_logit(logits, size)
+        assert torch.equal(logit, plain.amax(1))
+        assert torch.equal(channel, plain.argmax(1))
+        score, channel = softmax_score(logits, size)
+        likeliest = 1 + plain[:, 1:].argmax(1)
+        assert torch.equal(channel, likeliest)
+        expected = plain.softmax(1).gather(1, likeliest[:, None])[:, 0]
+        torch.testing.assert_close(score, expected, rtol=1e-5, atol=1e-30)
