@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from tests.helpers import PROJECT, train, write_config
 from utils import checkpoint as files
-from utils import distributed, interrupt
+from utils import distributed, interrupt, rendezvous
 from utils.distributed import Launch, Ranks, launch, plan_launch
 from utils.misc import Interrupted, UserError
 from utils.parse_config import ConfigParser
@@ -463,19 +463,18 @@ def test_a_dying_rank_stops_all(toy_config, worker, error, message):
         launch_as_planned(worker, two_process_config(toy_config))
 
 
-def test_busy_port_is_replaced(toy_config):
-    with socket.socket() as busy:
-        busy.bind(("127.0.0.1", 0))
-        busy.listen()
-        url = f"tcp://127.0.0.1:{busy.getsockname()[1]}"
-        config = with_processes(toy_config, 2, 4)
-        argv = ["-c", str(config), *TWO, "--dist_url", url]
-        parsed = ConfigParser.from_args("train", "configs/config_voc.json", argv=argv)
-        plan = plan_launch(parsed, {})
-    assert plan.url != url
-    assert plan.url.startswith("tcp://127.0.0.1:")
-    assert len(plan.devices) == 2
-    assert plan.backend == "gloo"
+def test_two_runs_with_the_same_port(toy_config, caplog):
+    """Nobody takes a port between choice and use: a run listens before its ranks are started."""
+    url = f"tcp://127.0.0.1:{free_port()}"
+    parsed = parsed_with(with_processes(toy_config, 2, 4), *TWO, "--dist_url", url)
+    plan = plan_launch(parsed, {})
+    assert (len(plan.devices), plan.backend, plan.url) == (2, "gloo", url)
+    with rendezvous.held(url, 1, 0) as first:
+        assert first == url
+        with pytest.raises(OSError, match="in use"):
+            socket.create_server(rendezvous.address(url))
+        launch(sum_of_ranks, parsed, plan)
+    assert f"dist_url: port {rendezvous.address(url)[1]} is busy, port" in caplog.text
 
 
 def test_single_device_by_default(toy_config):
@@ -541,7 +540,7 @@ def test_a_stale_file_of_several_nodes_is_refused(toy_config, tmp_path):
     toy_config.write_text(json.dumps({**tree, "world_size": 2}))
     config = parsed_with(toy_config, *TWO, "--dist_url", f"file://{meet}")
     assert plan_launch(config, {}).url == f"file://{meet}"
-    os.utime(meet, (0, time.time() - distributed.STALE - 1))
+    os.utime(meet, (0, time.time() - rendezvous.STALE - 1))
     with pytest.raises(UserError, match=r"meet', but this file is of an earlier run"):
         plan_launch(config, {})
 
@@ -565,18 +564,18 @@ ADDRESSES = {"docker0": "172.17.0.1", "eth0": "10.0.0.5", "ib0": "10.1.0.5", "lo
     ],
 )
 def test_interfaces_that_nccl_is_told(wanted, name):
-    assert distributed._matching(wanted, ADDRESSES) == name
+    assert rendezvous.matching(wanted, ADDRESSES) == name
 
 
 def test_the_interface_that_leads_to_node_0():
-    mine = distributed._addresses()
+    mine = rendezvous.addresses()
     assert mine["lo"] == "127.0.0.1"
     assert list(mine)[-1] == "lo"
-    assert distributed._towards("127.0.0.1", ADDRESSES) is None, "three lead out of the machine"
-    assert distributed._towards("127.0.0.1", {"eth9": "10.9.9.9", "lo": "127.0.0.1"}) == "eth9"
+    assert rendezvous.towards("127.0.0.1", ADDRESSES) is None, "three lead out of the machine"
+    assert rendezvous.towards("127.0.0.1", {"eth9": "10.9.9.9", "lo": "127.0.0.1"}) == "eth9"
     for name, address in mine.items():
         if not address.startswith("127."):  # a way to oneself, by one's own address
-            assert distributed._towards(address, {**ADDRESSES, **mine}) == name
+            assert rendezvous.towards(address, {**ADDRESSES, **mine}) == name
 
 
 @pytest.mark.parametrize(
@@ -598,8 +597,10 @@ def test_the_interface_of_gloo(monkeypatch, caplog, own, environment, world, exp
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(socket, "gethostbyname", lambda name: own)
-    monkeypatch.setattr(distributed, "_addresses", lambda: ADDRESSES)
-    distributed._name_interface(one_rank(world=world))
+    monkeypatch.setattr(rendezvous, "addresses", lambda: ADDRESSES)
+    monkeypatch.setattr(distributed, "_as_rank", lambda *_: None)
+    monkeypatch.setenv("RANK", "0")
+    launch(no_work, None, one_rank(world=world))
     assert os.environ.get("GLOO_SOCKET_IFNAME") == expected
     assert ("set GLOO_SOCKET_IFNAME" in caplog.text) == warns
 
