@@ -325,7 +325,7 @@ def _in_group(worker: Callable, job: Any, plan: Launch, rank: int, local: int) -
         torch.set_num_threads(max(1, torch.get_num_threads() // len(plan.devices)))
     dist.init_process_group(
         plan.backend,
-        **rendezvous.place(plan.url, plan.nodes),
+        **rendezvous.place(plan.url, plan.nodes, TIMEOUT),
         rank=rank,
         world_size=plan.world,
         timeout=TIMEOUT,

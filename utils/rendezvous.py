@@ -13,6 +13,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +133,10 @@ def _listen(url: str) -> socket.socket:
     return listener
 
 
-def place(url: str, nodes: int) -> dict[str, Any]:
+def place(url: str, nodes: int, timeout: timedelta) -> dict[str, Any]:
     """How `init_process_group` is told of a URL: as such or, where it is held, as the store."""
     if url.startswith("tcp:") and nodes == 1:
-        return {"store": dist.TCPStore(*address(url))}
+        return {"store": dist.TCPStore(*address(url), timeout=timeout)}
     return {"init_method": url}
 
 
