@@ -430,7 +430,10 @@ def test_a_log_file_on_a_full_disk_does_not_stop_the_run(tmp_path, capsys):
     assert "Traceback" not in out + err
 
 
-@pytest.mark.parametrize("pinned", [False, True])
+PINNED = pytest.mark.skipif(not torch.cuda.is_available(), reason="only CUDA pins memory")
+
+
+@pytest.mark.parametrize("pinned", [False, pytest.param(True, marks=PINNED)])
 def test_a_broken_image_ends_the_run_at_once(toy_root, tmp_path, pinned):
     """Also when loading processes are left to end: they heed their parent, and only that."""
     root = tmp_path / "data"
