@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -45,6 +44,10 @@ class Entry:
     image: Path
     mask: Path
     where: str
+
+    def fault(self, words: str, kind: str) -> UserError:
+        """What is wrong with it, told with its place in the list."""
+        return UserError(f"{self.where}: {words}.", kind)
 
 
 class BaseDataset(ABC):
@@ -116,21 +119,24 @@ class BaseDataset(ABC):
                 "root",
             )
         try:
-            self.name_classes(tuple(class_names or ()) or self.read_class_names())
+            names: ClassNames = tuple(class_names or ()) or self.read_class_names()
         except UserError as fault:
             self.tell(fault, "names")
             labels = {label for steps in self.tables.values() for ids in steps for label in ids}
             first = {0: "background"} if self.background else {}
-            self.name_classes(first | {label: f"class {label}" for label in labels})
+            names = first | {label: f"class {label}" for label in labels}
+        self.class_names, self.ids = names, ids_of(names)
+        self.void = void_id(self.ids)
+        self._real_root = os.path.join(os.path.realpath(self.root), "")
+        self.entries: list[Entry] = []
         try:
             self.entries = self.read_entries()
         except UserError as fault:
             self.tell(fault, "list")
-            self.entries = []
         else:
             self._check_entries()
 
-    def tell(self, fault: UserError, kind: str) -> None:
+    def tell(self, fault: UserError, kind: str = "") -> None:
         """Raise a fault of names or list, or keep it where all of them are wanted."""
         fault.kind = fault.kind or kind
         if self.faults is None:
@@ -142,16 +148,6 @@ class BaseDataset(ABC):
         """The root: `data_dir`, then the environment variable, then the default."""
         return Path(data_dir or os.environ.get(cls.root_variable) or cls.default_root)
 
-    def name_classes(self, class_names: ClassNames) -> None:
-        """Take the names, and with them the label ids that masks may hold."""
-        self.class_names, self.ids = class_names, ids_of(class_names)
-        self.void = void_id(self.ids)
-        # By one more than an id, as below; None: there is no gap between the ids.
-        self._valid = None
-        if self.ids[-1] >= len(self.ids):
-            self._valid = np.zeros(1 + self.void, dtype=bool)
-            self._valid[[0, *(1 + label for label in self.ids)]] = True
-
     @abstractmethod
     def read_class_names(self) -> ClassNames:
         """Class names by label id: of 0, 1, 2 …, or a mapping from any ids."""
@@ -162,24 +158,17 @@ class BaseDataset(ABC):
 
     def _check_entries(self) -> None:
         if not self.entries and not self.faults:
-            words = f"{self.root}: the {self.split} list of the data set is empty."
-            self.tell(UserError(words), "empty")
+            what = f"{self.root}: the {self.split} list of the data set is empty."
+            self.tell(UserError(what, "empty"))
         first: dict[str, Entry] = {}
         for entry in self.entries:
-            for path in (entry.image, entry.mask):
-                if self.leaves(path):
-                    words = (
-                        f"{entry.where}: the path {path} leaves the data set's folder {self.root}; "
-                        "every file must lie inside it."
-                    )
-                    self.tell(UserError(words), "leaves")
+            for path in filter(self.leaves, (entry.image, entry.mask)):
+                what = f"the path {path} leaves the data set's folder {self.root}"
+                self.tell(entry.fault(f"{what}; every file must lie inside it", "leaves"))
             earlier = first.setdefault(entry.id, entry)
             if earlier is not entry:
-                words = (
-                    f"{entry.where}: image {entry.id} stands in the list twice, "
-                    f"first at {earlier.where}."
-                )
-                self.tell(UserError(words), "twice")
+                what = f"image {entry.id} stands in the list twice, first at {earlier.where}"
+                self.tell(entry.fault(what, "twice"))
 
     def leaves(self, path: Path) -> bool:
         """Whether a path leads out of the root by its own words."""
@@ -190,10 +179,7 @@ class BaseDataset(ABC):
         return len(self.entries)
 
     def load(self, index: int) -> tuple[Image.Image, np.ndarray]:
-        """Read one image and its mask.
-
-        Returns:
-            The RGB image and the mask, as of `load_mask`.
+        """Read one RGB image and its mask, as of `load_mask`.
 
         Raises:
             UserError: a file is missing or unreadable, the sizes differ or an id is out of range.
@@ -207,52 +193,42 @@ class BaseDataset(ABC):
         return image, mask
 
     def read_image(self, entry: Entry) -> Image.Image:
-        """The picture of an image file, of any mode.
-
-        Raises:
-            UserError: the file is missing or unreadable.
-        """
+        """The picture of an image file, of any mode; `UserError` when there is none to read."""
         return self.open_picture(entry.image, "image", entry)
 
     def check_sizes(self, entry: Entry, image: tuple[int, int], mask: tuple[int, ...]) -> None:
         """Raise `UserError` when width and height of an image are not those of its mask, [H, W]."""
         if image != mask[::-1]:
-            raise UserError(
-                f"{entry.where}: image {entry.image} is {image[0]}×{image[1]} pixels, "
-                f"but its mask {entry.mask} is {mask[1]}×{mask[0]}.",
+            raise entry.fault(
+                f"image {entry.image} is {image[0]}×{image[1]} pixels, but its mask {entry.mask} "
+                f"is {mask[1]}×{mask[0]}",
                 "sizes",
             )
 
     def load_mask(self, index: int) -> np.ndarray:
-        """Read one mask: [H, W] label ids, uint8 with 255 = void, or uint16 with 65,535 = void.
-
-        Raises:
-            UserError: as `load`.
-        """
+        """Read one mask: [H, W] label ids, uint8 with 255 = void, or uint16 with 65,535 = void."""
         entry = self.entries[index]
         mask = self.read_mask(entry)
-        # One more than an id, void becoming 0 as the numbers wrap: no valid one exceeds the number
-        # of classes. Two passes, for every sample is checked; the ids themselves take more.
-        after = mask + mask.dtype.type(1)
-        if after.max() > 1 + self.ids[-1] or not (self._valid is None or self._valid[after].all()):
-            self.check_ids(label_ids(mask), entry, _void_of(mask))
+        # One more than an id, void becoming 0 as the numbers wrap: without gaps between the ids, no
+        # valid one exceeds their number. Every sample is checked, and the ids themselves take more.
+        if self.ids[-1] >= len(self.ids) or (mask + mask.dtype.type(1)).max() > len(self.ids):
+            self.ids_of_mask(mask, entry)
         if self.void == VOID:
             return mask.astype(np.uint8, copy=False)  # which makes 255 of 65,535
-        return mask if mask.dtype == np.uint16 else _WIDER[mask]
+        wide = mask.astype(np.uint16, copy=False)
+        if mask.dtype == np.uint8:
+            wide[mask == VOID] = WIDE_VOID
+        return wide
 
     def load_ids(self, index: int) -> list[int]:
-        """The label ids in one mask, descending and without void, for the presence scan.
-
-        Raises:
-            UserError: as `load_mask`.
-        """
+        """The label ids in one mask, as `ids_of_mask` has them, for the presence scan."""
         entry = self.entries[index]
         return self.ids_of_mask(self.read_mask(entry), entry)
 
     def ids_of_mask(self, mask: np.ndarray, entry: Entry) -> list[int]:
-        """The same of what `read_mask` returned."""
-        ids, void = label_ids(mask), _void_of(mask)
-        self.check_ids(ids, entry, void)
+        """The label ids in what `read_mask` returned, descending, without void, all with names."""
+        ids, void = label_ids(mask), np.iinfo(mask.dtype).max
+        self._check_ids(ids, entry, void)
         return ids[1:] if ids[0] == void else ids
 
     def read_mask(self, entry: Entry) -> np.ndarray:
@@ -265,94 +241,69 @@ class BaseDataset(ABC):
         """
         mask = self.open_picture(entry.mask, "mask", entry)
         if mask.mode not in MASK_MODES:
-            raise UserError(
-                f"{entry.where}: mask {entry.mask} has the mode {mask.mode}; it must be a palette "
-                "PNG of 8 bits or a grey one of 8 or 16 whose pixel value is the label id.",
+            raise entry.fault(
+                f"mask {entry.mask} has the mode {mask.mode}; it must be a palette PNG of 8 bits "
+                "or a grey one of 8 or 16 whose pixel value is the label id",
                 "mask mode",
             )
         if mask.format == "JPEG":
-            raise UserError(
-                f"{entry.where}: mask {entry.mask} is a JPEG, which invents label ids at every "
-                "border; make it anew from its source, as a PNG.",
+            raise entry.fault(
+                f"mask {entry.mask} is a JPEG, which invents label ids at every border; make it "
+                "anew from its source, as a PNG",
                 "mask JPEG",
             )
         pixels = np.asarray(mask)
         if mask.mode == "I":  # of 32 bits, though mostly made of 16
-            self.check_ids(
-                [k for k in (pixels.min(), pixels.max()) if not 0 <= k <= WIDE_VOID],
-                entry,
-                WIDE_VOID,
-            )
+            extremes = int(pixels.min()), int(pixels.max())
+            self._check_ids([k for k in extremes if not 0 <= k <= WIDE_VOID], entry, WIDE_VOID)
         return pixels if pixels.dtype == np.uint8 else pixels.astype(np.uint16)
+
+    def _check_ids(self, ids: Sequence[int], entry: Entry, void: int) -> None:
+        wrong = set(ids).difference(self.ids, (void,))
+        if wrong:
+            valid = f"{ranges(self.ids, '..')} and {void} (void)"
+            words = f"mask {entry.mask} holds the label id {min(wrong)}; valid are {valid}"
+            raise entry.fault(words, "ids")
 
     def open_picture(
         self, path: Path, what: str, entry: Entry, folder: Path | None = None
     ) -> Image.Image:
-        """A decoded picture of any mode, of a common format and a regular file.
+        """A file of an entry, decoded, of any mode; one that lies outside is not touched.
 
         Args:
             path: the file.
-            what: what it is to the entry, for messages.
+            what: what it is, for messages.
             entry: whose file it is.
             folder: what it must lie in unless links are followed; default: the root.
 
         Raises:
             UserError: it is missing or unreadable, or lies elsewhere.
         """
-        file, root = os.fspath(path), _real_folder(os.fspath(folder or self.root))
         try:
-            # The folder first: what lies outside is not even asked whether it exists.
-            leaves = folder is None and self.leaves(path)
-            inside = not leaves and (
-                self.follow_links or _real_folder(os.path.dirname(file)).startswith(root)
-            )
-            status = os.lstat(file) if inside else None
-            if status and stat.S_ISLNK(status.st_mode):
-                inside = self.follow_links or os.path.realpath(file).startswith(root)
-                status = os.stat(file) if inside else None
-            if status is None:
-                raise UserError(
-                    f"{entry.where}: {what} {path} is a link to {os.path.realpath(path)}, outside "
-                    f"the folder {folder or self.root}; if that is meant, pass --follow_links.",
+            leaves, real = folder is None and self.leaves(path), os.path.realpath(path)
+            inside = os.path.join(os.path.realpath(folder), "") if folder else self._real_root
+            if leaves or not (self.follow_links or real.startswith(inside)):
+                raise entry.fault(
+                    f"{what} {path} is a link to {real}, outside the folder {folder or self.root}; "
+                    "if that is meant, pass --follow_links",
                     "leaves" if leaves else "link",
                 )
+            status = os.stat(real)
             if not stat.S_ISREG(status.st_mode):
                 raise OSError("it is no regular file")  # a pipe would block for ever
             if status.st_size > LARGEST_FILE:
                 raise OSError(f"it has {status.st_size:,} bytes")
-            image = Image.open(file, formats=IMAGE_FORMATS)
+            image = Image.open(path, formats=IMAGE_FORMATS)
             image.load()
+            return image
         except UserError:
             raise
         except FileNotFoundError:
-            raise UserError(
-                f"{entry.where}: {what} {path} does not exist.", f"{what} missing"
-            ) from None
+            raise entry.fault(f"{what} {path} does not exist", f"{what} missing") from None
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             # Pillow tells a broken file by any of these, and an absurd size by the last.
-            raise UserError(
-                f"{entry.where}: {what} {path} cannot be read: {error}.", f"{what} damaged"
-            ) from None
-        return image
-
-    def check_ids(self, ids: Sequence[int], entry: Entry, void: int) -> None:
-        """Raise `UserError` when `ids`, the label ids of a mask, are neither named nor `void`."""
-        wrong = set(ids).difference(self.ids, (void,))
-        if wrong:
-            raise UserError(
-                f"{entry.where}: mask {entry.mask} holds the label id {min(wrong)}; valid are "
-                f"{ranges(self.ids, '..')} and {void} (void).",
-                "ids",
-            )
-
-
-# label id of 8 bits → of 16
-_WIDER = np.arange(256, dtype=np.uint16)
-_WIDER[VOID] = WIDE_VOID
-
-
-def _void_of(mask: np.ndarray) -> int:
-    return VOID if mask.dtype == np.uint8 else WIDE_VOID
+            words = f"{what} {path} cannot be read: {error}"
+            raise entry.fault(words, f"{what} damaged") from None
 
 
 def _check_class_names(names: Sequence[str]) -> None:
@@ -392,18 +343,8 @@ def label_ids(mask: np.ndarray) -> list[int]:
     return ids
 
 
-@lru_cache(maxsize=4096)
-def _real_folder(folder: str) -> str:
-    """The folder without symbolic links and with a slash at its end."""
-    return os.path.join(os.path.realpath(folder), "")
-
-
 def read_list(path: Path) -> list[str]:
-    """The lines of a list file.
-
-    Raises:
-        UserError: the file is missing or no text.
-    """
+    """The lines of a list file; `UserError` when it is missing or no text."""
     try:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -62,16 +62,15 @@ class SaliencyMaps:
         path = self.file(entry)
         picture = raw.open_picture(path, WHAT, entry, self.folder)
         if picture.mode not in MODES or picture.format == "JPEG":
-            raise UserError(
-                f"{entry.where}: {WHAT} {path} is a {picture.format} of the mode {picture.mode}; "
-                "it must be a PNG of 1 bit, grey of 8, or with a palette, 0 where nothing is "
-                "salient.",
+            raise entry.fault(
+                f"{WHAT} {path} is a {picture.format} of the mode {picture.mode}; it must be a PNG "
+                "of 1 bit, grey of 8, or with a palette, 0 where nothing is salient",
                 f"{WHAT} mode",
             )
         if size is not None and picture.size != size:
-            raise UserError(
-                f"{entry.where}: image {entry.image} is {size[0]}×{size[1]} pixels, but its {WHAT} "
-                f"{path} is {picture.width}×{picture.height}.",
+            raise entry.fault(
+                f"image {entry.image} is {size[0]}×{size[1]} pixels, but its {WHAT} {path} is "
+                f"{picture.width}×{picture.height}",
                 f"{WHAT} size",
             )
         return (np.asarray(picture) > 0).view(np.uint8)

@@ -11,6 +11,10 @@ import torch
 from scripts.toy_data.tree import make_toy_voc
 from tests.helpers import DATA, write_config
 
+# The networks of the tests are tiny: a second thread would only wait, and on a busy machine by
+# spinning, which made a run twenty times slower.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def pieces() -> dict[str, np.ndarray]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import signal
 import struct
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +19,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
 from base.base_dataset import BaseDataset, label_ids
+from data_loader import data_loaders
 from data_loader.ade import ADE
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.dataset import IncrementalDataset, OrderedShare, Sample, ShuffledBatches
@@ -670,6 +674,25 @@ def test_loading_leaves_the_global_generator_alone(toy, workers):
     epoch(loaders, 0)
     next(iter(loaders.test_loader))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def hang(number):
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    time.sleep(600)
+
+
+def test_a_loading_process_that_hangs_is_told(toy, monkeypatch):
+    """As one that waits for a lock which another thread held at the fork."""
+    next(iter(toy(workers=1).test_loader))
+    handler = signal.getsignal(signal.SIGCHLD)  # torch's, which it sets only once
+    monkeypatch.setattr(data_loaders, "_start_worker", hang)
+    monkeypatch.setattr(data_loaders._Loader, "limit", 1)
+    with pytest.raises(UserError, match=r"^no batch has come from 2 loading process\(es\) for 1 s"):
+        next(iter(toy(workers=2).test_loader))
+    for process in multiprocessing.active_children():
+        process.join(10)
+        assert process.exitcode == -signal.SIGKILL
+    signal.signal(signal.SIGCHLD, handler)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

@@ -16,9 +16,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests import ranks
 from tests.helpers import PROJECT, train, write_config
 from utils import checkpoint as files
-from utils import distributed, interrupt
+from utils import distributed, rendezvous
 from utils.distributed import Launch, Ranks, launch, plan_launch
 from utils.misc import Interrupted, UserError
 from utils.parse_config import ConfigParser
@@ -55,7 +56,7 @@ def frozen_step(toy_root, tmp_path_factory):
     return with_processes(config, 2, 4), flags, one, folder
 
 
-def test_two_processes_train_and_evaluate_as_one(frozen_step):
+def test_two_processes_train_as_one(frozen_step):
     config, flags, one, folder = frozen_step
     saved = in_fresh_folder(one, folder / "two")
     two = train(config, *flags, *TWO, "--save_dir", str(saved))
@@ -66,11 +67,6 @@ def test_two_processes_train_and_evaluate_as_one(frozen_step):
     # The weights agree to rounding, so a pixel on the edge of a decision may fall either way.
     difference = np.abs(np.array(metrics(one)["confusion"]) - metrics(two)["confusion"])
     assert difference.sum() <= 0.001 * np.sum(metrics(one)["confusion"])
-    # Evaluation of the same weights is equal to the pixel.
-    train(config, *flags, *TWO, "--test", "--save_dir", str(one["trainer"]["save_dir"]))
-    before = metrics(one)
-    train(with_processes(config, 1, 4), *flags, "--test")
-    assert metrics(one)["confusion"] == before["confusion"]
 
 
 def free_port():
@@ -101,8 +97,8 @@ def launch_nodes(nodes, processes, *arguments):
     return out
 
 
-def test_torchrun_evaluates(frozen_step):
-    """Rank and world come from the environment."""
+def test_two_processes_of_torchrun_evaluate_as_one(frozen_step):
+    """Equal to the pixel for the same weights; rank and world come from the environment."""
     config, flags, one, _ = frozen_step
     expected = metrics(one)
     saved = ("--save_dir", one["trainer"]["save_dir"])
@@ -271,8 +267,10 @@ with one_sentence_errors():
 @pytest.mark.parametrize(
     ("rank", "before", "error", "words"),
     [
-        (1, "torch.no_grad()", "UserError", "fail.py: error: the fault of rank 1."),
-        (1, "torch.no_grad()", "ValueError", "ValueError: the fault of rank 1."),
+        pytest.param(
+            *(1, "torch.no_grad()", "ValueError", "ValueError: the fault of rank 1."),
+            marks=pytest.mark.slow,
+        ),
         (0, "ranks.main_first()", "UserError", "fail.py: error: the fault of rank 0."),
     ],
 )
@@ -357,90 +355,29 @@ def test_hosts_wait_for_each_other_without_their_gpus(monkeypatch):
     assert groups == ["gloo"] * 3
 
 
-def fail_on_rank_1(config, ranks):
-    if ranks.rank == 1:
-        time.sleep(0.2)
-        raise ValueError("the fault of rank 1")
-    ranks.sum(torch.ones(1))
-
-
-def user_error_on_rank_1(config, ranks):
-    if ranks.rank == 1:
-        raise UserError("a sentence for the user.")
-    ranks.sum(torch.ones(1))
-
-
-def killed_on_rank_1(config, ranks):
-    if ranks.rank == 1:
-        os.kill(os.getpid(), 9)
-    ranks.sum(torch.ones(1))
-
-
-def deaf_on_rank_0(config, ranks):
-    """As a process that waits for its GPU: Python gets no chance to handle a signal."""
-    if ranks.rank == 0:
-        signal.pthread_sigmask(signal.SIG_BLOCK, interrupt.SIGNALS)
-        time.sleep(3600)
-    user_error_on_rank_1(config, ranks)
-
-
 def test_a_rank_that_hears_no_signal_is_killed(toy_config, monkeypatch):
     monkeypatch.setattr(distributed, "PATIENCE", 1)
     start = time.monotonic()
     with pytest.raises(UserError, match=r"^a sentence for the user\.$"):
-        launch_as_planned(deaf_on_rank_0, two_process_config(toy_config))
+        launch_as_planned(ranks.deaf_on_rank_0, two_process_config(toy_config))
     assert time.monotonic() - start < 25
-
-
-def strike():
-    os.kill(os.getpid(), signal.SIGUSR1)
-
-
-class StruckAtBirth:
-    """A config that sends its process a signal when that reads it, before anything is set up."""
-
-    def __reduce__(self):
-        return strike, ()
-
-
-class StruckAtExit:
-    """What is cleared away last sends a signal."""
-
-    def __del__(self, kill=os.kill, number=signal.SIGUSR1, getpid=os.getpid):
-        kill(getpid(), number)
-
-
-def no_work(config, ranks):
-    pass
-
-
-def strike_at_exit(config, ranks):
-    global late
-    late = StruckAtExit()
-
-
-def library_that_swallows(config, ranks):
-    try:
-        strike()
-    except Interrupted:
-        raise ImportError("initialization failed") from None
 
 
 @pytest.mark.slow
 def test_a_signal_while_ranks_start_and_exit():
     plan = one_rank(by_torchrun=False, url=f"tcp://127.0.0.1:{free_port()}")
     with pytest.raises(Interrupted, match=r"^stopped by SIGUSR1\.$"):
-        launch(no_work, StruckAtBirth(), plan)
+        launch(ranks.no_work, ranks.StruckAtBirth(), plan)
     with pytest.raises(Interrupted, match=r"^stopped by SIGUSR1\.$"):
-        launch(library_that_swallows, None, plan)
-    launch(strike_at_exit, None, plan)
+        launch(ranks.library_that_swallows, None, plan)
+    launch(ranks.strike_at_exit, None, plan)
     assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
 def test_a_failure_before_the_work_is_told(toy_config, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nope0")
     with pytest.raises(RuntimeError, match=r"rank [01] failed(?s:.)*nope0"):
-        launch_as_planned(fail_on_rank_1, two_process_config(toy_config))
+        launch_as_planned(ranks.fail_on_rank_1, two_process_config(toy_config))
 
 
 def two_process_config(toy_config):
@@ -451,31 +388,29 @@ def two_process_config(toy_config):
 
 
 @pytest.mark.parametrize(
-    ("worker", "error", "message"),
+    ("worker", "message"),
     [
-        (fail_on_rank_1, RuntimeError, "rank 1 failed.*the fault of rank 1"),
-        (user_error_on_rank_1, UserError, "^a sentence for the user.$"),
-        (killed_on_rank_1, RuntimeError, "rank 1 was killed by SIGKILL"),
+        (ranks.fail_on_rank_1, "rank 1 failed.*the fault of rank 1"),
+        (ranks.killed_on_rank_1, "rank 1 was killed by SIGKILL"),
     ],
 )
-def test_a_dying_rank_stops_all(toy_config, worker, error, message):
-    with pytest.raises(error, match=f"(?s){message}"):
+def test_a_dying_rank_stops_all(toy_config, worker, message):
+    with pytest.raises(RuntimeError, match=f"(?s){message}"):
         launch_as_planned(worker, two_process_config(toy_config))
 
 
-def test_busy_port_is_replaced(toy_config):
-    with socket.socket() as busy:
-        busy.bind(("127.0.0.1", 0))
-        busy.listen()
-        url = f"tcp://127.0.0.1:{busy.getsockname()[1]}"
-        config = with_processes(toy_config, 2, 4)
-        argv = ["-c", str(config), *TWO, "--dist_url", url]
-        parsed = ConfigParser.from_args("train", "configs/config_voc.json", argv=argv)
-        plan = plan_launch(parsed, {})
-    assert plan.url != url
-    assert plan.url.startswith("tcp://127.0.0.1:")
-    assert len(plan.devices) == 2
-    assert plan.backend == "gloo"
+def test_two_runs_with_the_same_port(toy_config, caplog):
+    """Nobody takes a port between choice and use: a run listens before its ranks are started."""
+    url = f"tcp://127.0.0.1:{free_port()}"
+    parsed = parsed_with(with_processes(toy_config, 2, 4), *TWO, "--dist_url", url)
+    plan = plan_launch(parsed, {})
+    assert (len(plan.devices), plan.backend, plan.url) == (2, "gloo", url)
+    with rendezvous.held(url, 1, 0) as first:
+        assert first == url
+        with pytest.raises(OSError, match="in use"):
+            socket.create_server(rendezvous.address(url))
+        launch(ranks.sum_of_ranks, parsed, plan)
+    assert f"dist_url: port {rendezvous.address(url)[1]} is busy, port" in caplog.text
 
 
 def test_single_device_by_default(toy_config):
@@ -503,35 +438,23 @@ def parsed_with(toy_config, *argv):
     )
 
 
-def sum_of_ranks(config, ranks):
-    assert ranks.sum(torch.ones(1)).item() == 2
-
-
-@pytest.mark.parametrize(("scheme", "stale"), [("env", False), ("file", False), ("file", True)])
-def test_where_two_processes_meet(toy_config, tmp_path, monkeypatch, caplog, scheme, stale):
-    """A file that a killed run left would make them wait; it is not used."""
+def test_a_run_that_fails_leaves_no_file_to_meet_at(toy_config, tmp_path, caplog):
+    """And one that was killed does: it would make them wait, and is not used."""
     meet = tmp_path / "meet"
-    if stale:
-        meet.write_text("what a killed run left")
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", str(free_port()))
-    url = "env://" if scheme == "env" else f"file://{meet}"
-    config = with_processes(toy_config, 2, 4)
-    start = time.monotonic()
-    launch_as_planned(sum_of_ranks, parsed_with(config, *TWO, "--dist_url", url))
-    assert time.monotonic() - start < 60
-    taken = f"dist_url: {meet} exists, {meet}.{os.getpid()} is taken instead"
-    assert (taken in caplog.text) == stale
-    assert [path.name for path in tmp_path.glob("meet*")] == ["meet"] * stale
-
-
-def test_a_run_that_fails_leaves_no_file_to_meet_at(toy_config, tmp_path):
-    config, meet = with_processes(toy_config, 2, 4), tmp_path / "meet"
-    with pytest.raises(UserError):
-        launch_as_planned(
-            user_error_on_rank_1, parsed_with(config, *TWO, "--dist_url", f"file://{meet}")
-        )
+    config = parsed_with(with_processes(toy_config, 2, 4), *TWO, "--dist_url", f"file://{meet}")
+    with pytest.raises(UserError, match=r"^a sentence for the user\.$"):
+        launch_as_planned(ranks.user_error_on_rank_1, config)
     assert not meet.exists()
+    meet.write_text("what a killed run left")
+    launch_as_planned(ranks.sum_of_ranks, config)
+    assert f"dist_url: {meet} exists, {meet}.{os.getpid()} is taken instead" in caplog.text
+    assert [path.name for path in tmp_path.glob("meet*")] == ["meet"]
+
+
+def test_the_environment_says_where_to_meet(toy_config):
+    config = parsed_with(with_processes(toy_config, 2, 4), *TWO, "--dist_url", "env://")
+    plan = plan_launch(config, {"MASTER_ADDR": "node7", "MASTER_PORT": "1234"})
+    assert plan.url == "tcp://node7:1234"
 
 
 def test_a_stale_file_of_several_nodes_is_refused(toy_config, tmp_path):
@@ -541,7 +464,7 @@ def test_a_stale_file_of_several_nodes_is_refused(toy_config, tmp_path):
     toy_config.write_text(json.dumps({**tree, "world_size": 2}))
     config = parsed_with(toy_config, *TWO, "--dist_url", f"file://{meet}")
     assert plan_launch(config, {}).url == f"file://{meet}"
-    os.utime(meet, (0, time.time() - distributed.STALE - 1))
+    os.utime(meet, (0, time.time() - rendezvous.STALE - 1))
     with pytest.raises(UserError, match=r"meet', but this file is of an earlier run"):
         plan_launch(config, {})
 
@@ -565,18 +488,18 @@ ADDRESSES = {"docker0": "172.17.0.1", "eth0": "10.0.0.5", "ib0": "10.1.0.5", "lo
     ],
 )
 def test_interfaces_that_nccl_is_told(wanted, name):
-    assert distributed._matching(wanted, ADDRESSES) == name
+    assert rendezvous.matching(wanted, ADDRESSES) == name
 
 
 def test_the_interface_that_leads_to_node_0():
-    mine = distributed._addresses()
+    mine = rendezvous.addresses()
     assert mine["lo"] == "127.0.0.1"
     assert list(mine)[-1] == "lo"
-    assert distributed._towards("127.0.0.1", ADDRESSES) is None, "three lead out of the machine"
-    assert distributed._towards("127.0.0.1", {"eth9": "10.9.9.9", "lo": "127.0.0.1"}) == "eth9"
+    assert rendezvous.towards("127.0.0.1", ADDRESSES) is None, "three lead out of the machine"
+    assert rendezvous.towards("127.0.0.1", {"eth9": "10.9.9.9", "lo": "127.0.0.1"}) == "eth9"
     for name, address in mine.items():
         if not address.startswith("127."):  # a way to oneself, by one's own address
-            assert distributed._towards(address, {**ADDRESSES, **mine}) == name
+            assert rendezvous.towards(address, {**ADDRESSES, **mine}) == name
 
 
 @pytest.mark.parametrize(
@@ -598,8 +521,10 @@ def test_the_interface_of_gloo(monkeypatch, caplog, own, environment, world, exp
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(socket, "gethostbyname", lambda name: own)
-    monkeypatch.setattr(distributed, "_addresses", lambda: ADDRESSES)
-    distributed._name_interface(one_rank(world=world))
+    monkeypatch.setattr(rendezvous, "addresses", lambda: ADDRESSES)
+    monkeypatch.setattr(distributed, "_as_rank", lambda *_: None)
+    monkeypatch.setenv("RANK", "0")
+    launch(ranks.no_work, None, one_rank(world=world))
     assert os.environ.get("GLOO_SOCKET_IFNAME") == expected
     assert ("set GLOO_SOCKET_IFNAME" in caplog.text) == warns
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -429,7 +430,10 @@ def test_a_log_file_on_a_full_disk_does_not_stop_the_run(tmp_path, capsys):
     assert "Traceback" not in out + err
 
 
-@pytest.mark.parametrize("pinned", [False, True])
+PINNED = pytest.mark.skipif(not torch.cuda.is_available(), reason="only CUDA pins memory")
+
+
+@pytest.mark.parametrize("pinned", [False, pytest.param(True, marks=PINNED)])
 def test_a_broken_image_ends_the_run_at_once(toy_root, tmp_path, pinned):
     """Also when loading processes are left to end: they heed their parent, and only that."""
     root = tmp_path / "data"
@@ -454,19 +458,42 @@ def test_a_broken_image_ends_the_run_at_once(toy_root, tmp_path, pinned):
 
 def test_loading_processes_outlive_signals_to_the_whole_group(tmp_path):
     """SIGTERM and SIGINT from anybody but the parent leave them alone."""
-    pid = os.fork()
-    if pid == 0:
+
+    def load():
         interrupt.leave_to_parent()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             os.kill(os.getpid(), number)
         (tmp_path / "alive").touch()
         time.sleep(60)
-        os._exit(1)
+
+    process = get_context("fork").Process(target=load)
+    process.start()
     while not (tmp_path / "alive").exists():
         time.sleep(0.01)
-    assert os.waitpid(pid, os.WNOHANG) == (0, 0)
-    os.kill(pid, signal.SIGTERM)
-    assert os.waitpid(pid, 0) == (pid, 0)
+    assert process.is_alive()
+    process.terminate()
+    process.join(10)
+    assert process.exitcode == 0
+
+
+def test_a_loading_process_ends_when_its_parent_did_before_it_was_ready():
+    """It would hold the pipe by whose end a launcher notices that a rank has ended."""
+    end, pipe = os.pipe()
+    rank = os.fork()
+    if rank == 0:
+
+        def load(parent):
+            while os.getppid() == parent:
+                time.sleep(0.01)
+            interrupt.leave_to_parent()
+            os.write(pipe, b"still there")
+
+        get_context("fork").Process(target=load, args=(os.getpid(),)).start()
+        os._exit(0)
+    os.close(pipe)
+    os.waitpid(rank, 0)
+    assert os.read(end, 20) == b""
+    os.close(end)
 
 
 def test_one_folder_for_one_process(undisturbed, tmp_path):

@@ -83,7 +83,8 @@ def check(config: ConfigParser, plan: Launch) -> Path | None:
         _check_training(config, plan, data)
         return None
     weights = config.resume or files.final_checkpoint(config.step_dir())
-    if weights is None or (config.resume is None and not _finished(weights)):
+    # Released weights do not say whether their run is finished, and it is.
+    if weights is None or not (config.resume or files.load(weights).get("finished", True)):
         raise UserError(
             f"--test: {config.step_dir()} holds no finished run; name the weights with -r."
         )
@@ -247,11 +248,6 @@ def _check_writable(folder: Path) -> None:
             f"trainer.save_dir (--save_dir): nothing can be written to {folder}: "
             f"{error.strerror}; choose another."
         ) from None
-
-
-def _finished(weights: Path) -> bool:
-    """Whether a kept checkpoint is of a finished run; released ones do not say, and are."""
-    return files.load(weights).get("finished", True)
 
 
 def _check_free(config: ConfigParser) -> None:

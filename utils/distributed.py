@@ -13,28 +13,23 @@ import multiprocessing.connection
 import os
 import re
 import signal
-import socket
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from utils import interrupt
+from utils import interrupt, rendezvous
 from utils.logger import log
-from utils.misc import Interrupted, UserError, last_words, listing, sentence
+from utils.misc import Interrupted, UserError, last_words, listing
 
 # Of every collective call: rank 0 may scan masks or fetch weights on a slow disk meanwhile.
 TIMEOUT = timedelta(hours=1)
-STALE = 600  # seconds after which a file to meet at is no other node's of the same run
-SIOCGIFADDR = 0x8915  # of Linux' ioctl: the IPv4 address of a network interface
 PATIENCE = 10  # seconds that the other ranks have to end in good order when one has failed
 
 
@@ -166,7 +161,7 @@ def plan_launch(config: Any, environment: dict[str, str] | None = None) -> Launc
     backend = config["dist_backend"] if cuda else "gloo"
     url = "env://" if by_torchrun else config["dist_url"]
     if distributed and not by_torchrun:
-        url = _meeting_place(url, nodes, environment)
+        url = rendezvous.resolve(url, nodes, environment)
     world = int(environment["WORLD_SIZE"]) if by_torchrun else nodes * len(devices)
     world = world if distributed else 1
     return Launch(tuple(devices), nodes, node, backend, url, by_torchrun, distributed, world)
@@ -192,149 +187,6 @@ def _devices(text: str | None) -> list[torch.device]:
     return [torch.device("cuda", number) for number in ids or range(count)]
 
 
-def _meeting_place(url: str, nodes: int, environment: dict[str, str]) -> str:
-    """`dist_url` as tcp:// or file://; another port or file when that of a single node is taken."""
-    if url == "env://":
-        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
-        if missing:
-            raise UserError(
-                f"dist_url is 'env://', but the environment has no {listing(missing)}; set "
-                "MASTER_ADDR to the name of node 0 and MASTER_PORT to a free port of it."
-            )
-        url = f"tcp://{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
-    return (_free_file if url.startswith("file:") else _free_url)(url, nodes)
-
-
-def _free_file(url: str, nodes: int) -> str:
-    """`url`; another file when that of a single-node run is there, as a killed run leaves it."""
-    if not re.fullmatch(r"file:///[^?#]*[^/?#]", url):  # torch would read the rest as no path
-        raise UserError(
-            f"dist_url is '{url}'; file:// needs an absolute path to a file, without ? and #, such "
-            "as file:///shared/meet."
-        )
-    path = Path(url.removeprefix("file://"))
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UserError(
-            f"dist_url is '{url}', but no file can be written there; name one in an existing "
-            "folder that this user may write to."
-        )
-    if not path.exists():
-        return url
-    if nodes == 1:
-        log.warning("dist_url: %s exists, %s.%d is taken instead", path, path, os.getpid())
-        return f"{url}.{os.getpid()}"
-    if time.time() - path.stat().st_mtime > STALE:  # a younger one may be another node's
-        raise UserError(
-            f"dist_url is '{url}', but this file is of an earlier run, which was killed; delete it."
-        )
-    return url
-
-
-def _free_url(url: str, nodes: int) -> str:
-    """`url`, with a free port when the port of a single-node run is taken."""
-    parts = re.fullmatch(r"tcp://([^:/]+):(\d+)", url)
-    if parts is None or not 0 < int(parts[2]) < 65536:
-        raise UserError(
-            f"dist_url is '{url}'; it must be tcp://HOST:PORT, env:// (which takes them from "
-            "MASTER_ADDR and MASTER_PORT) or file:///PATH."
-        )
-    host, port = parts[1], int(parts[2])
-    if nodes > 1:
-        return url
-    with socket.socket() as probe:
-        try:
-            probe.bind((host, port))
-            return url
-        except OSError:
-            pass
-    with socket.socket() as probe:
-        try:
-            probe.bind((host, 0))
-        except OSError as error:
-            raise UserError(
-                f"dist_url is '{url}', but this node cannot listen there: {error}."
-            ) from None
-        free = probe.getsockname()[1]
-    log.warning("dist_url: port %d is busy, port %d is taken instead", port, free)
-    return f"tcp://{host}:{free}"
-
-
-def _name_interface(plan: Launch) -> None:
-    """Set GLOO_SOCKET_IFNAME where gloo would have other nodes call this one in vain.
-
-    gloo tells them the address that the host's name resolves to, on Debian 127.0.1.1. On a single
-    node that works, and whatever the user has set stays.
-    """
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if plan.by_torchrun else len(plan.devices)
-    if plan.world == local or os.environ.get("GLOO_SOCKET_IFNAME"):
-        return
-    addresses = _addresses()
-    name = _matching(os.environ.get("NCCL_SOCKET_IFNAME", ""), addresses)
-    if name is None:
-        try:
-            own = socket.gethostbyname(socket.gethostname())
-        except OSError:  # gloo then takes a loopback address
-            own = "127.0.0.1"
-        if not own.startswith("127."):
-            return
-        host = re.match(r"tcp://([^:]+)", plan.url)
-        name = _towards(host[1] if host else os.environ.get("MASTER_ADDR"), addresses)
-    if name is not None:
-        os.environ["GLOO_SOCKET_IFNAME"] = name
-        return
-    log.warning(
-        "this node's name, %s, means %s, where other nodes cannot reach it: set GLOO_SOCKET_IFNAME "
-        "to the network interface between the nodes; there are %s",
-        socket.gethostname(),
-        own,
-        listing(addresses) or "none with an IPv4 address",
-    )
-
-
-def _addresses() -> dict[str, str]:
-    """Network interfaces with their IPv4 addresses, loopback last; empty where it is not Linux."""
-    found: dict[str, str] = {}
-    if sys.platform != "linux":
-        return found
-    import fcntl
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):  # it has none
-                answer = fcntl.ioctl(probe, SIOCGIFADDR, struct.pack("256s", name.encode()))
-                found[name] = socket.inet_ntoa(answer[20:24])
-    return dict(sorted(found.items(), key=lambda item: item[1].startswith("127.")))
-
-
-def _matching(wanted: str, addresses: dict[str, str]) -> str | None:
-    """The first interface that a NCCL_SOCKET_IFNAME means.
-
-    Args:
-        wanted: prefixes such as `eth,ib`; after `=` whole names; after `^` those it must not be.
-        addresses: as `_addresses` returns them.
-    """
-    text = wanted.removeprefix("^")
-    words = [word for word in text.removeprefix("=").split(",") if word]
-    if not words:
-        return None
-    for name in addresses:
-        named = name in words if text.startswith("=") else name.startswith(tuple(words))
-        if named != wanted.startswith("^"):
-            return name
-    return None
-
-
-def _towards(host: str | None, addresses: dict[str, str]) -> str | None:
-    """The interface by which `host` is reached, or the only one that leads out of this machine."""
-    outside = {address: name for name, address in addresses.items() if address[:4] != "127."}
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        if host is not None:
-            probe.connect((host, 9))  # sends nothing, but chooses the way
-            if (own := probe.getsockname()[0]) in outside:
-                return outside[own]
-    return next(iter(outside.values())) if len(outside) == 1 else None
-
-
 def launch(worker: Callable[[Any, Ranks], None], job: Any, plan: Launch) -> None:
     """Run `worker(job, ranks)` in every process of the run and wait for the end.
 
@@ -351,18 +203,16 @@ def launch(worker: Callable[[Any, Ranks], None], job: Any, plan: Launch) -> None
         with interrupt.watch():
             worker(job, Ranks(0, 1, plan.devices[0]))
         return
-    _name_interface(plan)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if plan.by_torchrun else len(plan.devices)
+    if plan.world > here:  # there are other nodes
+        rendezvous.name_interface(plan.url)
     if plan.by_torchrun:
-
-        def say(error: BaseException) -> None:
-            sys.stderr.write(last_words(error)[0] + "\n")
-
         with interrupt.watch():
-            _as_rank(worker, job, plan, int(os.environ["RANK"]), 0, say)
+            rank = int(os.environ["RANK"])
+            _as_rank(worker, job, plan, rank, 0, lambda e: print(last_words(e)[0], file=sys.stderr))
         return
     interrupt.start_resource_tracker()
     reports = mp.get_context("spawn").SimpleQueue()
-    arguments = (worker, job, plan, reports)
     processes: list[Any] = []
 
     def pass_on(number: int, frame: Any) -> None:
@@ -373,14 +223,13 @@ def launch(worker: Callable[[Any, Ranks], None], job: Any, plan: Launch) -> None
                 if process.is_alive():
                     os.kill(process.pid, number)
 
-    with interrupt.watch(pass_on):
+    with interrupt.watch(pass_on), rendezvous.held(plan.url, plan.nodes, plan.node) as url:
+        arguments = (worker, job, replace(plan, url=url), reports)
         with interrupt.shield():
             processes += mp.start_processes(
                 _spawned, arguments, nprocs=len(plan.devices), join=False, start_method="spawn"
             ).processes
         exit_codes = _join(processes)
-        if plan.node == 0 and plan.url.startswith("file://"):  # ranks that failed left it
-            Path(plan.url.removeprefix("file://")).unlink(missing_ok=True)
         if any(exit_codes):
             _raise_cause(plan, exit_codes, reports)
 
@@ -420,10 +269,10 @@ def _raise_cause(plan: Launch, exit_codes: list[int | None], reports: Any) -> No
         told.append(reports.get())
     if not told:
         raise RuntimeError(f"a process died without a word; exit codes: {exit_codes}.")
-    _, rank, kind, text = min(told)
-    if kind in (UserError.__name__, Interrupted.__name__):
-        raise (UserError if kind == UserError.__name__ else Interrupted)(text)
-    raise RuntimeError(f"rank {rank} failed; all ranks are stopped.\n{text}")
+    _, rank, error = min(told)
+    if isinstance(error, str):
+        raise RuntimeError(f"rank {rank} failed; all ranks are stopped.\n{error}")
+    raise error
 
 
 def _spawned(local: int, worker: Callable, job: Any, plan: Launch, reports: Any) -> None:
@@ -433,12 +282,8 @@ def _spawned(local: int, worker: Callable, job: Any, plan: Launch, reports: Any)
         mp.set_start_method("fork", force=True)
 
     def tell(error: BaseException) -> None:
-        kind, text = type(error).__name__, last_words(error)[0]
-        if isinstance(error, UserError):
-            kind, text = UserError.__name__, sentence(error)
-        elif isinstance(error, Interrupted):
-            text = str(error)
-        reports.put((time.time(), rank, kind, text))
+        foreseen = isinstance(error, (UserError, Interrupted))
+        reports.put((time.time(), rank, error if foreseen else last_words(error)[0]))
 
     interrupt.install()
     _as_rank(worker, job, plan, rank, local, tell)
@@ -478,14 +323,13 @@ def _in_group(worker: Callable, job: Any, plan: Launch, rank: int, local: int) -
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         # Each process would otherwise claim every core.
         torch.set_num_threads(max(1, torch.get_num_threads() // len(plan.devices)))
-    options: dict[str, Any] = {"device_id": device} if plan.backend == "nccl" else {}
     dist.init_process_group(
         plan.backend,
-        init_method=plan.url,
+        **rendezvous.place(plan.url, plan.nodes, TIMEOUT),
         rank=rank,
         world_size=plan.world,
         timeout=TIMEOUT,
-        **options,
+        device_id=device if plan.backend == "nccl" else None,
     )
     hosts = dist.new_group(backend="gloo", timeout=TIMEOUT) if plan.backend != "gloo" else None
     worker(job, Ranks(rank, plan.world, device, hosts))

@@ -182,9 +182,14 @@ def leave_to_parent(worker: int = 0) -> None:
     the iteration. So only a SIGTERM that the parent itself sends ends this process, or the parent's
     own end, which a launcher could not notice while loading processes hold its pipes.
     """
-    parent = os.getppid()
+    import multiprocessing
+
+    starter = multiprocessing.parent_process()
+    assert starter is not None, "only a process of multiprocessing has a parent to be left to"
     if sys.platform == "linux":
         _libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != starter.pid:  # it ended before it could be noticed
+        os._exit(0)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     if not hasattr(signal, "sigwaitinfo"):  # only there does a signal tell who sent it
@@ -192,7 +197,7 @@ def leave_to_parent(worker: int = 0) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != starter.pid:
             pass
         os._exit(0)
 
