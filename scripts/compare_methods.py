@@ -121,7 +121,11 @@ def train(args: argparse.Namespace) -> None:
             run(*steps)
 
     def maps(method: str) -> list[object]:
-        return ["--saliency_dir", args.saliency_dir] if method == "ssul" else []
+        if method != "ssul":
+            return []
+        if args.saliency_dir is None:
+            return ["--set", "hyperparameter.unknown=all"]
+        return ["--saliency_dir", args.saliency_dir.resolve()]
 
     def base(name: str) -> list[object]:
         of = BASES[name]
@@ -228,7 +232,7 @@ def main() -> None:
     add("--methods", nargs="+", default=list(ENTRIES), help="rows (default: all)")
     add("--config", type=Path, default=PROJECT_ROOT / "configs/demo.json", help="network and crops")
     add("--data_dir", type=Path, help="root of the data set, in VOC layout")
-    add("--saliency_dir", type=Path, help="saliency maps of its training images")
+    add("--saliency_dir", type=Path, help="saliency maps for SSUL (default: none)")
     add("--task", type=_task, action="append", metavar="NAME=STEPS", help="schedules, label ids")
     add("--base_epochs", type=int, default=10, help="epochs of step 0 (%(default)s)")
     add("--epochs", type=int, default=10, help="epochs of later steps (%(default)s)")
@@ -240,9 +244,9 @@ def main() -> None:
     if args.train is None:
         report(args.out)
         return
-    if args.data_dir is None or args.saliency_dir is None:
-        raise UserError("--train needs --data_dir and --saliency_dir.")
-    args.data_dir, args.saliency_dir = args.data_dir.resolve(), args.saliency_dir.resolve()
+    if args.data_dir is None:
+        raise UserError("--train needs --data_dir, the root of a data set in VOC layout.")
+    args.data_dir = args.data_dir.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / f"train-s{args.train}.log"
     with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):

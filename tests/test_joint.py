@@ -69,7 +69,13 @@ def test_a_run_of_each_step(runs):
     assert "step 1 of 0..1, joint: all its classes at once" in log
     assert "0 old and 20 new classes" in log
     assert "show 1-20" in log
-    assert "recipe: configs/recipes/ft_voc.json" not in log or "optimizer.args.lr 0.01" in log
+
+
+def test_the_recipe_is_that_of_step_0():
+    argv = ["--joint", "--method", "ft", "--task_step", "1"]
+    parsed = ConfigParser.from_args("train", "configs/config_voc.json", argv=argv)
+    assert parsed["optimizer"]["args"]["lr"] == 0.01
+    assert parsed.global_batch == 24
 
 
 def evaluate(config, weights, *flags):
