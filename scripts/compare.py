@@ -14,9 +14,6 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import utils  # noqa: F401, says how threads wait, before torch is imported
-
-# isort: split
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont

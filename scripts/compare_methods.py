@@ -25,9 +25,6 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import utils  # noqa: F401, says how threads wait, before torch is imported
-
-# isort: split
 from trainer.run import run
 from trainer.steps import METRICS, unfinished
 from utils.config_file import read_json
@@ -74,17 +71,17 @@ BASES = {
     "ssul": Base("ssul", 0.01),
 }
 ENTRIES = {
-    "finetune": Entry("finetune", "dkd", 0.002),
-    "dkd": Entry("dkd", "dkd", 0.002),
-    "dkd-m": Entry("dkd", "dkd", 0.002, memory=True),
+    "finetune": Entry("finetune", "dkd", 0.004),
+    "dkd": Entry("dkd", "dkd", 0.004),
+    "dkd-m": Entry("dkd", "dkd", 0.004, memory=True),
     "joint-dkd": Entry("dkd", "dkd", joint=True),
-    "ft": Entry("ft", "ft", 0.01),
-    "lwf_mc": Entry("lwf_mc", "lwf_mc", 0.002),
-    "lwf": Entry("lwf", "ft", 0.01),
-    "ilt": Entry("ilt", "ft", 0.01),
-    "mib": Entry("mib", "ft", 0.01),
-    "plop": Entry("plop", "ft", 0.01),
-    "sdr": Entry("sdr", "sdr", 0.01),
+    "ft": Entry("ft", "ft", 0.05),
+    "lwf_mc": Entry("lwf_mc", "lwf_mc", 0.01),
+    "lwf": Entry("lwf", "ft", 0.05),
+    "ilt": Entry("ilt", "ft", 0.05),
+    "mib": Entry("mib", "ft", 0.05),
+    "plop": Entry("plop", "ft", 0.05),
+    "sdr": Entry("sdr", "sdr", 0.05),
     "joint-ft": Entry("ft", "ft", joint=True),
     "ssul": Entry("ssul", "ssul", 0.05),
     "ssul-m": Entry("ssul", "ssul", 0.05, memory=True),
@@ -143,7 +140,8 @@ def train(args: argparse.Namespace) -> None:
                 call(first, f"base-{entry.base}-s{seed}", "0", *start)
                 taken = runs / f"models/overlap_{first}_base-{entry.base}-s{seed}/step_0"
                 call(task, label, "0", *start, "--base", taken)
-                later = ["--method", entry.method, "--lr", entry.lr, "--epochs", args.epochs]
+                later = ["--method", entry.method, "--lr", entry.lr, "--bs", args.batch]
+                later += ["--epochs", args.epochs]
                 memory = ["--mem_size", args.memory] if entry.memory else []
                 call(task, label, f"1-{len(schedule) - 1}", *later, *maps(entry.method), *memory)
             done += 1
@@ -187,11 +185,12 @@ def table(rows: dict[str, list[tuple[Path, dict[str, Any]]]]) -> list[str]:
     for name in (name for name in ENTRIES if name in rows):
         found = rows[name]
         groups = [[metrics["metrics"][METRIC][group] for _, metrics in found] for group in COLUMNS]
-        costs = [json.loads((folder / COST).read_text()) for folder, _ in found]
-        seconds = statistics.mean(cost["seconds_per_epoch"] for cost in costs)
-        memory = statistics.mean(cost["peak_memory_mib"] or float("nan") for cost in costs)
         cells = [name, str(len(found)), *map(mean_and_deviation, groups)]
-        lines.append(f"| {' | '.join(cells)} | {seconds:.1f} | {memory:.0f} |")
+        costs = [json.loads(file.read_text()) for folder, _ in found for file in folder.glob(COST)]
+        for key, digits in (("seconds_per_epoch", 1), ("peak_memory_mib", 0)):
+            values = [cost[key] for cost in costs if cost[key] is not None]
+            cells.append(f"{statistics.mean(values):.{digits}f}" if values else "-")
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
@@ -235,7 +234,8 @@ def main() -> None:
     add("--saliency_dir", type=Path, help="saliency maps for SSUL (default: none)")
     add("--task", type=_task, action="append", metavar="NAME=STEPS", help="schedules, label ids")
     add("--base_epochs", type=int, default=10, help="epochs of step 0 (%(default)s)")
-    add("--epochs", type=int, default=10, help="epochs of later steps (%(default)s)")
+    add("--epochs", type=int, default=15, help="epochs of later steps (%(default)s)")
+    add("--batch", type=int, default=8, help="images of an iteration there (%(default)s)")
     add("--memory", type=int, default=60, help="exemplars where there is a memory (%(default)s)")
     args = parser.parse_args()
     args.out, args.task = args.out.resolve(), dict(args.task or TASKS)
