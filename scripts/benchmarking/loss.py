@@ -74,6 +74,8 @@ def make_softmax(
     labels = labels.to(torch.uint8).to(device)
     logits.requires_grad_()
 
+    leaves = {"slope": logits}
+
     def call() -> dict[str, torch.Tensor]:
         logits.grad = None
         terms = {
@@ -81,7 +83,7 @@ def make_softmax(
             "kd": module.soft_distillation(logits, teacher[:, : 1 + old], (side, side)),
         }
         sum(terms.values()).sum().backward()
-        slopes = {"slope": x.grad for x in [logits] if x.grad is not None}
+        slopes = {name: x.grad for name, x in leaves.items() if x.grad is not None}
         return {name: term.detach() for name, term in terms.items()} | slopes
 
     return call
