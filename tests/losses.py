@@ -17,7 +17,8 @@ def term_of(module, term, logits, teacher, labels, first, pos_weight):
     if term == "unbiased kd":
         return module.soft_distillation(logits, teacher[:, :-1], labels.shape[-2:])
     if term in SOFTMAX:
-        channels = torch.where(labels == VOID, VOID, labels % logits.shape[1]).to(labels.dtype)
+        void = torch.iinfo(labels.dtype).max
+        channels = (labels % logits.shape[1]).masked_fill(labels == VOID, void)
         return module.cross_entropy(logits, channels, 1 if term == "ce" else logits.shape[1] - 1)
     return module.auxiliary(logits, labels.shape[-2:])
 

@@ -26,6 +26,8 @@ SMALL = Plan(
     backbone="tiny",
     crop=64,
     losses=((3, 2, 32),),
+    softmax=((3, 2, 32),),
+    pod=64,
     growth=("tiny", 64),
     grown=((3, 2), (3, 1, 1)),
 )

@@ -285,7 +285,7 @@ def test_old_classes_far_below_the_new_ones():
         given = given.requires_grad_()
         terms = way.cross_entropy(given, labels, 3)
         found.append((terms.detach(), torch.autograd.grad(terms.sum(), given)[0].view(1, -1)))
-    assert errors(*found).max() < 1e-6
+    assert errors(*found).max() < 1e-5, "200 itself is only known to 1e-5"
     assert (found[0][1].view(5, -1)[:3] < 0).all()
 
 

@@ -9,6 +9,8 @@ import torch
 
 from base.base_method import Batch
 from base.base_model import ModelOutput
+from models import fast_loss
+from models import loss as definitions
 from scripts.benchmarking.measure import Row, must_agree, say
 from scripts.benchmarking.memory import extra_memory
 from scripts.benchmarking.networks import defined_losses, make_task, weighted
@@ -56,19 +58,92 @@ def make_loss(
     return call
 
 
+def make_softmax(
+    way: str, side: int, old: int, new: int, device: torch.device
+) -> Callable[[], dict[str, torch.Tensor]]:
+    """MiB's two terms, unbiased, forward and backward, from logits at a sixteenth of the side.
+
+    Returns:
+        The call, which returns terms and gradient by name.
+    """
+    module = definitions if way == "plain" else fast_loss
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, 1 + old + new, side // 16, side // 16)
+    logits, teacher = (2 * torch.randn(shape, generator=generator).to(device) for _ in "st")
+    labels = torch.randint(0, 1 + old + new, (2, side, side), generator=generator)
+    labels = labels.to(torch.uint8).to(device)
+    logits.requires_grad_()
+
+    leaves = {"slope": logits}
+
+    def call() -> dict[str, torch.Tensor]:
+        logits.grad = None
+        terms = {
+            "ce": module.cross_entropy(logits, labels, 1 + old),
+            "kd": module.soft_distillation(logits, teacher[:, : 1 + old], (side, side)),
+        }
+        sum(terms.values()).sum().backward()
+        slopes = {name: x.grad for name, x in leaves.items() if x.grad is not None}
+        return {name: term.detach() for name, term in terms.items()} | slopes
+
+    return call
+
+
+def make_pod(way: str, side: int, device: torch.device) -> Callable[[], dict[str, torch.Tensor]]:
+    """Local POD of the five maps of a ResNet-101 for two images, the last its decoder's.
+
+    Returns:
+        The call, which returns the term and the gradients by name.
+    """
+    module = definitions if way == "plain" else fast_loss
+    generator = torch.Generator().manual_seed(0)
+    pairs = [
+        [
+            torch.randn(2, channels, side // stride, side // stride, generator=generator)
+            .to(device)
+            .contiguous(memory_format=torch.channels_last)  # as networks leave them
+            for _ in "st"
+        ]
+        for channels, stride in ((256, 4), (512, 8), (1024, 16), (2048, 16), (256, 16))
+    ]
+    students = [student.requires_grad_() for student, _ in pairs]
+
+    def call() -> dict[str, torch.Tensor]:
+        for student in students:
+            student.grad = None
+        term = sum(module.local_pod(*pair) for pair in pairs)
+        term.sum().backward()
+        slopes = {f"slope {k}": x.grad for k, x in enumerate(students) if x.grad is not None}
+        return {"pod": term.detach()} | slopes
+
+    return call
+
+
 def measure_loss(plan: Plan) -> list[Row]:
     """The loss terms alone, forward and backward."""
     rows = []
     for old, new, side in plan.losses:
         what = f"{1 + old + new} classes, {new} new, 2 × {side}²"
-        say(f"loss: {what}")
-        calls = {way: make_loss(way, side, old, new, plan.device) for way in BOTH}
-        plain, ours = (call() for call in calls.values())
-        for name, values in plain.items():
-            must_agree(f"loss, {name}", values.cpu(), ours[name].cpu(), 1e-5)
-        del plain, ours
-        times = {name: 1e3 * value for name, value in timed(plan, calls).items()}
-        used = extra_memory(plan, BOTH, make_loss, side, old, new)
-        rows.append(Row("loss", what, "ms", times["plain"], times["ours"]))
-        rows.append(Row("loss", "  extra memory", "MiB", used["plain"], used["ours"]))
-    return rows
+        rows += compare(plan, what, make_loss, side, old, new)
+    for old, new, side in plan.softmax:
+        what = f"softmax, {1 + old + new} classes, {new} new, 2 × {side}²"
+        rows += compare(plan, what, make_softmax, side, old, new)
+    return rows + compare(plan, f"Local POD, 2 × {plan.pod}²", make_pod, plan.pod)
+
+
+def compare(
+    plan: Plan, what: str, make: Callable[..., Callable[[], dict[str, torch.Tensor]]], *args: int
+) -> list[Row]:
+    """Time and memory of both ways, which must agree; `make` gets the way, `args`, the device."""
+    say(f"loss: {what}")
+    calls = {way: make(way, *args, plan.device) for way in BOTH}
+    plain, ours = (call() for call in calls.values())
+    for name, values in plain.items():
+        must_agree(f"loss, {name}", values.cpu(), ours[name].cpu(), 1e-5)
+    del plain, ours
+    times = {name: 1e3 * value for name, value in timed(plan, calls).items()}
+    used = extra_memory(plan, BOTH, make, *args)
+    return [
+        Row("loss", what, "ms", times["plain"], times["ours"]),
+        Row("loss", "  extra memory", "MiB", used["plain"], used["ours"]),
+    ]

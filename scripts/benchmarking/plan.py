@@ -33,6 +33,8 @@ class Plan:
         backbone, crop, batch: of `step` and `eval`.
         shapes: of `step`; the first is also that of `eval`.
         losses: old classes, new classes and image side of `loss`.
+        softmax: the same of its softmax terms.
+        pod: image side of its Local POD.
         growth: backbone and crop of `growth`.
         grown: its shapes.
     """
@@ -49,6 +51,8 @@ class Plan:
     batch: int = 2
     shapes: Mapping[str, Shape] = field(default_factory=lambda: VOC_STEP | ADE_LAST)
     losses: Sequence[Shape] = ((15, 5, 512), (100, 10, 512), (140, 10, 512), (990, 10, 128))
+    softmax: Sequence[Shape] = ((15, 5, 512), (140, 10, 512))
+    pod: int = 512
     growth: tuple[str, int] = ("tiny", 256)
     grown: Sequence[Shape] = (
         *((10, 10), (140, 10), (244, 10)),
@@ -65,6 +69,7 @@ def make_plan(device: torch.device, quick: bool) -> Plan:
     if quick:
         plan = replace(plan, rounds=2, budget=0.5, pictures=4, masks=64, shapes=VOC_STEP)
         plan = replace(plan, backbone="tiny", crop=64, losses=((15, 5, 128),))
+        plan = replace(plan, softmax=((15, 5, 128),), pod=64)
         plan = replace(plan, growth=("tiny", 64), grown=((10, 10),))
     return plan
 
