@@ -47,9 +47,20 @@ def switched(step=1, optimizer="SGD", **on):
     return ConfigParser(values)
 
 
+def earlier_of(method, task):
+    """What the previous step of a method hands on: SDR's prototypes for the tiny network."""
+    if method != "sdr" or task.step == 0:
+        return {}
+    old = 1 + len(task.old)
+    generator = torch.Generator().manual_seed(5)
+    counts = torch.arange(old, dtype=torch.float64) * 10
+    return {"prototypes": torch.rand(old, 512, generator=generator), "counts": counts}
+
+
 def make_trainer(config, task, student, teacher=None, ranks=SINGLE, method="dkd"):
+    earlier = earlier_of(method, task)
     method = METHODS[method](task, config["hyperparameter"])
-    method.start(student, {})
+    method.start(student, earlier)
     apply_fast(config, student, teacher, trains=True)
     optimizer = build_optimizer(config, method, student)
     scheduler = build_scheduler(config, optimizer, 10)

@@ -12,7 +12,7 @@ from base.task import Task
 from models.heads import start_head
 from models.model import DeepLabV3
 from tests.helpers import dkd_heads
-from tests.networks import WAYS, make_config, make_trainer
+from tests.networks import WAYS, earlier_of, make_config, make_trainer
 from trainer.build import build_model
 from trainer.methods import METHODS
 from trainer.optim import build_optimizer
@@ -128,9 +128,8 @@ def test_groups_hold_every_trainable_parameter(method, step):
     task = at_step(step)
     config = make_config(step, "PolyLR", lr=1e-3, method=method)
     contract = METHODS[method](task, config["hyperparameter"])
-    earlier = {"prototypes": torch.zeros(4, 512), "counts": torch.zeros(4)} if step else {}
     model = build_model(config, contract.heads(), backbone="tiny", backbone_pretrained=False)
-    contract.start(model, earlier)
+    contract.start(model, earlier_of(method, task))
     optimizer = build_optimizer(config, contract, model)
     lrs = [group["lr"] for group in optimizer.param_groups]
     decays = [group["weight_decay"] for group in optimizer.param_groups]

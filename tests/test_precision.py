@@ -15,15 +15,16 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from base.base_method import Batch
-from base.base_model import HeadPlan
+from base.base_model import HeadPlan, ModelOutput
 from base.task import Task
 from data_loader import transforms
 from data_loader.dataset import Sample
 from models.fast_loss import BinaryCrossEntropy
 from models.model import DeepLabV3
+from models.softmax_bands import SoftmaxLoss
 from models.upsampling import exact_products
 from tests.helpers import train
-from tests.networks import make_config, make_trainer
+from tests.networks import earlier_of, make_config, make_trainer
 from trainer import trainer as loop
 from trainer.build import build_model
 from trainer.methods import METHODS
@@ -67,10 +68,10 @@ def in_half(dtype: torch.dtype) -> Precision:
     return precision
 
 
-def batches(count: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def batches(count: int = 3, channels: int = 6) -> list[tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(8)
     images = torch.randn(count, 4, 3, 64, 64, generator=generator)
-    labels = torch.randint(0, 6, (count, 4, 64, 64), generator=generator).to(torch.uint8)
+    labels = torch.randint(0, channels, (count, 4, 64, 64), generator=generator).to(torch.uint8)
     labels[:, :, :5] = 255
     return list(zip(images, labels, strict=True))
 
@@ -94,7 +95,8 @@ def test_half_precision_follows_float32(method, step, dtype):
     seen = []
     forward = half.student.forward
     half.student.forward = lambda *args, **kwargs: seen.append(forward(*args, **kwargs)) or seen[-1]
-    for batch in batches():
+    for images, labels in batches(channels=1 + len(exact.task.seen)):
+        batch = (images, labels, labels % 2, None)  # with a saliency map
         expected, found = exact.train_step([batch]), half.train_step([batch])
         if dtype is torch.float16:
             assert found.pop("skipped") == 0
@@ -312,11 +314,11 @@ def test_losses_keep_float32(short_products, monkeypatch):
 
     watch("bmm")
     logits = torch.randn(2, 3, 4, 4, requires_grad=True)
-    labels = torch.randint(0, 4, (2, 64, 64)).to(torch.uint8)
+    labels = torch.randint(0, 3, (2, 64, 64)).to(torch.uint8)
+    out = ModelOutput(logits, body=torch.rand(2, 5, 4, 4), unknown=logits[:, :1])
     for method in METHODS.values():
         contract = method(Task("voc", "own", "overlap", 0, ((1, 2),), tuple("012")), {})
-        out = type("Output", (), {"logits": logits, "pos": None, "neg": None})
-        terms = contract.losses(Batch(None, labels), out, None, None)
+        terms = contract.losses(Batch(None, labels, saliency=labels), out, None, torch.clone)
         sum(term.sum() for term in terms.values()).backward()
     assert len(seen) > 4
     assert all(flags == ["ieee", "ieee"] for flags in seen)
@@ -335,30 +337,38 @@ def test_flags_come_back_after_an_error(short_products):
 def test_everything_is_made_on_the_device_of_the_images(method, step, monkeypatch):
     """Forward, losses with the gradients they form, prediction and counting, on pretended CUDA."""
     formed = []
-    forward = BinaryCrossEntropy.forward
 
-    def watched(ctx, *args):
-        loss = forward(ctx, *args)
-        formed.append((loss.device.type, ctx.to_save[0].device.type))
-        return loss
+    def watch(loss_function):
+        forward = loss_function.forward
 
-    monkeypatch.setattr(BinaryCrossEntropy, "forward", staticmethod(watched))
+        def watched(ctx, *args):
+            loss = forward(ctx, *args)
+            formed.append((loss.device.type, ctx.to_save[0].device.type))
+            return loss
+
+        monkeypatch.setattr(loss_function, "forward", staticmethod(watched))
+
+    watch(BinaryCrossEntropy)
+    watch(SoftmaxLoss)
     device, task = torch.device("cuda", 0), at_step(step)
-    contract = METHODS[method](task, {})
     imagenet = transforms._imagenet_statistics
     monkeypatch.setattr(transforms, "_imagenet_statistics", imagenet.__wrapped__)  # no fake is kept
     with FakeTensorMode():
+        contract = METHODS[method](task, {})
+        earlier = {name: value.cpu() for name, value in earlier_of(method, task).items()}
         with device:  # the networks only: what follows must choose for itself
             plan = contract.heads()
             student = DeepLabV3(plan, backbone="tiny")
-            contract.start(student, {})
+            contract.start(student, earlier)
             models = [student]
             if contract.needs_teacher:
                 models.append(DeepLabV3(plan.previous(), backbone="tiny"))
         images = transforms.normalize(torch.zeros(2, 3, 64, 64, dtype=torch.uint8, device=device))
         labels = torch.zeros(2, 64, 64, dtype=torch.uint8, device=device)
         outputs = [model(images, contract.wants) for model in models]
-        terms = contract.losses(Batch(images, labels), outputs[0], (*outputs, None)[1], None)
+        batch = Batch(images, labels, saliency=labels)
+        teacher = (*outputs, None)[1]
+        terms = contract.losses(batch, outputs[0], teacher, torch.clone)
         for name, term in terms.items():
             assert (term.device.type, term.dtype) == ("cuda", torch.float32), name
         confusion = ConfusionMatrix(6, device)
@@ -366,5 +376,6 @@ def test_everything_is_made_on_the_device_of_the_images(method, step, monkeypatc
         assert (preds.device.type, preds.dtype) == ("cuda", torch.int64)
         confusion.update(labels, preds)
         assert confusion.cells.device.type == "cuda"
+        assert {value.device.type for value in contract.state().values()} <= {"cpu"}
     assert formed
     assert set(formed) == {("cuda", "cuda")}
