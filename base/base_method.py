@@ -29,6 +29,10 @@ FAMILIES = {
 }
 
 
+Total = Callable[[torch.Tensor], torch.Tensor]  # sum over all ranks
+Terms = dict[str, torch.Tensor]  # name of a loss term → per-class values
+
+
 def setting(default: float | bool | str, doc: str, **limits: Any) -> Any:
     """A field of a method's `Settings`.
 
@@ -111,7 +115,7 @@ class StepContext:
     teacher: BaseModel | None
     batches: Callable[[int], Iterator[Batch]]
     epochs: int
-    total: Callable[[torch.Tensor], torch.Tensor]
+    total: Total
 
 
 class BaseMethod(ABC):
@@ -204,12 +208,8 @@ class BaseMethod(ABC):
 
     @abstractmethod
     def losses(
-        self,
-        batch: Batch,
-        student: ModelOutput,
-        teacher: ModelOutput | None,
-        total: Callable[[torch.Tensor], torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None, total: Total
+    ) -> Terms:
         """The loss terms of a batch.
 
         Args:

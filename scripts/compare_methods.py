@@ -71,9 +71,9 @@ BASES = {
     "ssul": Base("ssul", 0.01),
 }
 ENTRIES = {
-    "finetune": Entry("finetune", "dkd", 0.004),
-    "dkd": Entry("dkd", "dkd", 0.004),
-    "dkd-m": Entry("dkd", "dkd", 0.004, memory=True),
+    "finetune": Entry("finetune", "dkd", 0.002),
+    "dkd": Entry("dkd", "dkd", 0.002),
+    "dkd-m": Entry("dkd", "dkd", 0.002, memory=True),
     "joint-dkd": Entry("dkd", "dkd", joint=True),
     "ft": Entry("ft", "ft", 0.05),
     "lwf_mc": Entry("lwf_mc", "lwf_mc", 0.01),

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from base import base_method
-from base.base_method import Batch, setting
+from base.base_method import Batch, Terms, Total, setting
 from base.base_model import BaseModel, ModelOutput
 from models.fast_loss import auxiliary, distillation, mbce
 from models.heads import start_head
@@ -57,12 +55,8 @@ class DKD(SigmoidMethod):
             start_head(new, auxiliary_head)
 
     def losses(
-        self,
-        batch: Batch,
-        student: ModelOutput,
-        teacher: ModelOutput | None,
-        total: Callable[[torch.Tensor], torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None, total: Total
+    ) -> Terms:
         labels, logits = batch.labels, student.logits  # [N, H, W], [N, 1 + C, h, w]
         size, new = size_of(labels), self.task.new_channels
         terms = {

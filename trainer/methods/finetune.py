@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from base import base_method
-from base.base_method import Batch, setting
+from base.base_method import Batch, Terms, Total, setting
 from base.base_model import BaseModel, ModelOutput
 from models.fast_loss import mbce
 from trainer.methods.sigmoid import SigmoidMethod
@@ -41,11 +39,7 @@ class Finetune(SigmoidMethod):
         student.parts().heads[0].requires_grad_(False)
 
     def losses(
-        self,
-        batch: Batch,
-        student: ModelOutput,
-        teacher: ModelOutput | None,
-        total: Callable[[torch.Tensor], torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None, total: Total
+    ) -> Terms:
         pos_weight = self.settings.pos_weight
         return {"mbce": mbce(student.logits[:, 1:], batch.labels, 1, pos_weight)}

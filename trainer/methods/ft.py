@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
-from base.base_method import Batch, setting
+from base.base_method import Batch, Terms, Total, setting
 from base.base_model import ModelOutput
 from models.fast_loss import cross_entropy
 from trainer.methods.background import BackgroundMethod
@@ -29,10 +26,6 @@ class FT(BackgroundMethod):
         return False
 
     def losses(
-        self,
-        batch: Batch,
-        student: ModelOutput,
-        teacher: ModelOutput | None,
-        total: Callable[[torch.Tensor], torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None, total: Total
+    ) -> Terms:
         return {"ce": cross_entropy(student.logits, self.labels(batch))}

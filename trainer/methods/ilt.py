@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
-from base.base_method import Batch, setting
+from base.base_method import Batch, Terms, Total, setting
 from base.base_model import ModelOutput
 from models.upsampling import full_precision
 from trainer.methods.lwf import LwF
@@ -27,12 +24,8 @@ class ILT(LwF):
         return frozenset({"body"} if self.needs_teacher else ())
 
     def losses(
-        self,
-        batch: Batch,
-        student: ModelOutput,
-        teacher: ModelOutput | None,
-        total: Callable[[torch.Tensor], torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None, total: Total
+    ) -> Terms:
         terms = super().losses(batch, student, teacher, total)
         if teacher is not None:
             distance = full_precision(student.asked("body")) - full_precision(teacher.asked("body"))

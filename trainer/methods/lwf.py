@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
-from base.base_method import Batch, setting
+from base.base_method import Batch, Terms, Total, setting
 from base.base_model import ModelOutput
 from models.fast_loss import cross_entropy, soft_distillation
 from models.upsampling import size_of
@@ -29,12 +26,8 @@ class LwF(BackgroundMethod):
         kd: float = setting(100.0, "weight of L_kd, the softmax over the old channels")
 
     def losses(
-        self,
-        batch: Batch,
-        student: ModelOutput,
-        teacher: ModelOutput | None,
-        total: Callable[[torch.Tensor], torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None, total: Total
+    ) -> Terms:
         labels, logits = self.labels(batch), student.logits
         terms = {"ce": cross_entropy(logits, labels)}
         if teacher is not None:

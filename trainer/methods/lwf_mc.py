@@ -3,12 +3,9 @@ has it for segmentation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
-from base.base_method import Batch, setting
+from base.base_method import Batch, Terms, Total, setting
 from base.base_model import ModelOutput
 from models.fast_loss import distillation, mbce
 from models.upsampling import size_of
@@ -26,12 +23,8 @@ class LwFMC(BackgroundMethod):
         kd: float = setting(10.0, "weight of L_kd, the old channels' scores")
 
     def losses(
-        self,
-        batch: Batch,
-        student: ModelOutput,
-        teacher: ModelOutput | None,
-        total: Callable[[torch.Tensor], torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None, total: Total
+    ) -> Terms:
         labels, logits = self.labels(batch), student.logits
         terms = {"bce": mbce(logits, labels, 0, void_counts=False)}
         if teacher is not None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from base.base_method import Batch, setting
+from base.base_method import Batch, Terms, Total, setting
 from base.base_model import BaseModel, ModelOutput
 from models.fast_loss import cross_entropy, soft_distillation
 from models.heads import split_background
@@ -33,12 +31,8 @@ class MiB(BackgroundMethod):
             split_background(new, background_head)
 
     def losses(
-        self,
-        batch: Batch,
-        student: ModelOutput,
-        teacher: ModelOutput | None,
-        total: Callable[[torch.Tensor], torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None, total: Total
+    ) -> Terms:
         labels, logits = self.labels(batch), student.logits
         terms = {"ce": cross_entropy(logits, labels, self.old)}
         if teacher is not None:

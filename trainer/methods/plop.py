@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from base import base_method
-from base.base_method import Batch, StepContext, setting
+from base.base_method import Batch, StepContext, Terms, Total, setting
 from base.base_model import ModelOutput
 from models.fast_loss import cross_entropy, local_pod
 from models.upsampling import each_band, full_precision, size_of
@@ -111,12 +111,8 @@ class PLOP(MiB):
 
     # ------------------------------------------------------------------------------------ losses
     def losses(
-        self,
-        batch: Batch,
-        student: ModelOutput,
-        teacher: ModelOutput | None,
-        total: Callable[[torch.Tensor], torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None, total: Total
+    ) -> Terms:
         logits = student.logits
         if teacher is None:
             return {"ce": cross_entropy(logits, batch.labels)}

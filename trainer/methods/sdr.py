@@ -3,14 +3,14 @@ Representations (CVPR 2021)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from base.base_method import Batch, setting
+from base.base_method import Batch, Terms, Total, setting
 from base.base_model import BaseModel, ModelOutput
 from models.fast_loss import cross_entropy, soft_distillation
 from models.upsampling import full_precision, highest_logit, size_of
@@ -18,7 +18,6 @@ from trainer.methods.background import BackgroundMethod
 from utils.misc import BACKGROUND, UserError
 
 TINY = 1e-15
-Total = Callable[[torch.Tensor], torch.Tensor]
 
 
 class SDR(BackgroundMethod):
@@ -74,12 +73,8 @@ class SDR(BackgroundMethod):
         self.counts = F.pad(earlier["counts"], (0, new))
 
     def losses(
-        self,
-        batch: Batch,
-        student: ModelOutput,
-        teacher: ModelOutput | None,
-        total: Total,
-    ) -> dict[str, torch.Tensor]:
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None, total: Total
+    ) -> Terms:
         labels, logits = self.labels(batch), student.logits
         body = full_precision(student.asked("body"))
         small = nearest(labels, size_of(body))

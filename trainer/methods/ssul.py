@@ -3,14 +3,14 @@ Class-Incremental Learning (NeurIPS 2021)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from base import base_method
-from base.base_method import BaseMethod, Batch, setting
+from base.base_method import BaseMethod, Batch, Terms, Total, setting
 from base.base_model import BaseModel, HeadPlan, ModelOutput
 from models.fast_loss import mbce
 from models.heads import start_head
@@ -94,12 +94,8 @@ class SSUL(BaseMethod):
         ]
 
     def losses(
-        self,
-        batch: Batch,
-        student: ModelOutput,
-        teacher: ModelOutput | None,
-        total: Callable[[torch.Tensor], torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
+        self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None, total: Total
+    ) -> Terms:
         """The mean over pixels that are not void; the sum over channels is the trainer's."""
         labels = self.targets(batch, teacher)
         counted = (labels != VOID).float().mean()
