@@ -74,12 +74,16 @@ STEPS = (tuple(range(1, 16)), tuple(range(16, 21)))
 # Step 0 normalises two images, and in the ASPP's pooled branch two values per channel, so rounding
 # grows about a hundredfold per iteration: one thread instead of two already moves the third loss by
 # 2e-4, a change of the weights by 3e-8 moves the evaluated logits by 3e-4 even in float64, and
-# float32 and float64 differ by 2e-2 there. The first two iterations are sharp; from the third on
-# the bounds are what float32 leaves of the values, and float64 meets the third loss at 3e-4. What
+# float32 and float64 differ by 2e-2 there. The first iteration is sharp; from the second on the
+# bounds are what float32 leaves of the values (another processor's kernels move the auxiliary loss
+# of the second by 1.8e-4 and the first layer's gradient by 1.6e-3), and float64 meets them at 1e-4 and the third loss at 3e-4. What
 # these bounds cannot pin, the arithmetic of a step, test_methods.py pins to ten digits. The
 # switches of the block `fast` round otherwise, so float64 compares them; float32: test_fast.py.
+GRADIENT = {torch.float32: 3e-3, torch.float64: 1e-3}
+SECOND = {torch.float32: 5e-4, torch.float64: 1e-4}
 THIRD = {torch.float32: 5e-3, torch.float64: 3e-4}
 LOGITS, STEP1 = 0.12, 0.08
+LAST = {torch.float32: 0.4, torch.float64: 0.25}
 
 
 @pytest.mark.parametrize(
@@ -95,11 +99,12 @@ def test_trajectory(golden, dtype, fast):
     fill_by_name(model)
     trainer = make_trainer(config, task, model.to(dtype))
     rows, grads = run_steps(trainer, golden, 0, ("mbce", "ac"), dtype)
-    np.testing.assert_allclose(rows[:2], golden["step0_rows"][:2], rtol=1e-4)
+    np.testing.assert_allclose(rows[0], golden["step0_rows"][0], rtol=1e-4)
+    np.testing.assert_allclose(rows[1], golden["step0_rows"][1], rtol=SECOND[dtype])
     np.testing.assert_allclose(rows[2], golden["step0_rows"][2], rtol=THIRD[dtype])
     np.testing.assert_allclose(rows[:, 3:], golden["step0_rows"][:, 3:], rtol=1e-9)
     for name, grad in grads.items():
-        assert relative(grad, golden[f"step0_grad_{name}"]) < 1e-3, name
+        assert relative(grad, golden[f"step0_grad_{name}"]) < GRADIENT[dtype], name
     check_parameters(golden, 0, model, 1e-3)
     model.eval()
     with torch.inference_mode():
@@ -130,6 +135,6 @@ def test_trajectory(golden, dtype, fast):
     with torch.inference_mode():
         logits = student(torch.from_numpy(golden["step1_image0"]).to(dtype)).logits
     full = upsample(logits, (65, 65))
-    assert relative(full[:, :, ::16, ::16], golden["step1_eval_logits"]) < 0.25
+    assert relative(full[:, :, ::16, ::16], golden["step1_eval_logits"]) < LAST[dtype]
     preds = trainer.method.predict(ModelOutput(full))
     np.testing.assert_array_equal(preds, golden["step1_eval_pred"])
