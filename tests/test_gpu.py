@@ -1,20 +1,27 @@
 """What only a CUDA device can show: mixed precision, the NCCL group, agreement with the CPU."""
 
 import json
+import os
+import signal
 from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
 
+from base.base_method import Batch, StepContext
 from base.task import Task
 from models.model import DeepLabV3
 from tests.helpers import dkd_heads, train
 from tests.losses import TERMS, both, chunked, make
 from tests.networks import make_config, make_trainer
+from trainer.methods import METHODS
+from trainer.precision import Precision
+from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils.distributed import Ranks
 from utils.metric import ConfusionMatrix
+from utils.misc import Interrupted
 from utils.parse_config import ConfigParser
 
 pytestmark = [
@@ -85,6 +92,120 @@ def test_the_host_never_waits():
         iteration()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def on_device(method, dtype, step=1):
+    """A trainer of a tiny network on the device, in one precision."""
+    device, torch_dtype = torch.device("cuda", 0), getattr(torch, dtype)
+    task = Task("voc", "own", "overlap", step, ((1, 2, 3), (4, 5)), tuple("012345"))
+    plan = METHODS[method](task, {}).heads()
+    student = DeepLabV3(plan, backbone="tiny", freeze_all_bn=True, dropout=False).to(device)
+    teacher = DeepLabV3(plan.previous(), backbone="tiny").to(device).eval().requires_grad_(False)
+    config = make_config(step, "PolyLR", method=method, lr=1e-4)
+    ranks = Ranks(0, 1, device)
+    trainer = make_trainer(config, task, student, teacher if step else None, ranks, method)
+    precision = Precision("cuda", torch_dtype)
+    if precision.scaled:
+        precision.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**8)
+    trainer.precision = precision
+    return trainer
+
+
+def device_batches(count=2, channels=6):
+    generator = torch.Generator().manual_seed(8)
+    for _ in range(count):
+        images = torch.randn(4, 3, 64, 64, generator=generator).cuda()
+        labels = torch.randint(0, channels, (4, 64, 64), generator=generator).byte().cuda()
+        labels[:, :5] = 255
+        yield images, labels, labels % 2, None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("method", METHODS)
+def test_iterations_of_every_method(method, step, dtype):
+    """Two of them, and what each remembers: finite, kept on the host, taken over by another."""
+    trainer, other = on_device(method, dtype, step), on_device(method, dtype, step)
+    batches = list(device_batches(3, 1 + len(trainer.task.seen)))
+    trainer.method.begin_step(context(trainer, batches))
+    for batch in batches[:2]:
+        terms = trainer.train_step([batch])
+        assert all(value.isfinite() for value in terms.values())
+        assert not terms.get("skipped", torch.zeros(())).item()
+    state = trainer.method.state()
+    assert {value.device.type for value in state.values()} <= {"cpu"}
+    other.method.load_state(state)
+    other.student.load_state_dict(trainer.student.state_dict())
+    if trainer.teacher is not None:
+        other.teacher.load_state_dict(trainer.teacher.state_dict())
+    other.optimizer.load_state_dict(deepcopy(trainer.optimizer.state_dict()))
+    other.scheduler.load_state_dict(trainer.scheduler.state_dict())
+    expected, found = (each.train_step([batches[2]]) for each in (trainer, other))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-6, msg=name)
+    preds = trainer.method.predict(
+        trainer.student(batches[0][0], trainer.method.answers_from), (64, 64)
+    )
+    assert preds.device.type == "cuda"
+    assert 0 <= preds.min() <= preds.max() <= len(trainer.task.seen)
+
+
+def context(trainer, batches):
+    """What a pass before the step sees of a trainer without data."""
+
+    def passed(epoch):
+        return (Batch(*batch[:2], number, *batch[2:]) for number, batch in enumerate(batches))
+
+    return StepContext(trainer.student, trainer.teacher, passed, 1, torch.clone)
+
+
+def test_thresholds_of_plop_agree_with_the_cpu():
+    """The pass before the step, in float32."""
+    trainer, batches = on_device("plop", "float32"), list(device_batches())
+    with torch.no_grad():
+        trainer.method.begin_step(context(trainer, batches))
+        here = trainer.method.thresholds
+        trainer.student.cpu()
+        trainer.teacher.cpu()
+        trainer.method.begin_step(context(trainer, [[x.cpu() for x in b[:3]] for b in batches]))
+    assert here.device.type == "cpu"
+    assert (here > 0.001).any()
+    torch.testing.assert_close(here, trainer.method.thresholds, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["plop", "sdr"])
+def test_a_run_with_state_is_resumed(method, toy_config, monkeypatch):
+    """Stopped in step 1 on the device; its state comes back to the device."""
+    tree = json.loads(toy_config.read_text())
+    tree["data_loader"]["args"]["train"]["args"]["transform_args"]["crop_size"] = 64
+    toy_config.write_text(json.dumps(tree))
+    line = ("-d", "0", "--method", method, "--bs", "4")
+    train(toy_config, *line, "--epochs", "1")
+    each = Trainer.train_step
+
+    def stop_in_the_middle(self, *args):
+        values = each(self, *args)
+        if self.iteration == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return values
+
+    step = (*line, "--task_step", "1", "--epochs", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", stop_in_the_middle)
+        with pytest.raises(Interrupted):
+            train(toy_config, *step)
+    before = files.load(toy_step(toy_config) / "last.pth")["method_state"]
+    assert all(value.any() for value in before.values())
+    parsed = train(toy_config, *step, "-r", "auto")
+    after = files.load(parsed.step_dir() / "checkpoint-epoch1.pth")["method_state"]
+    assert after.keys() == before.keys()
+    assert all(value.isfinite().all() for value in after.values())
+    if method == "plop":
+        assert torch.equal(after["thresholds"], before["thresholds"])
+
+
+def toy_step(config):
+    return config.parent / "runs/models/overlap_15-5_toy/step_1"
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -163,7 +163,8 @@ def test_two_processes_are_one(place, alone, monkeypatch):
         else:
             line = place.line(method, place.fresh(method, "one"), 1, **changes)
             ones[method] = final(train(*line))
-        changes |= {"n_gpu": 2, "multiprocessing_distributed": True}
+        meet = f"file://{place.folder}/meet"  # no port that another run may hold
+        changes |= {"n_gpu": 2, "multiprocessing_distributed": True, "dist_url": meet}
         path, *flags = place.line(method, place.fresh(method, "two"), 1, **changes)
         argv = ["-c", str(path), *flags, "-d", "cpu", "--bs", "2"]
         parsed = ConfigParser.from_args("train", "configs/config_voc.json", argv=argv)

@@ -34,6 +34,8 @@ from utils.logger import log
 from utils.metric import ConfusionMatrix
 from utils.misc import UserError
 
+# Rounding weighs more in Local POD's squares, and in L_pm, where a pixel may change its class.
+COARSE = {"pod_logits": 2, "match": 5}
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 
 
@@ -91,6 +93,9 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 def test_half_precision_follows_float32(method, step, dtype):
     """Three iterations of every method: each loss to what the digits of the type allow."""
     exact, half = trainer_of(method, step), trainer_of(method, step)
+    if method == "plop":
+        for trainer in (exact, half):
+            trainer.method.thresholds.fill_(torch.inf)  # every answer of the teacher is sure
     half.precision = in_half(dtype)
     seen = []
     forward = half.student.forward
@@ -104,6 +109,7 @@ def test_half_precision_follows_float32(method, step, dtype):
         for name, value in expected.items():
             assert found[name].dtype == torch.float32, name
             bound = 8e-3 if dtype is torch.bfloat16 else 1e-3  # three bits fewer
+            bound *= COARSE.get(name, 1)
             torch.testing.assert_close(found[name], value, rtol=bound, atol=1e-4, msg=name)
     assert {out.logits.dtype for out in seen} == {dtype}, "the networks computed in it"
     assert half.precision.scaled is (dtype is torch.float16)

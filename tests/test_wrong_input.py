@@ -5,6 +5,7 @@ Each case takes the whole way of the entry scripts; some are also run as real pr
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
@@ -158,7 +159,11 @@ WRONG_FLAGS = [
     ("--task_step first", ["--task_step", "'first' is no step; give a number, all, or a range"]),
     ("--task_step 2", ["task.step is 2", "task '15-5' has the steps 0, 1"]),
     ("--task_step 1", ["step 1 continues from step 0", "overlap_15-5_DKD/step_0", "--save_dir"]),
-    ("--method plop", ["method is 'plop'", "valid: dkd, finetune"]),
+    ("--method plob", ["method is 'plob'", "did you mean 'plop'?", "valid: dkd, finetune"]),
+    ("--method mib --mem_size 9", ["'mib' has no replay memory", "to 0", "dkd, finetune, ssul"]),
+    ("--method ssul", ["a saliency map of every training image", "is null", "--saliency_dir"]),
+    ("--method ssul --saliency_dir nowhere", ["the folder nowhere does not exist"]),
+    ("--method mib --saliency_dir .", ["'mib' with these settings reads no saliency maps", "null"]),
     ("--method Finetune", ["method is 'Finetune'", "did you mean 'finetune'?"]),
     ("--data_dir nowhere", ["folder nowhere does not exist", "--data_dir", "DKD_VOC_ROOT"]),
     ("-d x", ["-d/--device is 'x'", "0,1, or cpu"]),
@@ -380,6 +385,27 @@ def two_steps(monkeypatch):
 
 
 BASE = f"{FOLDER}/checkpoint-epoch3.pth"
+TOWARDS_1 = "--name DKD --task_step 1 --method"
+
+
+def trained_by(method: str, family: str) -> Callable[[Any], None]:
+    """The step 0 of a method."""
+    plan = HeadPlan((1, 15))
+    more = {"finished": True, "method": method, "family": family}
+    return lambda monkeypatch: save_weights(BASE, plan, **more)
+
+
+def stopped_mib(monkeypatch):
+    """Step 1 of MiB, inside its second epoch, on top of its step 0."""
+    trained_by("mib", "background")(monkeypatch)
+    save_weights("w.pth", HeadPlan((1, 15, 5)), method="mib", family="background", finished=False)
+
+
+def without_stages(monkeypatch):
+    bare = dataclasses.replace(BACKBONES["tiny"], stages=False)
+    monkeypatch.setitem(BACKBONES, "bare", bare)
+
+
 PREPARED = {
     "no free disk": Case(
         ["trainer.save_dir (--save_dir)", "1 MiB left", "make room"], prepare=full_disk
@@ -453,6 +479,27 @@ PREPARED = {
         ["--base and -r exclude each other"],
         f"--name other --base {FOLDER} -r {BASE}",
         prepare=own_base,
+    ),
+    "a backbone without stages": Case(
+        ["'plop' compares the maps of a backbone's stages", "'bare' has none", "resnet50", "tiny"],
+        f"{TOWARDS_1} plop",
+        config={"arch.args.backbone": "bare"},
+        prepare=without_stages,
+    ),
+    "a step 0 without prototypes": Case(
+        ["'sdr' continues from prototypes", "keeps none", "train step 0 with --method sdr"],
+        f"{TOWARDS_1} sdr",
+        prepare=trained_by("ft", "background"),
+    ),
+    "a step 0 of another family": Case(
+        [BASE, "by 'dkd': its channel 0 is an auxiliary head", "'mib' needs the background class"],
+        f"{TOWARDS_1} mib",
+        prepare=trained_by("dkd", "auxiliary"),
+    ),
+    "a checkpoint of another method to resume from": Case(
+        ["to resume from, w.pth, was trained with method 'mib'", "'plop'; give --method mib"],
+        f"{TOWARDS_1} plop -r w.pth",
+        prepare=stopped_mib,
     ),
     "no memory of the step before": Case(
         ["memory list", "step_1/memory.json does not exist"],

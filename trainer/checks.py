@@ -137,6 +137,8 @@ def _check_training(config: ConfigParser, plan: Launch, data: IncrementalDataLoa
     check_optimizer(config)
     config.resolve("lr_scheduler", SCHEDULERS)
     _check_method(config, data.task)
+    if data.saliency is not None:
+        data.saliency.check()
     trainer = config["trainer"]
     if trainer["early_stop"] > 0 and trainer["monitor"] == "off":
         raise UserError("trainer.early_stop needs trainer.monitor, which is off; name a metric.")
@@ -205,11 +207,19 @@ def _check_start(config: ConfigParser, task: Task) -> None:
     if task.step > 0:
         previous, source = read_previous(config, method)
         check_previous_step(model, previous["state_dict"], len(plan.sizes) - 1, source)
+        method.start(model, previous.get("method_state", {}))
         if task.step > 1 and config["data_loader"]["args"]["memory"]["mem_size"] > 0:
             read_memory(previous_file(config))
     if config.resume is not None:
-        state = files.load(config.resume)["state_dict"]
-        check_fit(model, state, f"the checkpoint to resume from, {config.resume},")
+        resumed = files.load(config.resume)
+        trained_by = resumed.get("method", config["method"])
+        if trained_by != config["method"]:
+            raise UserError(
+                f"the checkpoint to resume from, {config.resume}, was trained with method "
+                f"'{trained_by}', but this run is '{config['method']}'; give --method {trained_by}."
+            )
+        source = f"the checkpoint to resume from, {config.resume},"
+        check_fit(model, resumed["state_dict"], source)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     averages = AVERAGES[config["optimizer"]["type"]] * trainable
     size = 4 * (sum(t.numel() for t in model.state_dict().values()) + averages)

@@ -401,11 +401,6 @@ class Trainer(BaseTrainer):
                 f"the checkpoint to resume from is of {describe(checkpoint['task'])}, but this run "
                 f"is {describe(task_record(self.task))}."
             )
-        if checkpoint["method"] != self.config["method"]:
-            raise UserError(
-                f"the checkpoint to resume from was trained with method '{checkpoint['method']}', "
-                f"but this run is '{self.config['method']}'."
-            )
         differs = differences(self.record, checkpoint["record"], ignore=FREE_ON_RESUME)
         if differs:
             raise UserError(

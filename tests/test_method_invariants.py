@@ -1,0 +1,277 @@
+"""What holds of the methods whatever the numbers: identities of their losses, what is frozen, what
+a prediction may be, what a checkpoint brings back.
+"""
+
+import io
+import math
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from base.base_method import Batch
+from base.base_model import ModelOutput
+from base.task import Task
+from models.fast_loss import by_definition, local_pod
+from models.model import DeepLabV3
+from tests.networks import WAYS, earlier_of, make_config, make_trainer
+from trainer.methods import METHODS
+
+STEPS = ((1, 2, 3), (4, 5), (6,))
+VOID = 255
+
+
+def make(name, step=1, steps=STEPS, **settings):
+    names = tuple(f"class{i}" for i in range(1 + sum(map(len, steps))))
+    return METHODS[name](Task("voc", "own", "overlap", step, steps, names), settings)
+
+
+@pytest.fixture(params=["definition", "fast way"])
+def way(request):
+    """Every way to compute the losses."""
+    with by_definition() if request.param == "definition" else nullcontext():
+        yield
+
+
+# -------------------------------------------------------------------------------- MiB's unbiased CE
+def mib_ce(step, logits, labels):
+    method = make("mib", step)
+    teacher = ModelOutput(logits.new_zeros(len(logits), method.old, 8, 8)) if step else None
+    return method.losses(Batch(None, labels), ModelOutput(logits), teacher, torch.clone)["ce"]
+
+
+def test_unbiased_ce_of_background_alone_is_plain_ce(way):
+    logits, labels = torch.randn(2, 4, 8, 8).double(), torch.randint(4, (2, 8, 8)).byte()
+    labels[:, 0] = VOID
+    plain = F.cross_entropy(logits, labels.long(), ignore_index=VOID, reduction="none").mean()
+    torch.testing.assert_close(mib_ce(0, logits, labels)[0], plain, rtol=1e-12, atol=0)
+
+
+def test_unbiased_ce_does_not_tell_old_classes_apart(way):
+    logits, labels = torch.randn(2, 6, 8, 8).double(), torch.randint(6, (2, 8, 8)).byte()
+    other = torch.tensor([2, 3, 0, 1, 4, 5], dtype=torch.uint8)[labels.long()]
+    assert not torch.equal(labels, other)
+    assert torch.equal(mib_ce(1, logits, labels), mib_ce(1, logits, other))
+    new = torch.tensor([0, 1, 2, 3, 5, 4], dtype=torch.uint8)[labels.long()]
+    assert not torch.equal(mib_ce(1, logits, labels), mib_ce(1, logits, new))
+
+
+def test_void_has_no_gradient_of_unbiased_ce(way):
+    logits = torch.randn(2, 6, 8, 8).requires_grad_()
+    labels = torch.randint(6, (2, 8, 8)).byte()
+    labels[:, :3] = VOID
+    mib_ce(1, logits, labels).sum().backward()
+    assert not logits.grad[:, :, :3].any()
+    assert logits.grad[:, :, 3:].any(1).all()
+
+
+# --------------------------------------------------------------------------------------------- PLOP
+def plop_terms(method, maps, old_maps, logits, old_logits):
+    student = ModelOutput(logits, stages=maps[:4], features=maps[4])
+    teacher = ModelOutput(old_logits, stages=old_maps[:4], features=old_maps[4])
+    labels = torch.zeros(2, 16, 16, dtype=torch.uint8)
+    return method.losses(Batch(None, labels), student, teacher, torch.clone)
+
+
+def test_local_pod_of_equal_models_is_zero():
+    """Also where new classes take from background what the teacher calls background."""
+    maps = [torch.randn(2, 3, 8, 8) for _ in range(5)]
+    old = torch.randn(2, 4, 8, 8)
+    new = torch.randint(-4, 4, (2, 2, 8, 8)).float()  # sums of whole numbers have no rounding
+    old[:, 0] = old[:, 0].round()
+    logits = torch.cat([old[:, :1] - new.sum(1, keepdim=True), old[:, 1:], new], 1)
+    terms = plop_terms(make("plop"), maps, maps, logits, old)
+    assert not terms["pod"].any()
+    assert not terms["pod_logits"].any()
+    logits[:, 4] += 1
+    assert plop_terms(make("plop"), maps, maps, logits, old)["pod_logits"] > 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "first", "last"),
+    [
+        ((19, 1), 4.58, 4.58),
+        ((15, 5), 2.05, 2.05),
+        ((15, *[1] * 5), 4.12, 4.58),
+        ((10, *[1] * 10), 3.46, 4.58),
+        ((100, 50), 1.74, 1.74),
+        ((100, *[10] * 5), 3.33, 3.89),
+        ((50, 50, 50), 1.42, 1.74),
+    ],
+    ids=lambda value: "-".join(map(str, value[:2])) if isinstance(value, tuple) else None,
+)
+def test_factor_of_local_pod(sizes, first, last):
+    """√(seen / new) of the published tasks, background counted."""
+    ends = [sum(sizes[: k + 1]) for k in range(len(sizes))]
+    steps = tuple(tuple(range(1 + end - n, 1 + end)) for end, n in zip(ends, sizes, strict=True))
+    maps, zeros = [torch.randn(2, 3, 8, 8)] * 5, [torch.zeros(2, 3, 8, 8)] * 5
+    for step, factor in ((1, first), (len(sizes) - 1, last)):
+        method = make("plop", step, steps)
+        logits = torch.zeros(2, method.channels, 8, 8)
+        terms = plop_terms(method, maps, zeros, logits, logits[:, : method.old])
+        alone = local_pod(maps[0], zeros[0])
+        found = 6 * terms["pod"] / alone
+        torch.testing.assert_close(found, torch.full((5,), factor), rtol=0, atol=0.0051)
+
+
+# ---------------------------------------------------------------------------------------------- SDR
+def sdr(labels, body, **settings):
+    """The terms of a batch at step 1 whose labels have the features' resolution."""
+    method = make("sdr", 1, **settings)
+    old = 1 + len(method.task.old)
+    earlier = {"prototypes": torch.rand(old, body.shape[1]), "counts": torch.ones(old).double()}
+    method.start(None, earlier)
+    student = ModelOutput(torch.randn(len(body), 6, *body.shape[2:]), body=body)
+    teacher = ModelOutput(torch.randn(len(body), old, *body.shape[2:]))
+    return method, method.losses(Batch(None, labels), student, teacher, torch.clone)
+
+
+def test_prototypes_of_constant_features_are_these():
+    """Features that differ by channel alone, several images."""
+    constants = torch.arange(1.0, 6)
+    body = constants[:, None, None].expand(3, 5, 4, 4)
+    labels = torch.tensor([4, 5], dtype=torch.uint8).repeat(3, 4, 2)
+    method, _ = sdr(labels, body)
+    assert torch.equal(method.prototypes[4:], constants.expand(2, 5))
+    official, _ = sdr(labels, body, official=True)
+    assert not torch.equal(official.prototypes[4:], constants.expand(2, 5)), "the quirk mixes them"
+
+
+def test_attraction_of_two_classes_is_their_average():
+    body, labels = torch.rand(2, 5, 4, 4), torch.full((2, 4, 4), 4, dtype=torch.uint8)
+    labels[:, 1] = 5
+    method, terms = sdr(labels, body)
+    pixels = body.permute(0, 2, 3, 1)
+    each = [(pixels[labels == c] - method.prototypes[c]).square().mean() for c in (4, 5)]
+    torch.testing.assert_close(terms["attract"][0], sum(each) / 2)
+
+
+def test_one_class_is_not_repelled():
+    body = torch.rand(2, 5, 4, 4).requires_grad_()
+    labels = torch.full((2, 4, 4), 4, dtype=torch.uint8)
+    (gradient,) = torch.autograd.grad(sdr(labels, body)[1]["repulse"].sum(), body)
+    assert sdr(labels, body)[1]["repulse"] == 0
+    assert not gradient.any()
+    labels[0, 0, 0] = 5
+    assert sdr(labels, body)[1]["repulse"] > 0
+
+
+def test_sparsity_of_relu_features():
+    """At least e, for exp(x) ≥ e x; nothing where all is background."""
+    labels = torch.randint(0, 6, (2, 4, 4)).byte()
+    body = torch.randn(2, 5, 4, 4).relu()
+    body[:, 0] = body[:, 0].clamp(min=0.1)  # a pixel without any feature has none to spread
+    assert sdr(labels, body)[1]["sparse"] >= math.e
+    assert sdr(torch.zeros_like(labels), body)[1]["sparse"] == 0
+
+
+# --------------------------------------------------------------------------------------------- SSUL
+def ssul_trainer(fast=True, step=1):
+    method = make("ssul", step)
+    config = make_config(min(step, 1), "PolyLR", fast, method="ssul", lr=1e-2)
+    plan, frozen = method.heads(), step > 0
+    student = DeepLabV3(plan, backbone="tiny", freeze_all_bn=frozen)
+    teacher = None
+    if step:
+        teacher = DeepLabV3(plan.previous(), backbone="tiny").eval().requires_grad_(False)
+    return make_trainer(config, method.task, student, teacher, method="ssul")
+
+
+def ssul_batch():
+    labels = torch.randint(0, 6, (2, 64, 64)).byte()
+    return torch.randn(2, 3, 64, 64), labels, labels % 2, None
+
+
+def test_new_head_of_ssul_is_the_unknown_one():
+    student = ssul_trainer().student.eval()
+    output = student(torch.randn(2, 3, 64, 64), {"unknown"})
+    new = output.logits[:, 4:]
+    torch.testing.assert_close(new, output.unknown.expand_as(new), rtol=1e-5, atol=1e-6)
+
+
+@WAYS
+def test_ssul_trains_the_convolutions_of_three_heads(fast):
+    """At steps > 0; the statistics of BatchNorm and all else stay, bit by bit."""
+    trainer = ssul_trainer(fast)
+    before = {name: value.clone() for name, value in trainer.student.state_dict().items()}
+    for _ in range(3):
+        trainer.train_step([ssul_batch()])
+    heads = ("cls.0", "cls.2", "unknown")
+    trained = {f"{head}.{name}" for head in heads for name in ("0.weight", "3.weight", "3.bias")}
+    with_gradient = {n for n, p in trainer.student.named_parameters() if p.grad is not None}
+    assert with_gradient == trained
+    after = trainer.student.state_dict()
+    assert {name for name in before if not torch.equal(before[name], after[name])} == trained
+
+
+@WAYS
+def test_the_frozen_trunk_of_ssul_keeps_nothing_for_the_backward_pass(fast):
+    trainer, seen = ssul_trainer(fast), []
+    for part in trainer.student.parts()[:2]:
+        for module in part.modules():
+            module.register_forward_hook(
+                lambda module, given, result: seen.append(
+                    result[0] if isinstance(result, tuple) else result
+                )
+            )
+    trainer.train_step([ssul_batch()])
+    assert len(seen) > 50
+    assert all(result.grad_fn is None and not result.requires_grad for result in seen)
+
+
+def test_ssul_answers_background_where_the_unknown_is_sure():
+    method = make("ssul")
+    logits = torch.full((1, 6, 1, 1), -40.0)
+    logits[0, 4] = 4  # a class with a score of 0.98
+    output = ModelOutput(logits, unknown=torch.full((1, 1, 1, 1), -40.0))
+    assert method.predict(output).item() == 4
+    assert method.predict(output._replace(unknown=-output.unknown)).item() == 0
+
+
+# -------------------------------------------------------------------------------------- all of them
+@pytest.mark.parametrize("step", range(len(STEPS)))
+@pytest.mark.parametrize("name", METHODS)
+def test_predictions_are_channels_of_seen_classes(name, step):
+    method = make(name, step)
+    channels = 1 + len(method.task.seen)
+    logits = 5 * torch.randn(4, channels, 16, 16)
+    logits[:, -1, 3:6] = 50
+    output = ModelOutput(logits, unknown=torch.randn(4, 1, 16, 16))
+    for size in (None, (33, 47)):
+        preds = method.predict(output, size)
+        assert preds.shape == (4, *(size or (16, 16)))
+        assert preds.min() == 0
+        assert preds.max() == channels - 1
+    channel, score = method.confident(output, (16, 16))
+    assert channel.min() >= 1
+    assert channel.max() < channels
+    assert ((score >= 0) & (score <= 1)).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_state_survives_a_checkpoint(name):
+    """The next iteration is the same to the bit, in a method that has seen no other."""
+    method, other = make(name), make(name)
+    plan = method.heads()
+    torch.manual_seed(2)
+    student, teacher = DeepLabV3(plan, backbone="tiny"), DeepLabV3(plan.previous(), backbone="tiny")
+    teacher.eval()
+    for each in (method, other):
+        each.start(student, earlier_of(name, method.task))
+    images, labels, saliency, _ = ssul_batch()
+    batch = Batch(images, labels, saliency=saliency)
+    with torch.no_grad():
+        outputs = student(images, method.wants), teacher(images, method.wants)
+    if name == "plop":
+        method.load_state({"thresholds": torch.linspace(0, 0.1, 6)})
+    method.losses(batch, *outputs, torch.clone)
+    file = io.BytesIO()
+    torch.save(method.state(), file)
+    file.seek(0)
+    other.load_state(torch.load(file, weights_only=True))
+    expected, found = (each.losses(batch, *outputs, torch.clone) for each in (method, other))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[term], found[term]) for term in expected)
+    for key, value in method.state().items():
+        assert torch.equal(other.state()[key], value)
