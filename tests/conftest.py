@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from utils.threads import spin_briefly
+
+if "torch" not in sys.modules:
+    spin_briefly()  # as in the entry scripts
+
 import torch
 
 if not torch.cuda.is_available():
@@ -17,9 +24,16 @@ from models import fused_loss
 from scripts.toy_data.tree import make_toy_voc
 from tests.helpers import DATA, write_config
 
-# The networks of the tests are tiny: a second thread would only wait, and on a busy machine by
-# spinning, which made a run twenty times slower.
+# The networks of the tests are tiny: a second thread takes as much time again as it saves.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def two_threads():
+    """For tests whose bounds hold for what two threads round; sums of one are others."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -63,6 +63,9 @@ def check_parameters(golden, step, student, most):
     assert errors.max() < most, names[errors.max(axis=1).argmax()]
 
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
+
 @pytest.fixture(scope="module")
 def golden():
     return dict(np.load(DATA / "trajectory.npz", allow_pickle=False))
