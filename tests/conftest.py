@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from utils.threads import spin_briefly
+
+if "torch" not in sys.modules:
+    spin_briefly()  # as in the entry scripts
+
 import torch
 
+if not torch.cuda.is_available():
+    # Triton's kernels are interpreted on the CPU; it looks when it is imported, which others do.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from models import fused_loss
 from scripts.toy_data.tree import make_toy_voc
 from tests.helpers import DATA, write_config
 
-# The networks of the tests are tiny: a second thread would only wait, and on a busy machine by
-# spinning, which made a run twenty times slower.
+# The networks of the tests are tiny: a second thread takes as much time again as it saves.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def two_threads():
+    """For tests whose bounds hold for what two threads round; sums of one are others."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +58,17 @@ def _seeded():
 def toy_config(toy_root, tmp_path) -> Path:
     """A config file for short CPU runs on the toy data; everything it writes is in tmp_path."""
     return write_config(tmp_path / "toy.json", toy_root)
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """Lets the kernel serve CPU tensors as well."""
+    pytest.importorskip("triton", reason="needs Triton")
+    if torch.cuda.is_available():
+        pytest.skip("kernels are compiled where there is a GPU, see test_gpu.py")
+    monkeypatch.setattr(fused_loss, "switched_on", True)
+    monkeypatch.setattr(
+        fused_loss,
+        "serves",
+        lambda logits: fused_loss.switched_on and logits.dtype != torch.float64,
+    )

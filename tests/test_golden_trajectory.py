@@ -63,6 +63,9 @@ def check_parameters(golden, step, student, most):
     assert errors.max() < most, names[errors.max(axis=1).argmax()]
 
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
+
 @pytest.fixture(scope="module")
 def golden():
     return dict(np.load(DATA / "trajectory.npz", allow_pickle=False))
@@ -74,11 +77,12 @@ STEPS = (tuple(range(1, 16)), tuple(range(16, 21)))
 # Step 0 normalises two images, and in the ASPP's pooled branch two values per channel, so rounding
 # grows about a hundredfold per iteration: one thread instead of two already moves the third loss by
 # 2e-4, a change of the weights by 3e-8 moves the evaluated logits by 3e-4 even in float64, and
-# float32 and float64 differ by 2e-2 there. The first iteration is sharp; from the second on the
-# bounds are what float32 leaves of the values (another processor's kernels move the auxiliary loss
-# of the second by 1.8e-4 and the first layer's gradient by 1.6e-3), and float64 meets them at 1e-4 and the third loss at 3e-4. What
-# these bounds cannot pin, the arithmetic of a step, test_methods.py pins to ten digits. The
-# switches of the block `fast` round otherwise, so float64 compares them; float32: test_fast.py.
+# float32 and float64 differ by 2e-2 there. The first losses are sharp; what follows is bounded by
+# what float32 leaves of the values: another processor's kernels move the first layer's gradient by
+# 1.6e-3 and the auxiliary loss of the second iteration by 1.8e-4. float64 meets the second at 1e-4
+# and the third loss at 3e-4. What these bounds cannot pin, the arithmetic of a step,
+# test_methods.py pins to ten digits. The switches of the block `fast` round otherwise, so float64
+# compares them; float32: test_fast.py.
 GRADIENT = {torch.float32: 3e-3, torch.float64: 1e-3}
 SECOND = {torch.float32: 5e-4, torch.float64: 1e-4}
 THIRD = {torch.float32: 5e-3, torch.float64: 3e-4}

@@ -548,7 +548,7 @@ def test_half_of_one_image_is_nothing(every_id, tmp_path):
 
 # --------------------------------------------------------------------------------------- whole runs
 @pytest.fixture(scope="module")
-def three_steps(toy_root, tmp_path_factory):
+def three_steps(toy_root, tmp_path_factory, two_threads):
     """Steps 0 to 2 with memory, and the config."""
     folder = tmp_path_factory.mktemp("memory")
     steps = [list(range(1, 16)), [16, 17], [18, 19, 20]]
