@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -16,11 +15,6 @@ if "torch" not in sys.modules:
 
 import torch
 
-if not torch.cuda.is_available():
-    # Triton's kernels are interpreted on the CPU; it looks when it is imported, which others do.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
-from models import fused_loss
 from scripts.toy_data.tree import make_toy_voc
 from tests.helpers import DATA, write_config
 
@@ -58,17 +52,3 @@ def _seeded():
 def toy_config(toy_root, tmp_path) -> Path:
     """A config file for short CPU runs on the toy data; everything it writes is in tmp_path."""
     return write_config(tmp_path / "toy.json", toy_root)
-
-
-@pytest.fixture
-def kernel(monkeypatch):
-    """Lets the kernel serve CPU tensors as well."""
-    pytest.importorskip("triton", reason="needs Triton")
-    if torch.cuda.is_available():
-        pytest.skip("kernels are compiled where there is a GPU, see test_gpu.py")
-    monkeypatch.setattr(fused_loss, "switched_on", True)
-    monkeypatch.setattr(
-        fused_loss,
-        "serves",
-        lambda logits: fused_loss.switched_on and logits.dtype != torch.float64,
-    )
