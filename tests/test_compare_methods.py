@@ -57,7 +57,8 @@ def test_a_comparison(toy_root, tmp_path):
     table = (out / "table.md").read_text()
     for task in ("15-5", "15-3-2"):
         assert f"after the last step, {task}" in table
-    assert table.count("| mib | 1 |") == table.count("| ssul-m | 1 |") == 2
+    for row in ("mib", "ssul-m", "joint-ft"):
+        assert table.count(f"| {row} | 1 |") == 2
     assert (out / "comparison.png").is_file()
-    metrics = out / "runs/log/overlap_15-3-2_joint-ft-s3-joint/step_2/metrics.json"
+    metrics = out / "runs/log/overlap_15-5_joint-ft-s3-joint/step_1/metrics.json"
     assert json.loads(metrics.read_text())["joint"]
