@@ -58,7 +58,7 @@ class PLOP(MiB):
         if context.teacher is None:
             return
         device = next(context.student.parameters()).device
-        counts = torch.zeros(self.channels * BINS, device=device)
+        counts = torch.zeros(self.channels * BINS, dtype=torch.float64, device=device)
         for batch in context.batches(0):
             answer, unsure = self.answers(context.teacher(batch.images), size_of(batch.labels))
             hidden = batch.labels == BACKGROUND
