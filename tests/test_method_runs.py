@@ -176,5 +176,10 @@ def test_two_processes_are_one(place, alone, monkeypatch):
         for kind in ("state_dict", "method_state"):
             assert two[kind].keys() == one[kind].keys()
             for name, value in one[kind].items():
-                told = f"{method}: {name}"
-                torch.testing.assert_close(two[kind][name], value, rtol=1e-3, atol=1e-5, msg=told)
+                torch.testing.assert_close(
+                    two[kind][name],
+                    value,
+                    rtol=1e-3,
+                    atol=1e-5,
+                    msg=lambda text, at=f"{method}, {name}": f"{at}: {text}",
+                )
