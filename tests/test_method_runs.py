@@ -173,8 +173,13 @@ def test_two_processes_are_one(place, alone, monkeypatch):
     for (method, one), job in zip(ones.items(), jobs, strict=True):
         two = final(job.steps[0])
         assert len(two["rng"]) == 2
-        for kind in ("state_dict", "method_state"):
+        for kind, atol in (("state_dict", 1e-5), ("method_state", 1e-4)):
             assert two[kind].keys() == one[kind].keys()
             for name, value in one[kind].items():
-                told = f"{method}: {name}"
-                torch.testing.assert_close(two[kind][name], value, rtol=1e-3, atol=1e-5, msg=told)
+                torch.testing.assert_close(
+                    two[kind][name],
+                    value,
+                    rtol=1e-3,
+                    atol=atol,
+                    msg=lambda text, at=f"{method}, {name}": f"{at}: {text}",
+                )
