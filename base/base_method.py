@@ -12,11 +12,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 
 from base.base_model import BaseModel, HeadPlan, ModelOutput
+from base.batch import Batch
 from base.task import Task
 from utils.config_schema import NUMBER, Key
 from utils.misc import UserError, choose
@@ -78,24 +79,6 @@ class Settings:
                 )
             values[name] = float(value) if key.types == NUMBER else value
         return cls(**values)
-
-
-class Batch(NamedTuple):
-    """One batch of this rank, on the device.
-
-    Attributes:
-        images: [N, 3, H, W] float32, normalised.
-        labels: [N, H, W] channels, 0 = background, 255 = void.
-        iteration: of the step, from 0; the same on all ranks and after a resume.
-        saliency: [N, H, W] uint8, 1 where an image's saliency map says so; None without maps.
-        replayed: [N] bool, which images come from the replay memory; None: none of them.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    iteration: int = 0
-    saliency: torch.Tensor | None = None
-    replayed: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -217,7 +217,8 @@ def make_task(
         )
     if joint:
         learnt, later = schedule[: step + 1], schedule[step + 1 :]
-        return replace(task, step=0, steps=(task.seen, *later), joint=learnt, published=False)
+        known = published and step == 0  # the lists of the schedule's first step
+        return replace(task, step=0, steps=(task.seen, *later), joint=learnt, published=known)
     return task
 
 

@@ -374,6 +374,16 @@ class IncrementalDataLoader:
         return indices
 
     # --------------------------------------------------------------------------------- loaders
+    def check_mix(self) -> None:
+        """Raise `UserError` when half of a batch is asked for that has no half."""
+        memory = self.memory_policy
+        replays = self.task.step > 0 and memory["mem_size"] > 0
+        if replays and memory["mix"] == "half_batch" and self.global_batch == 1:
+            raise UserError(
+                "data_loader.args.memory.mix is 'half_batch', but half of the global batch is "
+                f"nothing: {self.batch_words()}; choose a larger one, or 'concat'."
+            )
+
     @cached_property
     def train_batches(self) -> ShuffledBatches:
         """Which images are in which batch of `train_loader`; its `set_epoch` chooses the order.
@@ -383,16 +393,15 @@ class IncrementalDataLoader:
         """
         images, exemplars = len(self.train_set), sum(map(len, self.replay_sets))
         mixed = self.memory_policy["mix"] == "half_batch"
-        if mixed and exemplars and self.global_batch == 1:
-            raise UserError(
-                "data_loader.args.memory.mix is 'half_batch', but half of the global batch is "
-                f"nothing: {self.batch_words()}; choose a larger one, or 'concat'."
-            )
         batch_size, world = self.blocks["train"]["batch_size"], self.ranks.world
         if not mixed:
             images, exemplars = images + exemplars, 0
         batches = ShuffledBatches(
-            *(images, batch_size, self.ranks.rank, world, (self.seed, self.task.step)),
+            images,
+            batch_size,
+            self.ranks.rank,
+            world,
+            (self.seed, self.task.step),
             accumulate=self.accumulate,
             exemplars=exemplars,
         )

@@ -13,26 +13,10 @@ from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from base.base_dataset import BaseDataset
+from base.batch import Batch
 from data_loader.saliency import SaliencyMaps
 from data_loader.transforms import Transform, normalize
 from utils.misc import seed_from
-
-
-class OnDevice(NamedTuple):
-    """What a training step or an evaluation needs of a batch, on the device.
-
-    Attributes:
-        images: [N, 3, H, W] float32, normalised.
-        labels: [N, H, W], as in `Sample`.
-        saliency: [N, H, W] uint8, as in `Sample`; None: the samples have no maps.
-        replayed: [N] bool, which of them are exemplars; None: none is.
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    saliency: torch.Tensor | None
-    replayed: torch.Tensor | None
-
 
 NO_MAP = torch.empty(0, dtype=torch.uint8)
 
@@ -55,18 +39,18 @@ class Sample(NamedTuple):
     saliency: torch.Tensor = NO_MAP
     replayed: bool = False
 
-    def on(self, device: torch.device) -> OnDevice:
-        """A batch on a device; what it does not have is not moved."""
+    def on(self, device: torch.device) -> Batch:
+        """A batch on a device, normalised; what it does not have is None."""
 
         def moved(part: torch.Tensor) -> torch.Tensor:
             return part.to(device, non_blocking=True)
 
         replayed = torch.as_tensor(self.replayed)
-        return OnDevice(
+        return Batch(
             normalize(moved(self.image)),
             moved(self.label),
-            moved(self.saliency) if self.saliency.numel() else None,
-            moved(replayed) if replayed.any() else None,
+            saliency=moved(self.saliency) if self.saliency.numel() else None,
+            replayed=moved(replayed) if replayed.any() else None,
         )
 
 

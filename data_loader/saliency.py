@@ -45,7 +45,8 @@ class SaliencyMaps:
         if without:
             raise UserError(
                 f"{KEY}: {len(without)} of {len(entries)} training images have no saliency map, "
-                f"the first of them is {without[0].id}: {self.file(without[0])} does not exist."
+                f"the first of them is {without[0].id}: {self.file(without[0])} does not exist; "
+                "make those with the same detector, or name a complete folder."
             )
 
     def read(self, raw: BaseDataset, entry: Entry, size: tuple[int, int] | None) -> np.ndarray:

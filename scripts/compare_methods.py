@@ -162,18 +162,17 @@ def results(runs: Path) -> dict[str, dict[str, list[tuple[Path, dict[str, Any]]]
     """Task → row → (folder of the last step's log, its metrics), one for each seed."""
     found: dict[str, dict[str, list[tuple[Path, dict[str, Any]]]]] = {}
     joint: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
-    for folder in sorted((runs / "log").glob("overlap_*")):
-        files = sorted(folder.glob(f"step_*/{METRICS}"), key=lambda file: int(file.parent.name[5:]))
-        if not files:
-            continue
-        metrics = json.loads(files[-1].read_text())
+    for file in sorted((runs / "log").glob(f"overlap_*/step_*/{METRICS}")):
+        metrics = json.loads(file.read_text())
+        config = read_json(runs / "models" / file.parent.relative_to(runs / "log") / "config.json")
+        schedule = config["data_loader"]["args"]["task"]["steps"]
         row = metrics["name"].rpartition("-s")[0]
-        if row in ENTRIES:
+        if row in ENTRIES and metrics["step"] == len(schedule) - 1:
             rows = joint if metrics["joint"] else found.setdefault(metrics["task"], {})
-            rows.setdefault(row, []).append((files[-1].parent, metrics))
-    if not found:
+            rows.setdefault(row, []).append((file.parent, metrics))
+    if not found and not joint:
         raise UserError(f"{runs} holds no finished run; train some with --train SEED first.")
-    return {task: rows | joint for task, rows in found.items()}
+    return {task: rows | joint for task, rows in found.items()} or {"joint": joint}
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:

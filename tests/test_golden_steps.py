@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from base.base_method import Batch, StepContext
+from base.base_method import StepContext
 from base.base_model import ModelOutput
+from base.batch import Batch
 from base.task import Task
 from models.fast_loss import by_definition, soft_distillation
 from models.heads import make_head, split_background, start_head
@@ -184,9 +185,13 @@ def test_plop_pass(golden, plop):
         for n, images in enumerate(golden["plop_small_old"].split(1))
     ]
     student = torch.nn.Conv2d(1, 1, 1)
+
+    def teacher(logits, wants=()):
+        return plop.teacher._replace(logits=logits)
+
     for times, key in ((1, "plop_pass_tau"), (5000, "plop_pass_tau_x5000")):
         context = StepContext(
-            student, ModelOutput, lambda epoch: iter(batches), 1, lambda x, n=times: n * x
+            student, teacher, lambda epoch: iter(batches), 1, lambda x, n=times: n * x
         )
         plop.method.begin_step(context)
         torch.testing.assert_close(

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from base.base_method import Batch, StepContext
+from base.base_method import StepContext
+from base.batch import Batch
 from base.task import Task
 from models.model import DeepLabV3
 from tests.helpers import dkd_heads, train

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from base.base_method import Batch
 from base.base_model import ModelOutput
+from base.batch import Batch
 from base.task import Task
 from models.fast_loss import by_definition, local_pod
 from models.model import DeepLabV3

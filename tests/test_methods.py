@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from base.base_method import Batch
 from base.base_model import ModelOutput
+from base.batch import Batch
 from base.task import Task
 from models.heads import start_head
 from models.model import DeepLabV3

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from base.base_method import Batch
 from base.base_model import HeadPlan, ModelOutput
+from base.batch import Batch
 from base.task import Task
 from data_loader import transforms
 from data_loader.dataset import Sample

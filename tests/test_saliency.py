@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from base.base_dataset import Entry
-from base.base_method import Batch
+from base.batch import Batch
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.dataset import Joined, Sample
 from data_loader.saliency import SaliencyMaps
@@ -119,7 +119,7 @@ def test_batches_with_and_without_maps(root, maps, workers):
         data = load(root, folder, num_workers=workers)
         data.train_batches.set_epoch(1)
         (batch, _) = data.train_loader
-        images, labels, saliency, replayed = batch.on(SINGLE.device)
+        images, labels, _, saliency, replayed = batch.on(SINGLE.device)
         assert (images.dtype, images.shape) == (torch.float32, (3, 3, 32, 32))
         assert same(labels, batch.label)
         assert batch.replayed.tolist() == [False] * 3
@@ -176,7 +176,7 @@ def test_exemplars_carry_maps_and_say_that_they_are_replayed(root, maps):
 
 def test_a_batch_that_somebody_made_has_no_more_than_it_needs():
     batch = Sample(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.zeros(1, 2, 2), ["a"])
-    assert batch.on(SINGLE.device)[2:] == (None, None)
+    assert batch.on(SINGLE.device)[3:] == (None, None)
 
 
 # ----------------------------------------------------------------------------------------- the hash
@@ -213,7 +213,8 @@ def test_a_folder_or_maps_that_do_not_exist(root, maps):
         load(root, maps)
     assert sentence(error.value) == (
         "data_loader.args.saliency_dir (--saliency_dir): 2 of 6 training images have no saliency "
-        f"map, the first of them is i1: {maps}/i1.png does not exist."
+        f"map, the first of them is i1: {maps}/i1.png does not exist; "
+        "make those with the same detector, or name a complete folder."
     )
 
 

@@ -150,6 +150,7 @@ def _check_training(config: ConfigParser, plan: Launch, data: IncrementalDataLoa
             "from one image, which leaves the pooled branch of the ASPP one value per channel; use "
             "at least 2, or --freeze_bn."
         )
+    data.check_mix()
     images = len(data.raw["train"])
     if images < data.global_batch:
         raise UserError(
@@ -178,6 +179,11 @@ def _check_method(config: ConfigParser, task: Task) -> None:
         raise UserError(
             f"method '{name}' has no replay memory; set data_loader.args.memory.mem_size "
             f"(--mem_size) to 0, or choose one of {listing(others)}."
+        )
+    if args["memory"]["mem_size"] > 0 and task.joint:
+        raise UserError(
+            "joint training (--joint) has no old classes to replay; set "
+            "data_loader.args.memory.mem_size (--mem_size) to 0."
         )
     if args["saliency_dir"] is not None and not method.reads_saliency:
         raise UserError(

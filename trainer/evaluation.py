@@ -84,10 +84,11 @@ class Evaluation:
         ):
             if number < fewest:  # ranks with an image more must not ask those that are done
                 self.ranks.stop_if_asked()
-            images, labels, *_ = batch.on(self.ranks.device)
+            on_device = batch.on(self.ranks.device)
             with self.precision.autocast(half):
-                output = self.student(images, self.method.answers_from)
-            confusion.update(labels, self.method.predict(output, size_of(labels)))
+                output = self.student(on_device.images, self.method.answers_from)
+            preds = self.method.predict(output, size_of(on_device.labels))
+            confusion.update(on_device.labels, preds)
         self.ranks.sum(confusion.cells)
         return confusion.matrix()
 

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from base.base_method import BaseMethod, Batch, StepContext
+from base.base_method import BaseMethod, StepContext
 from base.base_model import BaseModel
 from base.base_trainer import BaseTrainer
+from base.batch import Batch
 from base.task import Task
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.dataset import Sample
@@ -233,12 +234,16 @@ class Trainer(BaseTrainer):
     def _batches(self, epoch: int) -> Iterator[Batch]:
         """This rank's training batches of an epoch, on the device; the run may be stopped here."""
         self.data.train_batches.set_epoch(epoch)
-        loader, words = self.data.train_loader, f"step {self.task.schedule_step}, a pass aside"
-        bar = progress(loader, desc=words, disable=not self.ranks.is_main, unit="it")
+        bar = progress(
+            self.data.train_loader,
+            desc=f"step {self.task.schedule_step}, pass of the method",
+            disable=not self.ranks.is_main,
+            unit="it",
+        )
         for number, sample in enumerate(bar):
             self.ranks.stop_if_asked()
-            images, labels, *more = sample.on(self.ranks.device)
-            yield Batch(images, labels, number // self.data.accumulate, *more)
+            batch = sample.on(self.ranks.device)
+            yield batch._replace(iteration=number // self.data.accumulate)
 
     def train_epoch(self, epoch: int) -> None:
         """One pass over the training set, or what is left of it after `self.iteration`."""
@@ -303,14 +308,13 @@ class Trainer(BaseTrainer):
             raise
 
     def train_step(
-        self, batches: Iterable[tuple[Any, ...]], count: int = 1
+        self, batches: Iterable[Batch | tuple[torch.Tensor, torch.Tensor]], count: int = 1
     ) -> dict[str, torch.Tensor]:
         """One iteration: forward, losses and backward of each batch, then the update.
 
         Args:
-            batches: images [N, 3, H, W] float32, normalised, and labels [N, H, W] uint8 channels,
-                on the device, and perhaps what else `OnDevice` holds. Several of equal size are
-                accumulated: the gradient is the mean, as of one large batch.
+            batches: on the device, or their images and labels alone. Several of equal size are
+                accumulated: the gradient is the mean.
             count: how many there are.
 
         Returns:
@@ -319,8 +323,8 @@ class Trainer(BaseTrainer):
         """
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, torch.Tensor] = {}
-        for number, (images, labels, *more) in enumerate(batches, start=1):
-            batch = Batch(images, labels, self.scheduler.last_epoch, *more)
+        for number, given in enumerate(batches, start=1):
+            batch = Batch(*given)._replace(iteration=self.scheduler.last_epoch)
             with self._synchronised(number == count):
                 terms = self._gradients(batch, 1 / count)
             sums = {name: sums[name] + terms[name] for name in terms} if sums else terms

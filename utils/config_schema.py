@@ -243,7 +243,10 @@ SCHEMA: dict[str, Key] = {
     ),
     "optimizer.type": Key("the optimizer's class: SGD or AdamW", (str,)),
     "optimizer.args.lr": Key(
-        "learning rate of the backbone (10 times for the rest)", NUMBER, above=0
+        "learning rate; which parts learn faster is the method's (DKD: all but the backbone, 10 "
+        "times)",
+        NUMBER,
+        above=0,
     ),
     "optimizer.args.weight_decay": Key("weight decay of what it applies to", NUMBER, 0),
     "optimizer.args.momentum": Key("SGD: momentum", NUMBER, 0, most=1),

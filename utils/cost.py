@@ -50,4 +50,5 @@ def resident(name: str) -> float | None:
     if not os.path.exists("/proc/self/status"):
         return None
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
+    values = (int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
+    return next(values, None)

@@ -392,6 +392,8 @@ def _assigned(words: str) -> dict[str, Any]:
         value = json.loads(text)
     except ValueError:
         value = text
+    if dotted in SCHEMA and str in SCHEMA[dotted].types and not SCHEMA[dotted].accepts(value):
+        value = text  # a name such as 2012
     tree = value
     for name in reversed(dotted.split(".")):
         tree = {name: tree}

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from base import base_method
-from base.base_method import BaseMethod, Batch, setting
+from base.base_method import BaseMethod, setting
 from base.base_model import BaseModel, HeadPlan, ModelOutput
+from base.batch import Batch
 from models.upsampling import highest_logit, size_of, softmax_score
 from trainer.optim import three_groups
 from utils.misc import BACKGROUND
@@ -44,7 +45,7 @@ class BackgroundMethod(BaseMethod):
         return False
 
     @property
-    def old(self) -> int:
+    def known(self) -> int:
         """How many channels the previous step has, background among them: K of the papers."""
         return 1 + len(self.task.old)
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from base import base_method
-from base.base_method import Batch, Terms, Total, setting
+from base.base_method import Terms, Total, setting
 from base.base_model import BaseModel, ModelOutput
+from base.batch import Batch
 from models.fast_loss import auxiliary, distillation, mbce
 from models.heads import start_head
 from models.upsampling import size_of

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from base.base_method import Batch, Terms, Total, setting
+from base.base_method import Terms, Total, setting
 from base.base_model import ModelOutput
+from base.batch import Batch
 from models.fast_loss import cross_entropy
 from trainer.methods.background import BackgroundMethod
 

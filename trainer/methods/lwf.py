@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from base.base_method import Batch, Terms, Total, setting
+from base.base_method import Terms, Total, setting
 from base.base_model import ModelOutput
+from base.batch import Batch
 from models.fast_loss import cross_entropy, soft_distillation
 from models.upsampling import size_of
 from trainer.methods.background import BackgroundMethod
@@ -17,6 +18,8 @@ class LwF(BackgroundMethod):
     Both are blind to the shift of the background: old classes are background to the labels, new
     ones to the teacher.
     """
+
+    learns_old = True
 
     @dataclass(frozen=True)
     class Settings(BackgroundMethod.Settings):
@@ -31,6 +34,6 @@ class LwF(BackgroundMethod):
         labels, logits = self.labels(batch), student.logits
         terms = {"ce": cross_entropy(logits, labels)}
         if teacher is not None:
-            old = logits[:, : self.old]
+            old = logits[:, : self.known]
             terms["kd"] = soft_distillation(old, teacher.logits, size_of(labels))
         return terms

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from base.base_method import Batch, Terms, Total, setting
+from base.base_method import Terms, Total, setting
 from base.base_model import ModelOutput
+from base.batch import Batch
 from models.fast_loss import distillation, mbce
 from models.upsampling import size_of
 from trainer.methods.background import BackgroundMethod
@@ -14,6 +15,8 @@ from trainer.methods.background import BackgroundMethod
 
 class LwFMC(BackgroundMethod):
     """One sigmoid each for background and classes; the old ones imitate the teacher's scores."""
+
+    learns_old = True
 
     @dataclass(frozen=True)
     class Settings(BackgroundMethod.Settings):
@@ -28,5 +31,5 @@ class LwFMC(BackgroundMethod):
         labels, logits = self.labels(batch), student.logits
         terms = {"bce": mbce(logits, labels, 0, void_counts=False)}
         if teacher is not None:
-            terms["kd"] = distillation(logits[:, : self.old], teacher.logits, size_of(labels))
+            terms["kd"] = distillation(logits[:, : self.known], teacher.logits, size_of(labels))
         return terms

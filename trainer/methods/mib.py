@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from base.base_method import Batch, Terms, Total, setting
+from base.base_method import Terms, Total, setting
 from base.base_model import BaseModel, ModelOutput
+from base.batch import Batch
 from models.fast_loss import cross_entropy, soft_distillation
 from models.heads import split_background
 from models.upsampling import size_of
@@ -34,7 +35,7 @@ class MiB(BackgroundMethod):
         self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None, total: Total
     ) -> Terms:
         labels, logits = self.labels(batch), student.logits
-        terms = {"ce": cross_entropy(logits, labels, self.old)}
+        terms = {"ce": cross_entropy(logits, labels, self.known)}
         if teacher is not None:
             terms["kd"] = soft_distillation(logits, teacher.logits, size_of(labels))
         return terms

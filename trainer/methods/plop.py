@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from base import base_method
-from base.base_method import Batch, StepContext, Terms, Total, setting
+from base.base_method import StepContext, Terms, Total, setting
 from base.base_model import ModelOutput
+from base.batch import Batch
 from models.fast_loss import cross_entropy, local_pod
 from models.upsampling import each_band, full_precision, size_of
 from trainer.methods.mib import MiB
@@ -59,8 +60,11 @@ class PLOP(MiB):
             return
         device = next(context.student.parameters()).device
         counts = torch.zeros(self.channels * BINS, dtype=torch.float64, device=device)
-        for batch in context.batches(0):
-            answer, unsure = self.answers(context.teacher(batch.images), size_of(batch.labels))
+        for number, batch in enumerate(context.batches(0)):
+            output = context.teacher(batch.images, () if number else self.wants)
+            if number == 0:
+                maps_of(output)  # told now rather than after the pass
+            answer, unsure = self.answers(output, size_of(batch.labels))
             hidden = batch.labels == BACKGROUND
             bins = (BINS * unsure[hidden]).long().clamp(max=BINS - 1)
             counts += torch.bincount(BINS * answer[hidden] + bins, minlength=len(counts))
@@ -103,7 +107,7 @@ class PLOP(MiB):
         void = torch.iinfo(labels.dtype).max
         answer, unsure = self.answers(teacher, size_of(labels))
         self.thresholds = self.thresholds.to(unsure)
-        hidden = labels < self.old
+        hidden = labels < self.known
         sure = hidden & (unsure < self.thresholds[answer])
         filled = torch.where(sure, answer.to(labels.dtype), void)
         share = sure.sum((1, 2)) / (hidden.sum((1, 2)) + 1e-6)
@@ -117,8 +121,8 @@ class PLOP(MiB):
         if teacher is None:
             return {"ce": cross_entropy(logits, batch.labels)}
         labels, share = self.pseudo_labels(batch.labels, teacher)
-        summed = logits[:, :1] + logits[:, self.old :].sum(1, keepdim=True)
-        reduced = torch.cat([summed, logits[:, 1 : self.old]], 1)  # to the teacher's channels
+        summed = logits[:, :1] + logits[:, self.known :].sum(1, keepdim=True)
+        reduced = torch.cat([summed, logits[:, 1 : self.known]], 1)  # to the teacher's channels
         maps = [local_pod(*pair) for pair in zip(maps_of(student), maps_of(teacher), strict=True)]
         scale = math.sqrt(self.channels / len(self.task.new)) / (len(maps) + 1)
         return {

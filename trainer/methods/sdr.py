@@ -10,10 +10,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from base.base_method import Batch, Terms, Total, setting
+from base.base_method import Terms, Total, setting
 from base.base_model import BaseModel, ModelOutput
+from base.batch import Batch
 from models.fast_loss import cross_entropy, soft_distillation
-from models.upsampling import full_precision, highest_logit, size_of
+from models.upsampling import exact_products, full_precision, highest_logit, size_of
 from trainer.methods.background import BackgroundMethod
 from utils.misc import BACKGROUND, UserError
 
@@ -80,7 +81,7 @@ class SDR(BackgroundMethod):
         small = nearest(labels, size_of(body))
         groups = Groups(body, small, self, "features first", total)
         self.update(groups)
-        terms = {"ce": cross_entropy(logits, labels, self.old)}
+        terms = {"ce": cross_entropy(logits, labels, self.known)}
         if teacher is None:
             return terms
         seen = highest_logit(teacher.logits, size_of(labels))[1]
@@ -96,11 +97,12 @@ class SDR(BackgroundMethod):
     @torch.no_grad()
     def update(self, groups: Groups) -> None:
         """Move each prototype to the mean of all features of its class up to now."""
-        sums, counts = groups.sums.detach(), groups.counts.double()
+        finite = groups.sums.isfinite().all(1)  # float16 may overflow; the update is skipped then
+        sums = groups.sums.detach().masked_fill(~finite[:, None], 0)
+        counts = groups.counts.double() * finite
         if self.prototypes.shape[1] == 0:
             self.prototypes = self.prototypes.new_zeros(sums.shape)
         if self.task.setting == "overlap" or self.task.step > 0:
-            counts = counts.clone()
             counts[BACKGROUND] = 0
         known = self.counts.to(counts)
         self.counts = known + counts
@@ -148,7 +150,8 @@ class Groups:
         self.pixels = body.permute(0, 2, 3, 1).flatten(0, 2)
         self.of = labels.flatten().clamp(max=channels)
         members = F.one_hot(self.of, channels + 1)[:, :channels].to(self.pixels)
-        self.sums = members.t() @ self.pixels
+        with exact_products():
+            self.sums = members.t() @ self.pixels
         counts = members.sum(0)
         own = torch.cat([self.sums.detach(), counts[:, None]], 1)
         summed, self.world = own, own.new_ones(())
@@ -192,7 +195,7 @@ def match(groups: Groups, prototypes: torch.Tensor) -> torch.Tensor:
     present = groups.counts > 0
     present[BACKGROUND] = False
     distance = (groups.means - prototypes).square().mean(1)
-    return groups.term((distance * present).sum() / present.sum().clamp(min=1))
+    return groups.term(torch.where(present, distance, 0).sum() / present.sum().clamp(min=1))
 
 
 def attract(groups: Groups, prototypes: torch.Tensor, official: bool) -> torch.Tensor:
@@ -205,7 +208,8 @@ def attract(groups: Groups, prototypes: torch.Tensor, official: bool) -> torch.T
     present = groups.counts > 0
     number = present.sum()
     power = number + 1 - present.cumsum(0) if official else 1
-    weight = present / number.clamp(min=1) ** power / groups.counts.clamp(min=1)
+    weight = present / number.clamp(min=1).double() ** power / groups.counts.clamp(min=1)
+    weight = weight.to(groups.pixels)
     weight, prototypes = F.pad(weight, (0, 1)), F.pad(prototypes, (0, 0, 0, 1))  # void: none
     distance = (groups.pixels - prototypes[groups.of]).square().mean(1)
     return groups.world * (weight[groups.of] * distance).sum()[None]
@@ -217,6 +221,7 @@ def repulse(groups: Groups) -> torch.Tensor:
     pairs = (present[:, None] & present).fill_diagonal_(False)
     means = groups.means
     distance = torch.cdist(means, means, compute_mode="donot_use_mm_for_euclid_dist")
+    pairs &= distance > 0  # as in the authors' code
     inverse = distance.masked_fill(~pairs, 1).reciprocal() * pairs
     return groups.term(inverse.sum() / pairs.sum().clamp(min=1))
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from base import base_method
-from base.base_method import BaseMethod, Batch, Terms, Total, setting
+from base.base_method import BaseMethod, Terms, Total, setting
 from base.base_model import BaseModel, HeadPlan, ModelOutput
+from base.batch import Batch
 from models.fast_loss import mbce
 from models.heads import start_head
 from models.upsampling import highest_score, size_of, upsample
