@@ -173,6 +173,6 @@ def test_random_crops_may_exceed_the_image():
 def test_crop(pieces):
     image, mask = Image.fromarray(pieces["tf_image"]), Image.fromarray(pieces["tf_label"])
     box = tuple(pieces["tf_crop_box"].tolist())
-    image, mask = resized_crop(image, mask, box, [32, 32])
+    image, mask = resized_crop(box, (32, 32), image, mask)
     np.testing.assert_array_equal(np.asarray(image), pieces["tf_crop_image"])
     np.testing.assert_array_equal(np.asarray(mask), pieces["tf_crop_label"])

@@ -377,7 +377,7 @@ def test_loss_pseudo_labels_and_counts_of_wide_labels():
 
     channels = torch.full((1, 2, 2), 300)
     labels = torch.tensor([[[0, 7], [void, 256]]], dtype=torch.int32)
-    filled = pseudo_label(channels, torch.ones(1, 2, 2), labels)
+    filled = pseudo_label(channels, torch.ones(1, 2, 2), labels, 0.9)
     assert (filled.dtype, filled.tolist()) == (torch.int32, [[[300, 7], [void, 256]]])
 
 
