@@ -1,4 +1,4 @@
-"""Memory replay (DKD-M): which old images a step keeps, and the file that remembers them.
+"""Memory replay (DKD-M, SSUL-M): which old images a step keeps, and the file that remembers them.
 
 Pure choice and bookkeeping: no model, no ranks, no image. `trainer/memory.py` finds the candidates
 and calls `choose`; the loader bundle asks `origins` which labels an exemplar may carry.
