@@ -154,9 +154,12 @@ def picture(runs: list[Run], count: int, side: int) -> Image.Image:
         preds = run.predict(images, run.data().task)
         found |= {int(label) for label in np.unique(preds)}
         columns.append([colour(pred) for pred in preds])
+    font, gap = ImageFont.load_default(size=14), 6
     headings = ["image", "truth", *(run.label for run in runs)]
-
-    font, gap, head = ImageFont.load_default(size=14), 6, 26
+    narrow = any(font.getlength(heading) > side for heading in headings)
+    if narrow:  # method above step
+        headings = [heading.replace(", ", "\n") for heading in headings]
+    head = 44 if narrow else 26
     width = gap + len(columns) * (side + gap)
     names = sorted(found.intersection(task.classes))
     legend, rows = [], 1
@@ -175,7 +178,8 @@ def picture(runs: list[Run], count: int, side: int) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for column, (heading, tiles) in enumerate(zip(headings, columns, strict=True)):
         left = gap + column * (side + gap)
-        draw.text((left + side / 2, head / 2), heading, fill="black", font=font, anchor="mm")
+        middle = (left + side / 2, head / 2)
+        draw.text(middle, heading, fill="black", font=font, anchor="mm", align="center")
         for row, tile in enumerate(tiles):
             method = Image.Resampling.BILINEAR if column == 0 else Image.Resampling.NEAREST
             sheet.paste(tile.resize((side, side), method), (left, head + row * (side + gap)))

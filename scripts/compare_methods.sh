@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every method side by side on synthetic data, in about a quarter of an hour on two CPU cores: tasks 15-5 and
+# Every method side by side on synthetic data, in a quarter to half an hour on two CPU cores: tasks 15-5 and
 # 15-3-2 (three steps), two seeds; fine-tuning and joint training as bounds. Ends with a table (mean and deviation
 # over the seeds) and a picture of the first seed. All is written below demo/methods; finished steps are left alone,
 # so a second call goes on where the first one stopped.

@@ -1,4 +1,4 @@
-"""The replay memory of a step (DKD-M, SSUL-M): run the old model over old data, choose, write, read.
+"""The replay memory of a step (DKD-M, SSUL-M): the old model over old data, choose, write, read.
 
 Called by `trainer/run.py` with the previous step's weights loaded and before anything is trained.
 """
