@@ -118,7 +118,7 @@ def device_batches(count=2, channels=6):
         images = torch.randn(4, 3, 64, 64, generator=generator).cuda()
         labels = torch.randint(0, channels, (4, 64, 64), generator=generator).byte().cuda()
         labels[:, :5] = 255
-        yield images, labels, labels % 2, None
+        yield Batch(images, labels, saliency=labels % 2)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -155,7 +155,7 @@ def context(trainer, batches):
     """What a pass before the step sees of a trainer without data."""
 
     def passed(epoch):
-        return (Batch(*batch[:2], number, *batch[2:]) for number, batch in enumerate(batches))
+        return (batch._replace(iteration=number) for number, batch in enumerate(batches))
 
     return StepContext(trainer.student, trainer.teacher, passed, 1, torch.clone)
 

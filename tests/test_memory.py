@@ -210,9 +210,12 @@ class _Sure(torch.nn.Module):
         return ModelOutput(logits, unknown=torch.zeros(len(images), 1, 4, 4))
 
 
+POLICY = ("labels", "candidates", "mix", "mem_size")
+
+
 def own_data(root, tmp_path, ranks=SINGLE, **task):
     """The bundle of a step of `STEPS` on a data set of five classes."""
-    policy = {key: task.pop(key) for key in ("labels", "candidates", "mix") if key in task}
+    policy = {key: task.pop(key) for key in POLICY if key in task}
     config = write_config(tmp_path / "own.json", root, name="own", steps=STEPS, **task)
     tree = json.loads(config.read_text())
     tree["data_loader"]["args"]["memory"] = policy
@@ -539,7 +542,7 @@ def test_the_memory_leaves_the_length_of_an_epoch(every_id, tmp_path):
 
 
 def test_half_of_one_image_is_nothing(every_id, tmp_path):
-    data = own_data(every_id, tmp_path, step=2, mix="half_batch")
+    data = own_data(every_id, tmp_path, step=2, mix="half_batch", mem_size=5)
     data.blocks["train"] = {**data.blocks["train"], "batch_size": 1}
     with pytest.raises(UserError, match=r"mix is 'half_batch', but half of .*batch_size\) 1 × 1 "):
         data.check_mix()

@@ -37,7 +37,7 @@ def way(request):
 # -------------------------------------------------------------------------------- MiB's unbiased CE
 def mib_ce(step, logits, labels):
     method = make("mib", step)
-    teacher = ModelOutput(logits.new_zeros(len(logits), method.old, 8, 8)) if step else None
+    teacher = ModelOutput(logits.new_zeros(len(logits), method.known, 8, 8)) if step else None
     return method.losses(Batch(None, labels), ModelOutput(logits), teacher, torch.clone)["ce"]
 
 
@@ -109,7 +109,7 @@ def test_factor_of_local_pod(sizes, first, last):
     for step, factor in ((1, first), (len(sizes) - 1, last)):
         method = make("plop", step, steps)
         logits = torch.zeros(2, method.channels, 8, 8)
-        terms = plop_terms(method, maps, zeros, logits, logits[:, : method.old])
+        terms = plop_terms(method, maps, zeros, logits, logits[:, : method.known])
         alone = local_pod(maps[0], zeros[0])
         found = 6 * terms["pod"] / alone
         torch.testing.assert_close(found, torch.full((5,), factor), rtol=0, atol=0.0051)
@@ -180,7 +180,7 @@ def ssul_trainer(fast=True, step=1):
 
 def ssul_batch():
     labels = torch.randint(0, 6, (2, 64, 64)).byte()
-    return torch.randn(2, 3, 64, 64), labels, labels % 2, None
+    return Batch(torch.randn(2, 3, 64, 64), labels, saliency=labels % 2)
 
 
 def test_new_head_of_ssul_is_the_unknown_one():
@@ -259,10 +259,9 @@ def test_state_survives_a_checkpoint(name):
     teacher.eval()
     for each in (method, other):
         each.start(student, earlier_of(name, method.task))
-    images, labels, saliency, _ = ssul_batch()
-    batch = Batch(images, labels, saliency=saliency)
+    batch = ssul_batch()
     with torch.no_grad():
-        outputs = student(images, method.wants), teacher(images, method.wants)
+        outputs = student(batch.images, method.wants), teacher(batch.images, method.wants)
     if name == "plop":
         method.load_state({"thresholds": torch.linspace(0, 0.1, 6)})
     method.losses(batch, *outputs, torch.clone)

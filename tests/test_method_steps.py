@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from base.batch import Batch
 from base.task import Task
 from models.model import DeepLabV3
 from tests.networks import WAYS, earlier_of, make_config, make_trainer, network
@@ -312,10 +313,10 @@ def test_training_steps_equal_the_plain_formulas(name, step, fast):
         labels = choice[torch.randint(len(choice), (4, SIDE // 8, SIDE // 8))]
         labels = labels.repeat_interleave(8, 1).repeat_interleave(8, 2)
         labels[:, :20, :20] = VOID
-        batch = (images, labels.to(torch.uint8))
+        batch = Batch(images, labels.to(torch.uint8))
         if name == "ssul":
             given = {"saliency": torch.randint(2, labels.shape).to(torch.uint8)}
-            batch = (*batch, given["saliency"], None)
+            batch = batch._replace(**given)
         answer = None if teacher is None else outputs(teacher, images)
         loss = LOSSES[name](outputs(plain, images), answer, labels, task, **given)
         plain.zero_grad()

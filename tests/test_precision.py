@@ -101,7 +101,7 @@ def test_half_precision_follows_float32(method, step, dtype):
     forward = half.student.forward
     half.student.forward = lambda *args, **kwargs: seen.append(forward(*args, **kwargs)) or seen[-1]
     for images, labels in batches(channels=1 + len(exact.task.seen)):
-        batch = (images, labels, labels % 2, None)  # with a saliency map
+        batch = Batch(images, labels, saliency=labels % 2)
         expected, found = exact.train_step([batch]), half.train_step([batch])
         if dtype is torch.float16:
             assert found.pop("skipped") == 0
