@@ -2,6 +2,7 @@
 contract: `losses` of given outputs, prototypes, thresholds, pseudo-labels, first weights of a head.
 """
 
+import random
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -13,10 +14,12 @@ from base.base_method import StepContext
 from base.base_model import ModelOutput
 from base.batch import Batch
 from base.task import Task
+from data_loader.memory import Candidate, choose
 from models.fast_loss import by_definition, soft_distillation
 from models.heads import make_head, split_background, start_head
 from models.loss import strips
 from tests.helpers import DATA
+from trainer.memory import pseudo_label
 from trainer.methods import METHODS
 from trainer.methods.plop import thresholds
 from trainer.methods.sdr import nearest
@@ -338,3 +341,36 @@ def test_mib_at_the_start_of_a_step_is_the_teacher(golden):
     logits = after.detach().requires_grad_()
     soft_distillation(logits, before.log()).sum().backward()
     assert logits.grad.abs().max() < 1e-12
+
+
+# ------------------------------------------------------------------------------------------- SSUL-M
+def test_ssul_sees_the_classes_of_candidates(golden):
+    """Ids of the masks, and in their background what the previous model is sure of."""
+    method = make("ssul")
+    output = ModelOutput(golden["mem_logit_old"], unknown=golden["mem_unknown_old"])
+    channels, scores = method.confident(output, (4, 4))
+    filled = pseudo_label(channels, scores, golden["mem_label"], method.replay_confidence)
+    shown = torch.stack([(filled == k).flatten(1).any(1) for k in range(6)], 1)
+    expected = golden["mem_presence"][4:]  # the first four keep what was stored with them
+    assert torch.equal(shown[:, 1:], expected[:, 1:])
+    assert torch.equal(golden["mem_presence"][:4], golden["mem_previous"])
+
+
+def test_ssul_chooses_the_exemplars(golden, monkeypatch):
+    """In given orders of candidates and classes, the picks of the authors' code."""
+    presence = golden["mem_presence"].tolist()
+    pool = [
+        Candidate(str(n), tuple(k for k, there in enumerate(row) if there and k))
+        for n, row in enumerate(presence)
+    ]
+    classes = golden["mem_class_order"].tolist()
+    order = [str(n) for n in golden["mem_order"].tolist()]
+
+    def shuffle(self, items):
+        wanted = classes if isinstance(items[0], int) else order
+        items.sort(key=lambda item: wanted.index(getattr(item, "name", item)))
+
+    monkeypatch.setattr(random.Random, "shuffle", shuffle)
+    chosen = choose(pool, sorted(classes), int(golden["mem_size"]), 0)
+    picks = [[label, int(c.name)] for label in sorted(chosen) for c in chosen[label]]
+    assert picks == golden["mem_picks"].tolist()
