@@ -207,7 +207,7 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
                 # Those that still wait from the last permutation come last in this one.
                 waiting += sorted(fresh, key=waiting.__contains__)
             chosen = torch.randperm(size, generator=generator)[:half].tolist()
-            for place, exemplar in zip(chosen, waiting, strict=False):
+            for place, exemplar in zip(chosen, waiting[:half], strict=True):
                 draw = self.epoch * self.length + start + place
                 keys[start + place] = (self.length + exemplar, draw)
             del waiting[:half]
