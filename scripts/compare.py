@@ -33,9 +33,9 @@ from utils.misc import (
     UserError,
     atomic_path,
     one_sentence_errors,
-    voc_palette,
 )
 from utils.parse_config import ConfigParser
+from utils.pictures import voc_palette
 
 METRIC = "Mean_Intersection_over_Union"
 COLUMNS = {"old": "old", "new": "new", "harmonic": "hIoU", "overall": "all"}

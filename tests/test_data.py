@@ -35,7 +35,8 @@ from scripts.toy_data.shapes import CLASS_NAMES
 from tests.helpers import PROJECT
 from tests.trees import GREY, HEIGHT, WIDTH, mask_of, wide_mask, write_ade, write_voc
 from utils.distributed import Ranks
-from utils.misc import UserError, seed_from, sentence, voc_palette
+from utils.misc import UserError, seed_from, sentence
+from utils.pictures import voc_palette
 
 BILINEAR, NEAREST = F.InterpolationMode.BILINEAR, F.InterpolationMode.NEAREST
 NAMES = ("background", "one", "two", "three", "four")

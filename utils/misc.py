@@ -1,4 +1,4 @@
-"""Small tools that every layer may use: user errors, atomic files, seeds, the VOC palette.
+"""Small tools that every layer may use: user errors, atomic files, seeds.
 
 Knows nothing of tensors, so that command lines and JSON files are judged before torch is imported.
 """
@@ -203,19 +203,3 @@ def keep_freed_memory() -> None:
     large block, freed untouched, ends that; a second one would be taken from what is kept.
     """
     bytes(16 << 20)
-
-
-def voc_palette() -> list[int]:
-    """The PASCAL VOC colour map as 768 values (r, g, b of id 0, of id 1, …).
-
-    Source: the VOC development kit's label colour map, which deals the bits of the id out to the
-    high bits of red, green and blue in turn.
-    """
-    palette = []
-    for index in range(256):
-        colour = [0, 0, 0]
-        for bit in range(8):
-            for channel in range(3):
-                colour[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
-        palette += colour
-    return palette
