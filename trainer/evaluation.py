@@ -18,6 +18,7 @@ from base.base_model import BaseModel
 from base.task import Task
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.dataset import IncrementalDataset, Sample
+from data_loader.transforms import normalize
 from models.upsampling import size_of
 from trainer.precision import Precision
 from utils.distributed import Ranks
@@ -91,6 +92,28 @@ class Evaluation:
             confusion.update(on_device.labels, preds)
         self.ranks.sum(confusion.cells)
         return confusion.matrix()
+
+    @torch.inference_mode()
+    def examples(self, count: int = 4) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """The first validation images, their labels and the student's answers, on this rank alone.
+
+        Draws no random number and changes nothing.
+
+        Returns:
+            Of each: RGB [H, W, 3] uint8, labels and preds [H, W] as label ids.
+        """
+        self.student.eval()
+        ids = np.append(self.task.label_ids(), np.uint16(self.task.void))  # void is the largest
+        seen = []
+        for number in range(min(count, len(self.data.val_set))):
+            sample = self.data.val_set[number]
+            pixels = normalize(sample.image[None].to(self.ranks.device))
+            with self.precision.autocast(self.config["eval_amp"]):
+                output = self.student(pixels, self.method.answers_from)
+            preds = self.method.predict(output, size_of(sample.label))[0].cpu().numpy()
+            labels = ids[np.minimum(sample.label.numpy(), len(ids) - 1)]
+            seen.append((sample.image.permute(1, 2, 0).numpy(), labels, ids[preds]))
+        return seen
 
     def validate(self, epoch: int) -> dict[str, float]:
         """Evaluate the validation set; labels are those of the new classes.
