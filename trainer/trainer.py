@@ -32,8 +32,8 @@ from trainer.events import Events
 from trainer.precision import Precision
 from trainer.record import differences, remarks
 from utils import checkpoint as files
-from utils.cost import Cost
 from utils.distributed import Ranks
+from utils.history import History
 from utils.logger import log, progress
 from utils.misc import Interrupted, UserError
 from utils.parse_config import ConfigParser
@@ -193,7 +193,7 @@ class Trainer(BaseTrainer):
 
         on_cuda = ranks.device.type == "cuda"
         self.precision = Precision.of(config, ranks.device)
-        self.cost = Cost(ranks.device)
+        self.history = History(config.log_dir(), ranks.device)
         self.losses = LossLog(READ_EVERY if on_cuda else 1)
         self.model: BaseModel | DistributedDataParallel = student
         if ranks.world > 1:
@@ -282,9 +282,10 @@ class Trainer(BaseTrainer):
         if not images:  # the run was stopped after the last iteration of the epoch
             return
         seconds = time.perf_counter() - start
-        if whole:
-            self.cost.seconds.append(seconds)
         means = losses.means(self.ranks) if losses.count else {}
+        if self.ranks.is_main:
+            told = {"lr": lr, "images_per_s": images / seconds, "seconds": seconds, "whole": whole}
+            self.history.add(epoch=epoch, losses=means, **told)
         log.info(
             "epoch %d/%d: %slr %.3e, %s%.1f images/s, %.0f s",
             epoch,
@@ -362,12 +363,14 @@ class Trainer(BaseTrainer):
         return {f"val_{name}": value for name, value in values.items()}
 
     def test(self, file: Path, weights: str) -> None:
-        """Evaluate the test set and write `file`, as `Evaluation.test` does, and what it cost."""
-        if self.ranks.is_main:
-            self.cost.write(file.parent)
+        """Evaluate the test set and write `file`, as `Evaluation.test` does."""
         self.events.scalars(self.evaluation.test(file, weights, self.epoch), "test", self.epoch)
 
     # ------------------------------------------------------------------------------- checkpoints
+    def resume(self, path: Path) -> None:
+        super().resume(path)
+        self.history.resume(self.epoch)
+
     def state(self) -> dict[str, Any]:
         task = self.task
         return {

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -151,9 +152,12 @@ def _umask() -> int:
 
 
 def write_json(path: str | Path, data: object) -> None:
-    """Write `data` as indented JSON, atomically."""
+    """Write `data` as indented JSON, a list of numbers on one line, atomically."""
+    text = json.dumps(data, indent=4, allow_nan=False)
+    numbers = r"\[\n\s+([-\d.,e+\s]+?)\n\s+\]"
+    text = re.sub(numbers, lambda row: f"[{' '.join(row[1].split())}]", text)
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=4, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def sha256(path: str | Path) -> str:
