@@ -312,7 +312,7 @@ def test_many_classes_are_folded_and_sorted_by_what_was_lost(tmp_path):
     ]
     lost = [float(row[-1].replace("−", "-")) for row in table[2:]]
     assert lost == sorted(lost, reverse=True)
-    assert re.search(r"step 1, 20 classes", html.text)
+    assert re.search(r"Step 1, 20 classes", html.text)
 
 
 def test_forgotten_classes_are_marked(tmp_path):
@@ -323,6 +323,37 @@ def test_forgotten_classes_are_marked(tmp_path):
     assert ["class 2", "80.00", "▼ 20.00", "60.00"] in rows
     assert ["background", "80.00", "70.01", "9.99"] in rows
     assert ["class 3", "–", "5.00", "–"] in rows
+
+
+def test_every_sentence_and_warning_is_told_below_its_question(html, task):
+    text = html.text[: html.text.index('id="task2"')]
+    assert task["warnings"][0] in text
+    order = ["summary", "curve", "classes", "flows", "conventions", "pictures", "cost"]
+    places = [text.index(task["sentences"][part][0]) for part in order]
+    assert places == sorted(places)
+    assert text[: places[1]].rindex("<h3>How does mIoU develop") < text.index("</svg>") < places[1]
+
+
+def test_what_all_runs_share_is_said_once(html):
+    assert "The same in all runs: version 1.2; images 1449." in " ".join(html.text.split())
+    assert ["overlap_task_DKD-s2", "GPU 0"] in html.rows()
+
+
+def test_the_steps_of_a_method_begin_a_line_of_pictures(tmp_path):
+    task = fake_task(["DKD"], [1], [3, 1])
+    labels = ["image", "truth", "DKD, step 0", "DKD, step 1", "PLOP, step 1"]
+    task["pictures"][0]["tiles"] = [
+        {"label": label, "src": PIXEL, "full": PIXEL + " ", "is_map": label != "image"}
+        for label in labels
+    ]
+    html = written(fake_report(task), tmp_path)
+    tiles = [f["class"] for f in html.all("figure") if f.get("class", "").startswith("tile")]
+    assert tiles == ["tile", "tile", "tile first", "tile", "tile"]
+    assert [image["alt"] for image in html.all("img")][:2] == [
+        "image of 2007_000033, full size",
+        "image of 2007_000033",
+    ]
+    assert sum("labels" in image.get("class", "") for image in html.all("img")) == 8
 
 
 def test_methods_look_different_and_alike_everywhere():

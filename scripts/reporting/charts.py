@@ -11,6 +11,7 @@ import io
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -81,7 +82,7 @@ def curve(
     top = min(100, 10 * (int(highest / 10) + 1))
     words = {label: f"{label} {points[-1]['mean']:.2f}" for label, points in lines.items()}
     right = min(30 + 7 * max(map(len, words.values())), width // 2)
-    figure, axes = _chart(width, max(320, 17 * len(lines) + 90), (34, right, 26, 52))
+    figure, axes = _chart(width, max(350, 17 * len(lines) + 90), (34, right, 26, 52))
     for label, points in lines.items():
         look = looks[label]
         colour = _colour(look.css)
@@ -126,7 +127,7 @@ def flow(method: Mapping[str, Any]) -> Markup:
         for name in FLOWS:
             share = bar.get(name) or 0
             ends = [(i, below), (i, below + share)]
-            panel.line(ends, _colour(f"f-{name}"), linewidth=140 / panel.span)
+            panel.line(ends, _colour(f"f-{name}"), linewidth=134 / panel.span)
             below += share
     kept = ", ".join(f"{bar['itself'] or 0:.2f} after step {bar['step']}" for bar in bars)
     return _svg(
@@ -184,7 +185,7 @@ def bars(
     if not found:
         return Markup()
     steps = sorted({step for _, step in found})
-    figure, axes = _chart(460 if len(found) <= 40 else 940, 230, (50, 4, 26, 34))
+    figure, axes = _chart(min(max(330, 60 + 16 * len(found)), 1050), 230, (50, 4, 26, 34))
     thick = 0.84 / len(methods)
     for i, method in enumerate(methods):
         mine = [(steps.index(step), value) for (j, step), value in found.items() if i == j]
@@ -212,7 +213,7 @@ class _Panel:
     matplotlib's axes cost four times as much as everything that such a panel holds.
     """
 
-    LEFT, RIGHT, TOP, BOTTOM = 40, 216, 128, 22  # of the frame, in px from the lower left corner
+    LEFT, RIGHT, TOP, BOTTOM = 40, 208, 128, 22  # of the frame, in px from the lower left corner
 
     def __init__(
         self,
@@ -292,13 +293,16 @@ def _end_labels(
     box, gap = axes.get_window_extent(), 16.0
     at = {label: axes.transData.transform((p["step"], p["mean"])) for label, (p, _) in ends.items()}
     order = sorted(at, key=lambda label: at[label][1])
-    heights: list[float] = []
-    for label in order:
-        heights.append(max(at[label][1], heights[-1] + gap if heights else box.y0))
-    ceiling = box.y1
-    for i in reversed(range(len(order))):  # back down, as far as the last ones went too high
-        heights[i] = min(heights[i], ceiling)
-        ceiling = heights[i] - gap
+    blocks: list[
+        list[float]
+    ] = []  # labels that touch: where the lowest would lie, for each of them
+    for i, label in enumerate(order):
+        blocks.append([at[label][1] - i * gap])
+        while len(blocks) > 1 and fmean(blocks[-2]) > fmean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    highest = box.y1 - (len(order) - 1) * gap
+    lowest = [max(min(fmean(block), highest), box.y0) for block in blocks for _ in block]
+    heights = [low + i * gap for i, low in enumerate(lowest)]
     x = box.x1 + 16
     for label, y in zip(order, heights, strict=True):
         look, colour = looks[label], _colour(looks[label].css)
@@ -337,6 +341,7 @@ def _svg(figure: Figure, words: str) -> Markup:
         r"url\(#|xlink:href=\"#", lambda m: f"{m[0].removeprefix('xlink:')}c{number}-", text
     )
     text = re.sub(r"#fe00(..)", lambda m: f"var(--{VARIABLES[int(m[1], 16)]})", text)
+    text = re.sub(r'font: ([\d.]+px) [^;"]*', r"font-size: \1", text)  # matplotlib up to 3.10
     text = re.sub(r' transform="rotate\(-0 .*?\)"| font-family: [^;"]*;?', "", text)
     text = re.sub(r"\s*\n\s*", " ", text)
     width, height = figure.bbox.size

@@ -11,7 +11,7 @@ const formats = {
   }).join("\n"),
   LaTeX: (rows) => {
     const tex = (cell) => {
-      const words = text(cell).replace(/[&%$#_{}]/g, "\\$&").replace(/±/g, "$\\pm$").replace(/–/g, "--");
+      const words = text(cell).replace(/[&%$#_{}]/g, "\\$&").replace(/±/g, "$\\pm$").replace(/–/g, "--").replace(/^-(?=\d)/, "$-$");
       return cell.querySelector("b") ? `\\textbf{${words}}` : words;
     };
     const lines = rows.map((row) => `${row.map(tex).join(" & ")} \\\\`);
@@ -68,7 +68,7 @@ for (const search of document.querySelectorAll(".search")) {
   const section = search.closest("section");
   search.querySelector("input").oninput = ({ target }) => {
     const words = target.value.trim().toLowerCase();
-    for (const row of section.querySelectorAll(".map tbody tr"))
+    for (const row of section.querySelectorAll(".map:not(.means) tbody tr"))
       row.hidden = words !== "" && !text(row.cells[0]).toLowerCase().includes(words);
     for (const fold of section.querySelectorAll(".folded details")) {
       const found = fold.querySelector("tbody tr:not([hidden])");
