@@ -126,6 +126,7 @@ def _layout(task: Mapping[str, Any], looks: Mapping[str, charts.Style]) -> dict[
         "pictures": [
             picture | {"tiles": _tiles(picture["tiles"])} for picture in task.get("pictures", ())
         ],
+        "card": _card(task.get("conventions", ())),
         "runs": runs,
         "same": same,
         "differ": differ,
@@ -154,6 +155,13 @@ def _best(task: Mapping[str, Any]) -> set[tuple[str, str]]:
             top = (max if higher else min)(means.values())
             best.update((key, label) for label, mean in means.items() if mean == top)
     return best
+
+
+def _card(groups: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Convention → its row of every method, empty where a method has none."""
+    rows = [{row["convention"]: row for row in group["rows"]} for group in groups]
+    names = dict.fromkeys(itertools.chain.from_iterable(rows))
+    return {name: [mine.get(name, {}) for mine in rows] for name in names}
 
 
 def _about(abouts: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
