@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from scripts.reporting.page import write_page
-
 from scripts.reporting.figures import FIGURES
+from scripts.reporting.page import write_page
 from scripts.reporting.pictures import add_pictures
 from scripts.reporting.results import find_runs
 from scripts.reporting.summary import make_report, make_sections
