@@ -17,6 +17,14 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils import interrupt, threads
+
+if __name__ == "__main__":
+    interrupt.end_at_once()
+    threads.spin_briefly()
+
+# isort: split
 import numpy as np
 import torch
 
@@ -96,10 +104,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("-r", "--resume", nargs="+", required=True, type=Path, metavar="WEIGHTS")
     add("-d", "--device", metavar="ID", help="a GPU id, such as 0, or cpu")
+    add("--data_dir", metavar="DIR", help="root of the data set, if not the config's")
     args = parser.parse_args(argv)
     device = find_devices(args.device)[0]
     for weights in args.resume:
-        predictor = Predictor.of(weights, device)
+        predictor = Predictor.of(weights, device, args.data_dir)
         result = tested(predictor, device)
         passes = result.passes
         if not passes:

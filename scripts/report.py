@@ -20,6 +20,14 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils import interrupt, threads
+
+if __name__ == "__main__":
+    interrupt.end_at_once()
+    threads.spin_briefly()
+
+# isort: split
 from scripts.reporting.figures import FIGURES
 from scripts.reporting.page import write_page
 from scripts.reporting.pictures import add_pictures
@@ -75,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="where the three files go")
     add("--pictures", type=int, default=6, metavar="N", help="test images shown (%(default)s)")
     add("-d", "--device", default=None, help="for the pictures: cpu or a GPU's id")
+    add("--data_dir", metavar="DIR", help="root of the data set, if not the config's")
     args = parser.parse_args(argv)
     if args.pictures < 0:
         raise UserError("--pictures must be 0 or more.")
@@ -83,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.pictures:
         device = find_devices(args.device)[0]
         for section, task in zip(sections, report["tasks"], strict=True):
-            add_pictures(section, task, args.pictures, device)
+            add_pictures(section, task, args.pictures, device, args.data_dir)
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / "report.json", report)
     with atomic_path(args.out / "report.csv") as temporary:

@@ -69,17 +69,22 @@ class Predictor:
         self.steps = {label: step for step, ids in taught for label in ids}
 
     @classmethod
-    def of(cls, weights: Path, device: torch.device) -> Predictor:
+    def of(cls, weights: Path, device: torch.device, data_dir: str | None = None) -> Predictor:
         """The student of a weight file beside which its config lies.
+
+        Args:
+            weights: the file.
+            device: where to compute.
+            data_dir: the data set's root, where the config's is another machine's.
 
         Raises:
             UserError: the file is missing, or has no config, or as the constructor.
         """
         if not weights.is_file():
             raise UserError(f"there is no weight file {weights}.")
-        shipped = shipped_config(weights)
+        flags = [f"--resume={weights}", *([f"--data_dir={data_dir}"] if data_dir else [])]
         return cls(
-            ConfigParser.from_args("eval", shipped, argv=[f"--resume={weights}"]), weights, device
+            ConfigParser.from_args("eval", shipped_config(weights), argv=flags), weights, device
         )
 
     @property

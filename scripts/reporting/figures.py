@@ -92,8 +92,11 @@ def others_conventions(dataset: str) -> dict[str, Convention]:
     }
 
 
-def changes(convention: Convention) -> dict[str, Convention]:
-    """A convention changed in one respect, and what that is in words."""
+def changes(convention: Convention, dataset: str) -> dict[str, Convention]:
+    """A convention changed in one respect, and what that is in words.
+
+    That label 0 of the truth is not counted is a question of ADE20K, where it is "unlabelled".
+    """
     one: dict[str, dict[Any, str]] = {
         "future": {
             BACKGROUND: "future classes count as background",
@@ -104,6 +107,8 @@ def changes(convention: Convention) -> dict[str, Convention]:
         "absent": {True: "absent classes count 0", False: "absent classes left out"},
         "old_background": {True: "old with background", False: "old without background"},
     }
+    if dataset != "ade":
+        del one["label_0"]
     changed = {}
     for name, words in one.items():
         now = getattr(convention, name)

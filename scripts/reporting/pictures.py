@@ -23,6 +23,7 @@ from utils.logger import progress
 from utils.misc import BACKGROUND, UserError
 from utils.pictures import colour, palette_image
 
+BATCH = 16
 CANDIDATES = 60  # test images among which those are chosen that are shown
 MOST_COLUMNS = 12  # predictions beside an image; beyond, only those of the last step
 
@@ -35,13 +36,15 @@ class Column:
     predictor: Predictor
 
 
-def add_pictures(section: Section, task: dict[str, Any], count: int, device: torch.device) -> None:
+def add_pictures(
+    section: Section, task: dict[str, Any], count: int, device: torch.device, data_dir: str | None
+) -> None:
     """Add pictures, a legend and how they were chosen to a task's report.
 
     Without weights or test images there is a sentence that says why.
     """
     try:
-        columns, pair = _columns(section, device)
+        columns, pair = _columns(section, device, data_dir)
         data = build_data(columns[-1].predictor.config, SINGLE)
         data.setup("test")
     except UserError as error:
@@ -73,7 +76,9 @@ def add_pictures(section: Section, task: dict[str, Any], count: int, device: tor
     task["sentences"]["pictures"] = [how]
 
 
-def _columns(section: Section, device: torch.device) -> tuple[list[Column], tuple[Column, Column]]:
+def _columns(
+    section: Section, device: torch.device, data_dir: str | None
+) -> tuple[list[Column], tuple[Column, Column]]:
     """What is shown, and the two whose difference chooses the images: the best and the next.
 
     Raises:
@@ -89,7 +94,7 @@ def _columns(section: Section, device: torch.device) -> tuple[list[Column], tupl
         weights = files.final_checkpoint(run.step_folder(own))
         if weights is None:
             raise UserError(f"{run.step_folder(own)} holds no checkpoint-epoch*.pth.")
-        return Column(f"{group.label}, step {step}", Predictor.of(weights, device))
+        return Column(f"{group.label}, step {step}", Predictor.of(weights, device, data_dir))
 
     columns, last = [], {}
     for group in groups:
@@ -117,28 +122,31 @@ def choose(
     Returns:
         Position → why it was chosen, and how they all were, in words.
     """
-    images = data.test_set
-    spread = np.linspace(0, len(images) - 1, min(CANDIDATES, len(images))).astype(int)
+    images, ids = data.test_set, data.task.label_ids()
+    spread = np.linspace(0, len(images) - 1, min(CANDIDATES, len(images))).astype(int).tolist()
+    # Evaluated in batches where the images come in one size.
+    size = BATCH if data.one_size("test") else 1
     gains: dict[int, float] = {}
     classes: dict[int, set[int]] = {}
-    ids = data.task.label_ids()
-    for position in progress([int(p) for p in spread], desc="choosing pictures", unit="image"):
-        sample = images[position]
-        truth = sample.label.numpy()
-        known = truth < len(ids)
-        classes[position] = {*np.unique(truth[known]).tolist()} - {BACKGROUND}
-        scores = [
-            _agreement(ids[truth[known]], column.predictor.predict(sample.image[None])[0][known])
-            for column in (first, second)
-        ]
-        gains[position] = scores[0] - scores[1]
+    for start in progress(range(0, len(spread), size), desc="choosing pictures", unit="batch"):
+        positions = spread[start : start + size]
+        samples = [images[position] for position in positions]
+        pixels = torch.stack([sample.image for sample in samples])
+        preds = [column.predictor.predict(pixels) for column in (first, second)]
+        for position, sample, mine, theirs in zip(positions, samples, *preds, strict=True):
+            truth = sample.label.numpy()
+            known = truth < len(ids)
+            seen = ids[truth[known]]
+            classes[position] = {*np.unique(truth[known]).tolist()} - {BACKGROUND}
+            gains[position] = _agreement(seen, mine[known]) - _agreement(seen, theirs[known])
     by_gain = sorted(gains, key=lambda position: -gains[position])
     third = count // 3
     chosen: dict[int, str] = {}
     if first is not second:
         for position in [*by_gain[:third], *by_gain[::-1][:third]]:
             verb = "gains" if gains[position] >= 0 else "loses"
-            chosen[position] = f"{first.label} {verb} {abs(gains[position]):.1f} points"
+            points = f"{abs(gains[position]):.1f} points against {second.label}"
+            chosen[position] = f"{first.label}, {verb} {points}"
     shown: set[int] = set().union(*(classes[position] for position in chosen))
     while len(chosen) < min(count, len(gains)):
         left = [position for position in gains if position not in chosen]

@@ -46,6 +46,10 @@ def _points(value: float) -> str:
     return f"{abs(value):.1f} points"
 
 
+def _signed(value: float) -> str:
+    return f"{value:.1f}".replace("-0.0", "0.0").replace("-", "−")
+
+
 def _summary(task: Mapping[str, Any]) -> list[str]:
     told = []
     best = _ranked(task, "all")
@@ -70,12 +74,12 @@ def _summary(task: Mapping[str, Any]) -> list[str]:
     if len(forgetting) > 1:
         (most, a), (least, b) = forgetting[0], forgetting[-1]
         told.append(
-            f"{b['label']} forgets least, {least:.1f} points of IoU per class, {a['label']} most, "
-            f"{most:.1f}."
+            f"{a['label']} forgets most, {most:.1f} points of IoU per class, {b['label']} least, "
+            f"{_signed(least)}."
         )
     elif forgetting:
         value, method = forgetting[0]
-        told.append(f"{method['label']} forgets {value:.1f} points of IoU per class.")
+        told.append(f"{method['label']} forgets {_signed(value)} points of IoU per class.")
     upper = [v for m in task["methods"] if m["joint"] and (v := _value(m, "all")) is not None]
     if upper and best:
         below = max(upper) - best[0][0]
@@ -143,7 +147,8 @@ def _flows(task: Mapping[str, Any]) -> list[str]:
         least, other = min(ends, key=lambda end: end[0]["background"])
         told[0] += f", {other} {least['background']:.1f} %"
     new, which = max(ends, key=lambda end: end[0]["new"])
-    told.append(f"{which} gives most of them to new classes, {new['new']:.1f} %")
+    if new["new"] >= 1:
+        told.append(f"{which} gives most of them to new classes, {new['new']:.1f} %")
     return [f"{text}." for text in told]
 
 

@@ -166,7 +166,7 @@ def make_sections(runs: Sequence[Run]) -> tuple[list[Section], list[str]]:
             ]
         dataset = members[0].last.dataset
         sections.append(Section(dataset, setting, task, schedule, tuple(_groups(members))))
-    out = [f"only step 0, which others start from, so left out: {listing(left, 8)}"] if left else []
+    out = [f"Left out, for they end at step 0: {listing(left, 8)}."] if left else []
     return sections, out
 
 
@@ -244,11 +244,12 @@ def make_task_report(section: Section, left_out: Sequence[str]) -> dict[str, Any
         "methods": [_method(section, group) for group in section.groups],
         "conventions": [_conventions(section, group) for group in section.groups],
         "configs": _differing(section.groups),
-        "warnings": [*left_out, *sentences.warnings(section)],
+        "warnings": sentences.warnings(section),
         "pictures": [],
         "legend": [],
     }
     told["sentences"] = sentences.make(told)
+    told["sentences"]["summary"] += left_out
     return told
 
 
@@ -390,13 +391,14 @@ def convention_rows(results: Sequence[Result], schedule: Schedule) -> list[dict[
     named: dict[str, Convention] = {"as evaluated": mine}
     if mine != theirs:
         named["as DKD's published code counts"] = theirs
-    named |= changes(mine)
+    named |= changes(mine, dataset)
     counted = {
         words: [grouped(result, schedule, convention) for result in results]
         for words, convention in (named | others_conventions(dataset)).items()
     }
-    for words in set.intersection(*({*result.passes} for result in results)):
-        counted[words] = [grouped(r, schedule, wide=r.passes[words]) for r in results]
+    for words in results[0].passes:
+        if all(words in result.passes for result in results):
+            counted[words] = [grouped(r, schedule, wide=r.passes[words]) for r in results]
     rows: list[dict[str, Any]] = []
     for words, each in counted.items():
         values = {key: (over_seeds(v[key] for v in each) or {}).get("mean") for key in each[0]}
