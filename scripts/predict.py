@@ -98,7 +98,9 @@ def classes(predictor: Predictor) -> list[dict[str, Any]]:
     ]
 
 
-def check_files(found: Sequence[Found], places: Sequence[Path], out: Path, endings: Sequence[str]):
+def check_files(
+    found: Sequence[Found], places: Sequence[Path], out: Path, endings: Sequence[str]
+) -> None:
     """Whether every result has a file of its own, that is no image.
 
     Raises:

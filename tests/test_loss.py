@@ -45,7 +45,8 @@ def planes(monkeypatch):
     """Set how many planes of a size make a chunk."""
 
     def set_planes(count, size, dtype=torch.float32):
-        monkeypatch.setattr(upsampling, "CPU_CHUNK", count * size[0] * size[1] * dtype.itemsize)
+        chunk = int(count * size[0] * size[1] * dtype.itemsize)
+        monkeypatch.setattr(upsampling, "CPU_CHUNK", chunk)
 
     return set_planes
 
@@ -460,7 +461,7 @@ def plain_predict(logits, size):
 
 @pytest.mark.parametrize("scale", [1, 6, 40])
 @pytest.mark.parametrize(("small", "size"), SIZES)
-@pytest.mark.parametrize("count", [1, 3, 5, 100])
+@pytest.mark.parametrize("count", [0.4, 1, 3, 5, 100])
 def test_prediction_equals_the_plain_one_in_every_pixel(scale, small, size, count, planes):
     """Scale 40 saturates: scores that tie at 1 meet across chunks."""
     planes(count, size)
@@ -494,7 +495,7 @@ def test_prediction_holds_no_full_size_classes(planes):
 
 @pytest.mark.parametrize("scale", [1, 40])
 @pytest.mark.parametrize(("small", "size"), SIZES)
-@pytest.mark.parametrize("count", [1, 3, 5, 100])
+@pytest.mark.parametrize("count", [0.4, 1, 3, 5, 100])
 def test_prediction_of_a_softmax(scale, small, size, count, planes):
     """The channels of the plain way, but where two logits differ by a rounding only.
 
@@ -518,7 +519,7 @@ def test_prediction_of_a_softmax(scale, small, size, count, planes):
             torch.testing.assert_close(value, best, rtol=1e-5, atol=rounding.item())
 
 
-@pytest.mark.parametrize("count", [1, 3, 100])
+@pytest.mark.parametrize("count", [0.4, 1, 3, 100])
 def test_of_equal_logits_the_first_wins(count, planes):
     planes(count, (8, 8))
     logits = torch.tensor([2.0, 1, 3, 3, 3, 0]).view(1, 6, 1, 1).expand(2, -1, 2, 2)

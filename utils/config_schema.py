@@ -298,7 +298,11 @@ SCHEMA: dict[str, Key] = {
         "validations without a new best before stopping; -1: never", (int,), -1
     ),
     "trainer.reset_best_mnt": Key("forget the best value on resuming", (bool,), decides=False),
-    "trainer.tensorboard": Key("write TensorBoard events", (bool,), decides=False),
+    "trainer.tensorboard": Key(
+        "write TensorBoard events: scalars, the config, pictures of validations",
+        (bool,),
+        decides=False,
+    ),
 }
 # The method judges these itself: it knows their names, types and ranges. Words and truth values
 # wait for it.

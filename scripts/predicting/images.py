@@ -66,7 +66,7 @@ def find(places: Sequence[Path]) -> list[Found]:
 def read_image(path: Path) -> Image.Image:
     """An image as RGB, upright as its EXIF orientation says.
 
-    Grey of 16 bits is divided by 257; alpha is left out, as in training.
+    As in training, which applies no orientation, alpha is left out. Grey of 16 bits becomes 8.
 
     Raises:
         Exception: of nearly any kind where the file is damaged.

@@ -65,8 +65,8 @@ class Predictor:
         self.model.eval()
         self.precision = Precision.of(config, device)
         self.label_ids = self.task.label_ids()
-        seen, learnt = set(self.task.seen), self.task.joint or self.task.steps
-        self.steps = {label: t for t, ids in enumerate(learnt) for label in ids if label in seen}
+        taught = enumerate(self.task.schedule[: 1 + self.task.schedule_step])
+        self.steps = {label: step for step, ids in taught for label in ids}
 
     @classmethod
     def of(cls, weights: Path, device: torch.device, data_dir: str | None = None) -> Predictor:
