@@ -341,19 +341,23 @@ def test_what_all_runs_share_is_said_once(html):
 
 def test_the_steps_of_a_method_begin_a_line_of_pictures(tmp_path):
     task = fake_task(["DKD"], [1], [3, 1])
-    labels = ["image", "truth", "DKD, step 0", "DKD, step 1", "PLOP, step 1"]
+    steps = [f"DKD, step {step}" for step in range(6)]
+    labels = ["image", "truth", *steps, "PLOP, step 5"]
     task["pictures"][0]["tiles"] = [
         {"label": label, "src": PIXEL, "full": PIXEL + " ", "is_map": label != "image"}
         for label in labels
     ]
     html = written(fake_report(task), tmp_path)
     tiles = [f["class"] for f in html.all("figure") if f.get("class", "").startswith("tile")]
-    assert tiles == ["tile", "tile", "tile first", "tile", "tile"]
+    assert tiles == ["tile", "tile", "tile first", *["tile"] * 6]
     assert [image["alt"] for image in html.all("img")][:2] == [
         "image of 2007_000033, full size",
         "image of 2007_000033",
     ]
-    assert sum("labels" in image.get("class", "") for image in html.all("img")) == 8
+    assert sum("labels" in image.get("class", "") for image in html.all("img")) == 16
+    task["pictures"][0]["tiles"] = task["pictures"][0]["tiles"][:8]
+    few = written(fake_report(task), tmp_path)
+    assert not any(f.get("class") == "tile first" for f in few.all("figure")), "they fill one line"
 
 
 def test_methods_look_different_and_alike_everywhere():

@@ -21,6 +21,7 @@ from utils.misc import atomic_path
 
 FORGOTTEN = 10.0  # a class is marked that lost as many points of IoU since its best step
 FOLD = 40  # with more classes, the groups of a map are folded and sorted by what was lost
+TILES = 8  # of a picture in a line of the page
 SWATCHES = 30  # a longer legend of pictures is folded
 Values = Sequence["float | None"]  # percent, None where there is nothing
 
@@ -133,8 +134,10 @@ def _layout(task: Mapping[str, Any], looks: Mapping[str, charts.Style]) -> dict[
     }
 
 
-def _tiles(tiles: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The tiles of a picture; several steps of a method begin a line (`first`)."""
+def _tiles(tiles: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The tiles of a picture; of more than a line, a method's several steps begin one (`first`)."""
+    if len(tiles) <= TILES:
+        return [{**tile, "first": False} for tile in tiles]
     groups = itertools.groupby(tiles, lambda tile: tile["label"].rsplit(", step", 1)[0])
     lines = [list(group) for _, group in groups]
     return [{**tile, "first": len(line) > 1 and tile is line[0]} for line in lines for tile in line]

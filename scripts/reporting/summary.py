@@ -271,7 +271,11 @@ def _method(section: Section, group: Group) -> dict[str, Any]:
         "curve": [{"step": step, **mean} for step, mean in means.items() if mean],
         "iou": _iou(section, group),
         "flows": [] if group.joint else _flows(at, schedule),
-        "loss": [{"step": step, "terms": _losses(results)} for step, results in at.items()],
+        "loss": [
+            {"step": step, "terms": terms}
+            for step, results in at.items()
+            if (terms := _losses(results))
+        ],
         "cost": [{"step": step} | cost for step, results in at.items() if (cost := _cost(results))],
         "published": _published(section, group, [f["all"] for f in figures]),
         "runs": [
