@@ -46,24 +46,20 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: the file cannot be read: {error}.") from None
 
 
-def flatten(tree: Any, source: str, *, strict: bool) -> tuple[dict[str, Any], list[str]]:
+def flatten(tree: Any, source: str, unknown: list[str] | None = None) -> dict[str, Any]:
     """A parsed JSON file as `{dotted key: value}`, each checked against `SCHEMA`.
 
     Args:
         tree: the parsed file.
         source: its name for messages.
-        strict: an unknown key is an error; otherwise it is left out and told in the second result.
-
-    Returns:
-        The values and the unknown keys.
+        unknown: takes the unknown keys; without it they are an error.
 
     Raises:
-        UserError: an unknown key (when strict), a wrong type or a value out of range.
+        UserError: an unknown key, a wrong type or a value out of range.
     """
     if not isinstance(tree, dict):
         raise UserError(f"{source}: the file must hold one JSON object, {{…}}.")
     values: dict[str, Any] = {}
-    unknown: list[str] = []
 
     def visit(block: dict[str, Any], prefix: str) -> None:
         for name, value in block.items():
@@ -76,7 +72,9 @@ def flatten(tree: Any, source: str, *, strict: bool) -> tuple[dict[str, Any], li
                 values[dotted] = check_value(dotted, value, source)
             elif dotted in RELEASED:
                 check_value(dotted, value, source)
-            elif strict:
+            elif unknown is not None:
+                unknown.append(dotted)
+            else:
                 here = sorted(
                     {
                         key[len(prefix) :].split(".")[0]
@@ -90,11 +88,9 @@ def flatten(tree: Any, source: str, *, strict: bool) -> tuple[dict[str, Any], li
                     f"{source}: unknown key '{dotted}'{hint or did_you_mean(name, here)}; "
                     f"valid here: {listing(here) or 'nothing'}."
                 )
-            else:
-                unknown.append(dotted)
 
     visit(tree, "")
-    return values, unknown
+    return values
 
 
 def check_value(dotted: str, value: Any, source: str) -> Any:

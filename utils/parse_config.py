@@ -12,13 +12,16 @@ are named with `-r`, the config beside them stands in the place of the recipe.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import inspect
 import json
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import reduce
 from itertools import pairwise
+from operator import getitem
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
@@ -30,7 +33,6 @@ from utils.misc import PROJECT_ROOT, UserError, choose, did_you_mean, listing
 from utils.recipe import Recipe
 
 T = TypeVar("T")
-_ABSENT = object()
 SETTINGS_HINT = "settings of a method, the block hyperparameter: --method NAME --help"
 
 
@@ -160,7 +162,6 @@ class ConfigParser:
         notes: Sequence[str] = (),
     ):
         self._tree = _nest(flat)
-        self._view = _frozen(self._tree)
         self.mode, self.resume, self.device, self.test = mode, resume, device, test
         self.auto, self.base = auto, base
         self.cache_dir = cache_dir or self._tree["data_loader"]["args"]["task"]["idxs_path"]
@@ -169,15 +170,11 @@ class ConfigParser:
         self._again = again
 
     def __getitem__(self, name: str) -> Any:
-        return self._view[name]
+        return _frozen(self._tree[name])
 
     def __getstate__(self) -> dict[str, Any]:
-        # A mapping proxy cannot be pickled, and the processes of a distributed run get a copy.
-        return {key: value for key, value in vars(self).items() if key not in ("_view", "_again")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._view, self._again = _frozen(self._tree), None
+        # The processes of a distributed run get a copy, and a closure cannot be pickled.
+        return vars(self) | {"_again": None}
 
     def at_step(self, step: int) -> ConfigParser:
         """The same command line for one step, which starts or goes on by itself (`-r auto`)."""
@@ -190,7 +187,6 @@ class ConfigParser:
         """A copy with other values of some keys; `hyperparameter` is replaced as a whole."""
         other = copy.copy(self)
         other._tree = _nest({**self.flat(), **values})
-        other._view = _frozen(other._tree)
         return other
 
     def changed(self, *, notes: Sequence[str] = (), **attributes: Any) -> ConfigParser:
@@ -204,11 +200,8 @@ class ConfigParser:
         """Dotted key → value, in the order of the schema; keys of `hyperparameter` come last."""
         values = {}
         for dotted in (*SCHEMA, *(f"hyperparameter.{name}" for name in self["hyperparameter"])):
-            block: Any = self._tree
-            for part in dotted.split("."):
-                block = block.get(part, _ABSENT) if isinstance(block, dict) else _ABSENT
-            if block is not _ABSENT:
-                values[dotted] = block
+            with contextlib.suppress(KeyError):  # an optional one
+                values[dotted] = reduce(getitem, dotted.split("."), self._tree)
         return values
 
     def as_dict(self) -> dict[str, Any]:
@@ -289,7 +282,7 @@ class ConfigParser:
             epilog = settings_help(named[-1]) if named else SETTINGS_HINT
         args = vars(_argument_parser(mode, description, epilog).parse_args(words))
         shipped = PROJECT_ROOT / default_config
-        defaults, _ = flatten(read_json(shipped), str(shipped), strict=True)
+        defaults = flatten(read_json(shipped), str(shipped))
 
         notes: list[str] = []
         auto = mode == "train" and args["resume"] == "auto"
@@ -298,14 +291,15 @@ class ConfigParser:
             raise UserError(f"-r/--resume: there is no file {resume}.")
         file: dict[str, Any] = {}
         if args["config"] is not None:
-            file, _ = flatten(read_json(Path(args["config"])), args["config"], strict=True)
+            file = flatten(read_json(Path(args["config"])), args["config"])
             notes.append(f"config: {args['config']}")
         typed, steps = _typed(args)
         mine = _over(_over(defaults, file), typed)
         theirs: dict[str, Any] = {}
         recipe = None
         if resume is not None and (beside := resume.parent / "config.json").is_file():
-            theirs, unknown = flatten(read_json(beside), str(beside), strict=False)
+            unknown: list[str] = []
+            theirs = flatten(read_json(beside), str(beside), unknown)
             notes.append(f"config: {beside}, which lies beside the weights")
             if unknown:
                 notes.append(f"ignored, for this version has no such keys: {listing(unknown)}")
@@ -330,13 +324,9 @@ class ConfigParser:
             flat = _over(flat, _of_method(layer, chosen))
         flat["method"] = chosen
         if recipe is not None:
-            asked = {**recipe.values, **file, **typed}
-            used = [
-                f"{key} {asked[key]}"
-                for key, value in recipe.values.items()
-                if flat.get(key) == value
-            ]
-            notes.append(f"recipe: {recipe.file}: {listing(used)}")
+            kept = [key for key, value in recipe.values.items() if flat.get(key) == value]
+            used = listing(f"{key} {flat[key]}" for key in kept)
+            notes.append(f"recipe: {recipe.file}: {used}")
         bundle = "data_loader.type"
         if flat[bundle] != defaults[bundle]:
             raise UserError(
@@ -397,7 +387,7 @@ def _assigned(words: str) -> dict[str, Any]:
     tree = value
     for name in reversed(dotted.split(".")):
         tree = {name: tree}
-    return flatten(tree, f"--set {words}", strict=True)[0]
+    return flatten(tree, f"--set {words}")
 
 
 def _of_method(layer: Mapping[str, Any], method: str) -> dict[str, Any]:
