@@ -11,7 +11,7 @@ import torch
 from base import base_method
 from base.base_method import BaseMethod, setting
 from base.base_model import BaseModel, HeadPlan, ModelOutput
-from base.batch import Batch
+from base.batch import Batch, void_of
 from models.upsampling import highest_logit, size_of, softmax_score
 from trainer.optim import three_groups
 from utils.misc import BACKGROUND
@@ -64,8 +64,7 @@ class BackgroundMethod(BaseMethod):
         """[N, H, W]: the labels of a batch, void as the setting `official` has it."""
         if not self.settings.official:
             return batch.labels
-        void = torch.iinfo(batch.labels.dtype).max
-        return batch.labels.masked_fill(batch.labels == void, BACKGROUND)
+        return batch.labels.masked_fill(batch.labels == void_of(batch.labels), BACKGROUND)
 
     def predict(self, output: ModelOutput, size: tuple[int, int] | None = None) -> torch.Tensor:
         """Channel of the largest logit."""

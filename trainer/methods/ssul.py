@@ -12,7 +12,7 @@ import torch
 from base import base_method
 from base.base_method import BaseMethod, Terms, Total, setting
 from base.base_model import BaseModel, HeadPlan, ModelOutput
-from base.batch import Batch
+from base.batch import Batch, void_of
 from models.fast_loss import mbce
 from models.heads import start_head
 from models.upsampling import highest_score, size_of, upsample
@@ -108,7 +108,7 @@ class SSUL(BaseMethod):
 
     def targets(self, batch: Batch, teacher: ModelOutput | None) -> torch.Tensor:
         """Labels with the unknown, and with what the previous model is sure of: [N, H, W] int32."""
-        void = batch.labels == torch.iinfo(batch.labels.dtype).max
+        void = batch.labels == void_of(batch.labels)
         labels = batch.labels.int().masked_fill(void, VOID)
         unknown = labels == BACKGROUND
         if self.settings.unknown == "salient":
