@@ -117,7 +117,13 @@ class BaseModel(nn.Module):
         """
         Args:
             images: [N, 3, H, W] float32, normalised.
-            wants: names out of `OUTPUTS`.
+            wants: names out of `OUTPUTS`: what to return beside the logits.
+
+        Returns:
+            Outputs at feature resolution; whoever needs full size calls `upsample`.
+
+        Raises:
+            ValueError: an output that heads of this plan do not have.
         """
 
     @abstractmethod

@@ -71,8 +71,7 @@ def keep(path: Path, name: str, folder: Path | None = None) -> None:
 
     Args:
         path: the checkpoint; it is never changed in place, so sharing is safe.
-        name: the further name.
-        folder: another folder for it.
+        folder: another folder for the name.
     """
     target = (folder or path.parent) / name
     temporary = target.with_name(f".{name}{PART}")

@@ -419,12 +419,7 @@ def _not_beside_weights(
     this machine's: an evaluation writes below the default folder. Training that continues in the
     folder tree that holds the checkpoint is the user's own run and keeps its processes. Weights
     below this call's own save_dir are the user's as well: their links are followed as in training.
-
-    Args:
-        mode: "train" or "eval".
-        resume: the weights.
-        theirs: what the file says.
-        mine: what holds without it.
+    `theirs` is what the file says, `mine` what holds without it.
     """
     refused = {dotted: mine[dotted] for dotted in SCHEMA if SCHEMA[dotted].local}
     folder, links = resume.resolve().parent, "data_loader.args.follow_links"

@@ -35,13 +35,7 @@ class Recipe:
 
 
 def read(method: str, dataset: str, task: str, step: int) -> Recipe | None:
-    """The recipe of a method, if there is one for this data set.
-
-    Args:
-        method: its name.
-        dataset: short name, as in the name of the shipped config.
-        task: the schedule, such as 15-1.
-        step: of the task.
+    """The recipe of a method, if there is one for this data set (the short name), task and step.
 
     Raises:
         UserError: the file is faulty.
