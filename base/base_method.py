@@ -140,9 +140,9 @@ class BaseMethod(ABC):
 
     # --------------------------------------------------------------------- what the step is made of
     @property
-    @abstractmethod
     def needs_teacher(self) -> bool:
         """Whether the loop shall run the previous step's model beside the student."""
+        return self.task.step > 0
 
     @property
     def reads_saliency(self) -> bool:
@@ -171,7 +171,6 @@ class BaseMethod(ABC):
         made and before a resumed checkpoint is loaded.
 
         Args:
-            student: the model.
             earlier: what `state` returned at the end of the previous step; empty at step 0, and
                 after a step that had none.
         """

@@ -37,10 +37,6 @@ class BackgroundMethod(BaseMethod):
         )
 
     @property
-    def needs_teacher(self) -> bool:
-        return self.task.step > 0
-
-    @property
     def dropout(self) -> bool:
         return False
 

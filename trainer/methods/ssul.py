@@ -58,10 +58,6 @@ class SSUL(BaseMethod):
         )
 
     @property
-    def needs_teacher(self) -> bool:
-        return self.task.step > 0
-
-    @property
     def wants(self) -> frozenset[str]:
         return self.answers_from
 
