@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import inspect
 import json
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import InitVar, dataclass, replace
 from functools import reduce
 from itertools import pairwise
 from operator import getitem
@@ -122,12 +122,14 @@ def _frozen(value: Any) -> Any:
     return value
 
 
+@dataclass(eq=False, repr=False)
 class ConfigParser:
     """The effective configuration of one run, read-only.
 
     `config["trainer"]["epochs"]` reads a key. What is no key of the file are attributes:
 
     Attributes:
+        values: dotted key → value, given once and read with `flat`.
         mode: "train" or "eval".
         resume: the checkpoint of `-r`, or None.
         auto: `-r auto` was given; `trainer/run.py` looks for the checkpoint.
@@ -140,61 +142,50 @@ class ConfigParser:
         recipe: of the method for this task and step, or None.
         global_batch: images of one iteration over all processes that the recipe asks for; None
             when the user chose the batch size of a process.
+        again: further words of the command line → what it then means; of no copy in a process.
         notes: what the log should say about how the configuration came about.
     """
 
-    def __init__(
-        self,
-        flat: Mapping[str, Any],
-        *,
-        mode: str = "train",
-        resume: Path | None = None,
-        auto: bool = False,
-        base: Path | None = None,
-        device: str | None = None,
-        test: bool = False,
-        beside: Collection[str] = (),
-        steps: Steps | None = None,
-        recipe: Recipe | None = None,
-        global_batch: int | None = None,
-        again: Callable[[Sequence[str]], ConfigParser] | None = None,
-        cache_dir: str | None = None,
-        notes: Sequence[str] = (),
-    ):
-        self._tree = _nest(flat)
-        self.mode, self.resume, self.device, self.test = mode, resume, device, test
-        self.auto, self.base = auto, base
-        self.cache_dir = cache_dir or self._tree["data_loader"]["args"]["task"]["idxs_path"]
-        self.beside, self.notes = frozenset(beside), tuple(notes)
-        self.steps, self.recipe, self.global_batch = steps, recipe, global_batch
-        self._again = again
+    values: InitVar[Mapping[str, Any]]
+    mode: str = "train"
+    resume: Path | None = None
+    auto: bool = False
+    base: Path | None = None
+    device: str | None = None
+    test: bool = False
+    beside: Collection[str] = ()
+    steps: Steps | None = None
+    recipe: Recipe | None = None
+    global_batch: int | None = None
+    again: Callable[[Sequence[str]], ConfigParser] | None = None
+    cache_dir: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self, values: Mapping[str, Any]) -> None:
+        self._tree = _nest(values)
+        self.cache_dir = self.cache_dir or self["data_loader"]["args"]["task"]["idxs_path"]
 
     def __getitem__(self, name: str) -> Any:
         return _frozen(self._tree[name])
 
     def __getstate__(self) -> dict[str, Any]:
         # The processes of a distributed run get a copy, and a closure cannot be pickled.
-        return vars(self) | {"_again": None}
+        return vars(self) | {"again": None}
 
     def at_step(self, step: int) -> ConfigParser:
         """The same command line for one step, which starts or goes on by itself (`-r auto`)."""
-        assert self._again is not None, "only a command line has further steps"
-        return self._again(["--task_step", str(step)]).changed(
+        assert self.again is not None, "only a command line has further steps"
+        return self.again(["--task_step", str(step)]).changed(
             auto=self.resume is None, base=self.base if step == 0 else None
         )
 
     def with_values(self, values: Mapping[str, Any]) -> ConfigParser:
         """A copy with other values of some keys; `hyperparameter` is replaced as a whole."""
-        other = copy.copy(self)
-        other._tree = _nest({**self.flat(), **values})
-        return other
+        return replace(self, values={**self.flat(), **values})
 
     def changed(self, *, notes: Sequence[str] = (), **attributes: Any) -> ConfigParser:
         """A copy with other attributes (`resume`, `test`) and further notes."""
-        other = copy.copy(self)
-        vars(other).update(attributes)
-        other.notes += tuple(notes)
-        return other
+        return replace(self, values=self.flat(), notes=(*self.notes, *notes), **attributes)
 
     def flat(self) -> dict[str, Any]:
         """Dotted key → value, in the order of the schema; keys of `hyperparameter` come last."""
@@ -348,8 +339,8 @@ class ConfigParser:
             recipe=recipe,
             global_batch=recipe.global_batch if recipe and batch not in own else None,
             again=lambda more: cls.from_args(mode, default_config, description, [*words, *more]),
-            cache_dir=defaults[lists] if lists in theirs.keys() - own else None,
-            notes=notes,
+            cache_dir=defaults[lists] if lists in theirs.keys() - own else flat[lists],
+            notes=tuple(notes),
         )
 
 
