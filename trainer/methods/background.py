@@ -27,6 +27,7 @@ class BackgroundMethod(BaseMethod):
     family = "background"
     learns_old = False
     replay_confidence = None
+    dropout = False
 
     @dataclass(frozen=True)
     class Settings(base_method.Settings):
@@ -35,10 +36,6 @@ class BackgroundMethod(BaseMethod):
         official: bool = setting(
             False, "as the authors' code has it: void pixels are trained as background"
         )
-
-    @property
-    def dropout(self) -> bool:
-        return False
 
     @property
     def known(self) -> int:

@@ -37,6 +37,7 @@ class SSUL(BaseMethod):
     learns_old = True
     replay_confidence = 0.7
     answers_from = frozenset({"unknown"})
+    wants = answers_from
 
     @dataclass(frozen=True)
     class Settings(base_method.Settings):
@@ -56,10 +57,6 @@ class SSUL(BaseMethod):
             False,
             "as the authors' code has it: labels of replayed images are read one channel off",
         )
-
-    @property
-    def wants(self) -> frozenset[str]:
-        return self.answers_from
 
     @property
     def reads_saliency(self) -> bool:
