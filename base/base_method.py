@@ -29,7 +29,6 @@ FAMILIES = {
     "unknown": "the background class, beside an unknown head",
 }
 
-
 Total = Callable[[torch.Tensor], torch.Tensor]  # sum over all ranks
 Terms = dict[str, torch.Tensor]  # name of a loss term → per-class values
 

@@ -15,9 +15,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
-OUTPUTS = frozenset(
-    {"pos_neg", "stages", "body", "features", "unknown"}
-)  # on request, beside the logits
+# What a forward pass returns on request, beside the logits.
+OUTPUTS = frozenset({"pos_neg", "stages", "body", "features", "unknown"})
 HEAD_KINDS = ("conv1x1", "block")
 DROPOUT = (nn.Dropout, StochasticDepth)  # what draws random numbers in train mode
 

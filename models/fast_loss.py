@@ -150,11 +150,7 @@ class Scores(Targets):
     """The sigmoid of a teacher's logits."""
 
     def __init__(self, teacher: torch.Tensor, size: tuple[int, int]):
-        """
-        Args:
-            teacher: [N, C, h, w] logits.
-            size: H and W, to which they are upsampled.
-        """
+        """Of logits, [N, C, h, w], upsampled to `size`, H and W."""
         self.teacher, self.size = teacher.detach(), size
 
     @functools.cached_property

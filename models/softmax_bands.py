@@ -120,11 +120,7 @@ class Distillation(Term):
     behind = 1
 
     def __init__(self, teacher: torch.Tensor, size: tuple[int, int]):
-        """
-        Args:
-            teacher: [N, K, h, w] logits.
-            size: H and W, to which they are upsampled.
-        """
+        """Of the teacher's logits, [N, K, h, w], upsampled to `size`, H and W."""
         self.teacher = full_precision(teacher.detach())
         self.rows = Rows(self.teacher, size)
 

@@ -141,11 +141,7 @@ class Bilinear:
     """
 
     def __init__(self, logits: torch.Tensor, size: tuple[int, int]):
-        """
-        Args:
-            logits: [N, C, h, w] in full precision.
-            size: H and W.
-        """
+        """From the sides of logits, [N, C, h, w] in full precision, to `size`, H and W."""
         (h, w), (H, W) = logits.shape[-2:], size
         self.size = size
         self.blocks = math.gcd(h, H)
@@ -193,11 +189,7 @@ class Rows:
     """
 
     def __init__(self, logits: torch.Tensor, size: tuple[int, int]):
-        """
-        Args:
-            logits: [N, C, h, w] in full precision.
-            size: H and W.
-        """
+        """From the sides of logits, [N, C, h, w] in full precision, to `size`, H and W."""
         (h, w), (H, W) = logits.shape[-2:], size
         self.across = interpolation(logits, w, W)  # U_w: [W, w]
         self.down = interpolation(logits, h, H)  # U_h: [H, h]

@@ -46,7 +46,7 @@ class _ArgumentParser(argparse.ArgumentParser):
 
 
 def _argument_parser(
-    mode: str, description: str | None, epilog: str | None = None
+    mode: str, description: str | None, epilog: str | None
 ) -> argparse.ArgumentParser:
     parser = _ArgumentParser(
         description=description,
@@ -229,13 +229,11 @@ class ConfigParser:
         accepted = inspect.signature(cls).parameters
         for name in block["args"]:
             if name not in accepted:
-                own = [
-                    key.rsplit(".", 1)[1] for key in SCHEMA if key.startswith(f"{section}.args.")
-                ]
-                valid = [other for other in own if other in accepted]
+                own = (key for key in SCHEMA if key.startswith(f"{section}.args."))
+                valid = listing(word for key in own if (word := key.split(".")[2]) in accepted)
                 raise UserError(
                     f"{section}.args.{name} is no argument of {block['type']}; "
-                    f"valid: {listing(valid) or 'none'}."
+                    f"valid: {valid or 'none'}."
                 )
         return cls
 
