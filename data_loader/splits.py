@@ -161,12 +161,8 @@ def read_published(path: Path, dataset: BaseDataset) -> np.ndarray:
         names = np.load(path, allow_pickle=False)
     except Exception as error:  # np.load raises many kinds on a damaged file
         raise UserError(f"image list {path} cannot be read: {error}.") from None
-    if (
-        not isinstance(names, np.ndarray)
-        or names.ndim != 1
-        or names.dtype.kind != "U"
-        or not names.size
-    ):
+    good = isinstance(names, np.ndarray) and names.ndim == 1 and names.dtype.kind == "U"
+    if not good or not names.size:
         raise UserError(f"image list {path} must be a one-dimensional, non-empty array of strings.")
     entries = enumerate(dataset.entries)
     known = {name: index for index, entry in entries for name in (entry.line, entry.id)}

@@ -75,14 +75,10 @@ def flatten(tree: Any, source: str, unknown: list[str] | None = None) -> dict[st
             elif unknown is not None:
                 unknown.append(dotted)
             else:
-                here = sorted(
-                    {
-                        key[len(prefix) :].split(".")[0]
-                        for key in (*SCHEMA, *SECTIONS)
-                        if key.startswith(prefix)
-                    }
-                )
-                elsewhere = [key for key in (*SCHEMA, *SECTIONS) if key.endswith(f".{name}")]
+                known = (*SCHEMA, *SECTIONS)
+                below = [key.removeprefix(prefix) for key in known if key.startswith(prefix)]
+                here = sorted({key.split(".")[0] for key in below})
+                elsewhere = [key for key in known if key.endswith(f".{name}")]
                 hint = f" (did you mean '{elsewhere[0]}'?)" if len(elsewhere) == 1 else ""
                 raise UserError(
                     f"{source}: unknown key '{dotted}'{hint or did_you_mean(name, here)}; "

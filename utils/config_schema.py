@@ -42,13 +42,10 @@ class Key:
         if self.choices:
             return "one of " + listing(json.dumps(choice) for choice in self.choices)
         names = {str: "a non-empty string", bool: "true or false", NULL: "null"}
+        names |= {float: "a number", list: f"a list of {self.items}"}
+        if float not in self.types:
+            names[int] = "a whole number"
         words = [names[kind] for kind in self.types if kind in names]
-        if float in self.types:
-            words.insert(0, "a number")
-        elif int in self.types:
-            words.insert(0, "a whole number")
-        if list in self.types:
-            words.insert(0, f"a list of {self.items}")
         bounds = [
             f"{sign} {bound:g}"
             for sign, bound in ((">=", self.least), (">", self.above), ("<=", self.most))
