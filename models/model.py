@@ -69,25 +69,18 @@ class DeepLabV3(BaseModel):
 
     def forward(self, images: torch.Tensor, wants: Collection[str] = ()) -> ModelOutput:
         assert OUTPUTS.issuperset(wants), f"outputs are {sorted(OUTPUTS)}, not {sorted(wants)}"
-        unknown, pos, neg = None, None, None
         maps, stages = self.backbone(images, "stages" in wants)
         features = self.aspp(maps)  # [N, 256, h, w]
         logits = self.cls(features)
+        found = {"stages": stages, "body": maps, "features": features}
+        asked = {name: found[name] for name in found if name in wants}
         if "pos_neg" in wants:
-            pos, neg = self.cls.decomposed(features)
+            asked["pos"], asked["neg"] = self.cls.decomposed(features)
         if "unknown" in wants:
             if self.unknown is None:
                 raise ValueError("'unknown' is wanted, but the plan of the heads has no such head.")
-            unknown = self.unknown(features)
-        return ModelOutput(
-            logits,
-            pos,
-            neg,
-            stages=stages if "stages" in wants else None,
-            body=maps if "body" in wants else None,
-            features=features if "features" in wants else None,
-            unknown=unknown,
-        )
+            asked["unknown"] = self.unknown(features)
+        return ModelOutput(logits, **asked)
 
     def parts(self) -> Parts:
         return Parts(self.backbone, self.aspp, tuple(self.cls), self.unknown)
