@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from base.task import ClassNames, ids_of
-from utils.misc import VOID, WIDE_VOID, UserError, ranges, void_id
+from utils.misc import BACKGROUND, VOID, WIDE_VOID, UserError, ranges, void_id
 
 # Pillow knows more, some of which start other programs or fail in ways of their own.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
@@ -122,9 +122,7 @@ class BaseDataset(ABC):
             names: ClassNames = tuple(class_names or ()) or self.read_class_names()
         except UserError as fault:
             self.tell(fault, "names")
-            labels = {label for steps in self.tables.values() for ids in steps for label in ids}
-            first = {0: "background"} if self.background else {}
-            names = first | {label: f"class {label}" for label in labels}
+            names = self.numbered_names()
         self.class_names, self.ids = names, ids_of(names)
         self.void = void_id(self.ids)
         self._real_root = os.path.join(os.path.realpath(self.root), "")
@@ -147,6 +145,23 @@ class BaseDataset(ABC):
     def find_root(cls, data_dir: str | None = None) -> Path:
         """The root: `data_dir`, then the environment variable, then the default."""
         return Path(data_dir or os.environ.get(cls.root_variable) or cls.default_root)
+
+    @classmethod
+    def known_names(cls, data_dir: str | None = None) -> ClassNames:
+        """The data set's class names where its images are not needed, numbers without the root."""
+        bare = cls.__new__(cls)
+        bare.root = cls.find_root(data_dir)
+        try:
+            return bare.read_class_names()
+        except UserError:
+            return cls.numbered_names()
+
+    @classmethod
+    def numbered_names(cls) -> ClassNames:
+        """A name for every class of the published schedules, where nobody knows a better one."""
+        labels = {label for steps in cls.tables.values() for ids in steps for label in ids}
+        first = {BACKGROUND: "background"} if cls.background else {}
+        return first | {label: f"class {label}" for label in labels}
 
     @abstractmethod
     def read_class_names(self) -> ClassNames:

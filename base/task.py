@@ -98,6 +98,13 @@ class Task:
         return self.old + self.new
 
     @property
+    def unseen(self) -> tuple[int, ...]:
+        """Label ids of the other classes: in order of arrival, then those that never arrive."""
+        later = [label for ids in self.steps[self.step + 1 :] for label in ids]
+        known = {*self.seen, *later}
+        return (*later, *(label for label in self.classes if label not in known))
+
+    @property
     def classes_per_step(self) -> tuple[int, ...]:
         """Number of classes of each step up to this one."""
         return tuple(len(ids) for ids in self.steps[: self.step + 1])
@@ -111,6 +118,11 @@ class Task:
     def new_channels(self) -> slice:
         """Channels of the logits that hold the new classes."""
         return slice(1 + len(self.old), 1 + len(self.seen))
+
+    @property
+    def schedule(self) -> tuple[tuple[int, ...], ...]:
+        """Label ids of each step; of joint training, those of the steps that it learns at once."""
+        return (*self.joint, *self.steps[1:]) if self.joint else self.steps
 
     @property
     def schedule_step(self) -> int:
@@ -150,18 +162,29 @@ class Task:
             table[label] = self._channels[label]
         return table
 
-    def label_ids(self) -> np.ndarray:
+    def wide_table(self) -> np.ndarray:
+        """Lookup table from label id to row of the wide confusion matrix: no class is hidden.
+
+        Rows are the channels, then the classes of `unseen`; else as `label_table`.
+        """
+        every = (*self.seen, *self.unseen)
+        return replace(self, step=0, steps=(every,)).label_table(every, BACKGROUND)
+
+    def label_ids(self, *, unseen: bool = False) -> np.ndarray:
         """Lookup table from channel to label id: [1 + seen classes] uint8 or uint16.
 
-        Background is first, or void where there is none.
+        Background is first, or void where there is none; with `unseen`, those classes are last, as
+        in the rows of the wide confusion matrix.
         """
         first = BACKGROUND if self.background else self.void
-        return np.array((first, *self.seen), np.uint8 if self.void == VOID else np.uint16)
+        ids = (first, *self.seen, *(self.unseen if unseen else ()))
+        return np.array(ids, np.uint8 if self.void == VOID else np.uint16)
 
-    def channel_names(self) -> tuple[str, ...]:
-        """Class name of each channel up to this step, background (or "void") first."""
+    def channel_names(self, *, unseen: bool = False) -> tuple[str, ...]:
+        """Class name of each entry of `label_ids`, "void" where there is no background."""
         first = self.class_names[BACKGROUND] if self.background else "void"
-        return (first, *(self.class_names[label] for label in self.seen))
+        labels = (*self.seen, *(self.unseen if unseen else ()))
+        return (first, *(self.class_names[label] for label in labels))
 
 
 def make_task(

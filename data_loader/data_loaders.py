@@ -29,6 +29,8 @@ from data_loader.splits import (
     HELD_OUT,
     compare_with_published,
     derive,
+    equals_published,
+    has_published,
     list_hash,
     presence_table,
     published_file,
@@ -186,12 +188,14 @@ class IncrementalDataLoader:
         if kind == "train":
             indices = self._train_and_held_out(self.task)[0]
             return self._training(indices, allowed(self.task), self.seed, self.task.step)
-        split, kept = self._split(kind), self.task.new if kind == "val" else self.task.seen
+        split = self._split(kind)
         if split == "train":
             indices = self._train_and_held_out(self.task)[1]
         else:
             indices = self._indices(self.task, kind)
-        table = self.task.label_table(kept, self.blocks[kind]["args"]["masking_value"])
+        table = self.task.wide_table()
+        if kind == "val":
+            table = self.task.label_table(self.task.new, self.masking_value("val"))
         seed = (self.seed, self.task.step)
         return IncrementalDataset(self.raw[split], indices, table, self._transform(kind), seed)
 
@@ -211,8 +215,20 @@ class IncrementalDataLoader:
 
     @property
     def test_set(self) -> IncrementalDataset:
-        """Test images of the step: labels of all seen classes."""
+        """Test images of the step, every class as its row of the wide confusion matrix."""
         return self._set("test")
+
+    def lists(self) -> dict[str, dict[str, Any]]:
+        """Of each set: number of images, hash of the list, whether it is the published one.
+
+        That is None where no list was published.
+        """
+        told = {}
+        for kind, dataset in self._sets.items():
+            ids, published = dataset.names, has_published(self.task, kind)
+            equal = equals_published(ids, self.task, kind) if published else None
+            told[kind] = {"images": len(ids), "sha256": list_hash(ids), "published": equal}
+        return told
 
     def candidate_set(self) -> IncrementalDataset:
         """Training images of the step before, with the labels of that step: who may be kept.
@@ -315,7 +331,11 @@ class IncrementalDataLoader:
 
     def _train_table(self, may: Collection[int]) -> np.ndarray:
         """The table of training labels that shows these label ids."""
-        return self.task.label_table(may, self.blocks["train"]["args"]["masking_value"])
+        return self.task.label_table(may, self.masking_value("train"))
+
+    def masking_value(self, kind: str) -> int:
+        """What the pixels of classes that a set hides count as: 0, background, or 255, nothing."""
+        return self.blocks[kind]["args"]["masking_value"]
 
     def _transform(self, kind: str) -> Transform:
         args = self.blocks[kind]["args"]
@@ -432,6 +452,14 @@ class IncrementalDataLoader:
         whole = kind != "train" and self.data_set.evaluation == "whole"
         return self.blocks[kind]["args"]["transform"] and not whole
 
+    def evaluated(self, kind: str) -> str:
+        """How the images of "val" or "test" are evaluated, in words."""
+        if not self.blocks[kind]["args"]["transform"] or self.data_set.evaluation == "whole":
+            return "whole"
+        if self.data_set.evaluation != "crop":
+            return "resized to {}×{}".format(*self.data_set.evaluation)
+        return f"centre crop {self.blocks[kind]['args']['transform_args']['crop_size']}"
+
     @property
     def norm_batch(self) -> int:
         """Images that a BatchNorm which is not frozen sees at a time; GPUs synchronise theirs."""
@@ -461,6 +489,13 @@ class IncrementalDataLoader:
     def test_loader(self) -> DataLoader:
         """This rank's share of the test images, in order."""
         return self._share(self.test_set, "test")
+
+    def other_test_loader(self) -> DataLoader:
+        """This rank's share of the test images without a class seen yet, which DKD leaves out."""
+        kept = self.test_set
+        others = np.setdiff1d(np.arange(len(kept.raw)), kept.indices)
+        images = IncrementalDataset(kept.raw, others, kept.table, kept.transform, kept.seed)
+        return self._share(images, "test")
 
     def _share(self, dataset: IncrementalDataset, kind: str) -> DataLoader:
         share = OrderedShare(len(dataset), self.ranks.rank, self.ranks.world)

@@ -241,6 +241,11 @@ def equals_published(ids: Sequence[str], task: Task, kind: str) -> bool:
     return _published(task, kind) == {"count": len(ids), "sha256": list_hash(ids)}
 
 
+def has_published(task: Task, kind: str) -> bool:
+    """Whether there is a published list of the step."""
+    return _published(task, kind) is not None
+
+
 def _published(task: Task, kind: str) -> dict[str, Any] | None:
     """Count and hash of the published list, if the step has one."""
     key = f"{task.dataset}/{list_name(task, kind)}"

@@ -53,14 +53,13 @@ class EvalTransform:
     def __init__(self, crop_size: int):
         self.size = crop_size
 
-    def __call__(self, image: Image.Image, label: Image.Image) -> tuple[torch.Tensor, ...]:
+    def __call__(self, image: Image.Image, *maps: Image.Image) -> tuple[torch.Tensor, ...]:
         shorter = min(image.size)
         width, height = (side * self.size // shorter for side in image.size)
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
         corners = (left, top, left + self.size, top + self.size)
-        image = image.resize((width, height), BILINEAR).crop(corners)
-        label = label.resize((width, height), NEAREST).crop(corners)
-        return to_tensors(image, label)
+        crops = [part.resize((width, height), NEAREST).crop(corners) for part in maps]
+        return to_tensors(image.resize((width, height), BILINEAR).crop(corners), *crops)
 
 
 class Resize:
@@ -70,8 +69,9 @@ class Resize:
         height, width = size
         self.size = (width, height)
 
-    def __call__(self, image: Image.Image, label: Image.Image) -> tuple[torch.Tensor, ...]:
-        return to_tensors(image.resize(self.size, BILINEAR), label.resize(self.size, NEAREST))
+    def __call__(self, image: Image.Image, *maps: Image.Image) -> tuple[torch.Tensor, ...]:
+        resized = [part.resize(self.size, NEAREST) for part in maps]
+        return to_tensors(image.resize(self.size, BILINEAR), *resized)
 
 
 class NoTransform:

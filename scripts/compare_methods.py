@@ -1,10 +1,8 @@
-"""Train every method on one data set, each from the base step of its own family, and tabulate them.
+"""Train every method on one data set, each from the base step of its own family, with one seed.
 
-    python scripts/compare_methods.py --out OUT --data_dir DATA --saliency_dir MAPS --train 1
-    python scripts/compare_methods.py --out OUT
+    python scripts/compare_methods.py --out OUT --data_dir DATA --saliency_dir MAPS --seed 1
 
-The first trains what is left of one seed, below OUT/runs; the second prints the table of all seeds
-that are there and writes it to OUT/table.md, and OUT/comparison.png. Called by
+Trains what is left of the seed, below OUT/runs, of which `report.py` tells then. Called by
 `compare_methods.sh`; `--config` and `--task` name other data and schedules.
 
 Networks are small and trained from scratch, so learning rates and epochs are those of this file;
@@ -16,8 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,14 +22,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from trainer.run import run
-from trainer.steps import METRICS, unfinished
+from trainer.steps import unfinished
 from utils.config_file import read_json
-from utils.cost import FILE as COST
-from utils.misc import PROJECT_ROOT, UserError, choose, one_sentence_errors, write_json
+from utils.misc import PROJECT_ROOT, choose, one_sentence_errors, write_json
 from utils.parse_config import ConfigParser
-
-METRIC = "Mean_Intersection_over_Union"
-COLUMNS = {"old": "old", "new": "new", "harmonic": "hIoU", "overall": "all"}
 
 
 @dataclass(frozen=True)
@@ -102,14 +94,14 @@ def make_config(args: argparse.Namespace, steps: Sequence[Sequence[int]]) -> Pat
     data = tree["data_loader"]["args"]
     data |= {"data_dir": str(args.data_dir), "num_workers": 0}
     data["task"] |= {"idxs_path": str(args.out / "lists"), "steps": [list(ids) for ids in steps]}
-    path = args.out / f"config-{'-'.join(str(len(ids)) for ids in steps)}-s{args.train}.json"
+    path = args.out / f"config-{'-'.join(str(len(ids)) for ids in steps)}-s{args.seed}.json"
     write_json(path, tree)
     return path
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train what is left of the seed `args.train`."""
-    seed, out, tasks = args.train, args.out, args.task
+    """Train what is left."""
+    seed, out, tasks = args.seed, args.out, args.task
     runs, done = out / "runs", 0
     total = len(args.methods) * len(tasks)
 
@@ -158,63 +150,6 @@ def train(args: argparse.Namespace) -> None:
             )
 
 
-def results(runs: Path) -> dict[str, dict[str, list[tuple[Path, dict[str, Any]]]]]:
-    """Task → row → (folder of the last step's log, its metrics), one for each seed."""
-    found: dict[str, dict[str, list[tuple[Path, dict[str, Any]]]]] = {}
-    joint: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
-    for file in sorted((runs / "log").glob(f"overlap_*/step_*/{METRICS}")):
-        metrics = json.loads(file.read_text())
-        config = read_json(runs / "models" / file.parent.relative_to(runs / "log") / "config.json")
-        schedule = config["data_loader"]["args"]["task"]["steps"]
-        row = metrics["name"].rpartition("-s")[0]
-        if row in ENTRIES and metrics["step"] == len(schedule) - 1:
-            rows = joint if metrics["joint"] else found.setdefault(metrics["task"], {})
-            rows.setdefault(row, []).append((file.parent, metrics))
-    if not found and not joint:
-        raise UserError(f"{runs} holds no finished run; train some with --train SEED first.")
-    return {task: rows | joint for task, rows in found.items()} or {"joint": joint}
-
-
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """`87.18 ± 0.40`, the sample's deviation; without it where there is one value."""
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation}"
-
-
-def table(rows: dict[str, list[tuple[Path, dict[str, Any]]]]) -> list[str]:
-    """A table in Markdown, a row for each method, in the order of `ENTRIES`."""
-    lines = [
-        f"| method | seeds | {' | '.join(COLUMNS.values())} | s per epoch | peak MiB |",
-        f"|---|{'---:|' * (len(COLUMNS) + 3)}",
-    ]
-    for name in (name for name in ENTRIES if name in rows):
-        found = rows[name]
-        groups = [[metrics["metrics"][METRIC][group] for _, metrics in found] for group in COLUMNS]
-        cells = [name, str(len(found)), *map(mean_and_deviation, groups)]
-        costs = [json.loads(file.read_text()) for folder, _ in found for file in folder.glob(COST)]
-        for key, digits in (("seconds_per_epoch", 1), ("peak_memory_mib", 0)):
-            values = [cost[key] for cost in costs if cost[key] is not None]
-            cells.append(f"{statistics.mean(values):.{digits}f}" if values else "-")
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
-
-
-def report(out: Path) -> None:
-    """Print and write the tables, and draw the last steps of the first seed."""
-    found = results(out / "runs")
-    text = []
-    for task, rows in found.items():
-        text += [f"mIoU in percent after the last step, {task}:", "", *table(rows), ""]
-    print("\n".join(text))
-    (out / "table.md").write_text("\n".join(text), encoding="utf-8")
-    task = max(found, key=lambda task: len(task.split("-")))
-    logs = [found[task][name][0][0] for name in ENTRIES if name in found[task]]
-    folders = [str(out / "runs/models" / Path(*folder.parts[-2:])) for folder in logs]
-    script = [sys.executable, "scripts/compare.py", "--out", str(out / "comparison.png")]
-    subprocess.run([*script, "--side", "96", *folders], check=True, stdout=subprocess.DEVNULL)
-    print(f"picture: {(out / 'comparison.png').resolve()}")
-
-
 def _task(text: str) -> tuple[str, Any]:
     name, _, steps = text.partition("=")
     try:
@@ -226,17 +161,17 @@ def _task(text: str) -> tuple[str, Any]:
 
 
 def main() -> None:
-    """Train a seed, or tabulate."""
+    """Parse the arguments and train."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder of runs, table and picture")
-    add("--train", type=int, metavar="SEED", help="train what is left of this seed")
+    add("--out", type=Path, required=True, help="folder of the runs")
+    add("--seed", type=int, required=True, help="of all of them")
+    add("--data_dir", type=Path, required=True, help="root of the data set, in VOC layout")
+    add("--saliency_dir", type=Path, help="saliency maps for SSUL (default: none)")
     add("--methods", nargs="+", default=list(ENTRIES), help="rows (default: all)")
     add("--config", type=Path, default=PROJECT_ROOT / "configs/demo.json", help="network and crops")
-    add("--data_dir", type=Path, help="root of the data set, in VOC layout")
-    add("--saliency_dir", type=Path, help="saliency maps for SSUL (default: none)")
     add("--task", type=_task, action="append", metavar="NAME=STEPS", help="schedules, label ids")
     add("--base_epochs", type=int, default=10, help="epochs of step 0 (%(default)s)")
     add("--epochs", type=int, default=10, help="epochs of later steps (%(default)s)")
@@ -244,16 +179,11 @@ def main() -> None:
     add("--memory", type=int, default=60, help="exemplars where there is a memory (%(default)s)")
     args = parser.parse_args()
     args.out, args.task = args.out.resolve(), dict(args.task or TASKS)
+    args.data_dir = args.data_dir.resolve()
     for name in args.methods:
         choose("an entry of --methods", name, ENTRIES)
-    if args.train is None:
-        report(args.out)
-        return
-    if args.data_dir is None:
-        raise UserError("--train needs --data_dir, the root of a data set in VOC layout.")
-    args.data_dir = args.data_dir.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
-    log = args.out / f"train-s{args.train}.log"
+    log = args.out / f"train-s{args.seed}.log"
     with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         train(args)
 

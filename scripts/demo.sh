@@ -24,7 +24,4 @@ echo "== 5. evaluation of both weight files, as of any released one"
 for name in DKD finetune; do
     "$PYTHON" eval_voc.py -d cpu --test -r "$RUNS/models/overlap_15-5_$name/step_1/checkpoint-epoch20.pth" --save_dir "$RUNS"
 done
-"$PYTHON" scripts/compare.py --out demo/comparison.png \
-    "$RUNS/models/overlap_15-5_DKD/step_0" \
-    "$RUNS/models/overlap_15-5_DKD/step_1" \
-    "$RUNS/models/overlap_15-5_finetune/step_1"
+"$PYTHON" scripts/report.py "$RUNS" --out demo/report -d cpu

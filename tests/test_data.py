@@ -35,7 +35,8 @@ from scripts.toy_data.shapes import CLASS_NAMES
 from tests.helpers import PROJECT
 from tests.trees import GREY, HEIGHT, WIDTH, mask_of, wide_mask, write_ade, write_voc
 from utils.distributed import Ranks
-from utils.misc import UserError, seed_from, sentence, voc_palette
+from utils.misc import UserError, seed_from, sentence
+from utils.pictures import voc_palette
 
 BILINEAR, NEAREST = F.InterpolationMode.BILINEAR, F.InterpolationMode.NEAREST
 NAMES = ("background", "one", "two", "three", "four")
@@ -347,12 +348,15 @@ IDS = {"a": [0, 1, 3, 255], "b": [0, 1, 2, 3, 255], "c": [2, 0, 255], "d": [2, 4
         ("sequential", "train", "bc", {3: 1, 1: 2, 2: 3}),
         ("overlap", "val", "bcd", {2: 3}),
         ("sequential", "val", "bcd", {2: 3}),
-        ("overlap", "test", "abcd", {3: 1, 1: 2, 2: 3}),
-        ("disjoint", "test", "abcd", {3: 1, 1: 2, 2: 3}),
+        ("overlap", "test", "abcd", {3: 1, 1: 2, 2: 3, 4: 4}),
+        ("disjoint", "test", "abcd", {3: 1, 1: 2, 2: 3, 4: 4}),
     ],
 )
 def test_images_and_labels_of_a_step(tmp_path, setting, kind, images, kept, masked):
-    """Step 1 of classes that arrive as 3, 1 | 2 | 4, so their channels are 1, 2 | 3 | 4."""
+    """Step 1 of classes that arrive as 3, 1 | 2 | 4, so their channels are 1, 2 | 3 | 4.
+
+    A test hides none: what future classes count as is decided when its matrix is read.
+    """
     loaders = bundle(
         *(VOC, write_voc(tmp_path / "voc", IDS), tmp_path),
         **{"transform": False, "batch_size": 1, "masked": masked, "class_names": NAMES},
@@ -375,7 +379,10 @@ def test_shipped_ade_config_ignores_hidden_classes_when_it_measures(ade, tmp_pat
     seen = {}
     for kind in ("train", "val", "test"):
         for sample in getattr(loaders, f"{kind}_set"):
-            seen[kind, sample.name[-1]] = sample.label.unique().tolist()
+            label = sample.label
+            if kind == "test":  # where hidden classes have rows of their own, 3 and 4
+                label = torch.where(label > 2, loaders.masking_value("test"), label)
+            seen[kind, sample.name[-1]] = label.unique().tolist()
     assert seen == {
         ("train", "3"): [0, 2],
         ("val", "3"): [0, 2, 255],

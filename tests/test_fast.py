@@ -329,7 +329,7 @@ def test_confusion_counts_every_pixel(classes):
     labels = torch.randint(0, classes + 1, (3, 40, 50)).to(torch.uint8)
     labels[labels == classes] = 255
     preds = torch.randint(0, classes, (3, 40, 50))
-    confusion = ConfusionMatrix(classes, torch.device("cpu"))
+    confusion = ConfusionMatrix(classes, classes, torch.device("cpu"))
     for image in range(3):
         confusion.update(labels[image : image + 1], preds[image : image + 1])
     cells = (labels.long() * classes + preds)[labels != 255]

@@ -100,7 +100,7 @@ def test_schedule_resumes_where_it_stood():
 
 
 def test_confusion_and_metrics(pieces):
-    confusion = ConfusionMatrix(9, torch.device("cpu"))
+    confusion = ConfusionMatrix(9, 9, torch.device("cpu"))
     labels, preds = tensor(pieces["metric_gt"]), tensor(pieces["metric_pred"])
     for i in range(len(labels)):  # in parts, as batches come
         confusion.update(labels[i : i + 1], preds[i : i + 1])
@@ -119,7 +119,7 @@ def test_confusion_and_metrics(pieces):
 
 
 def test_void_pixels_are_not_counted():
-    confusion = ConfusionMatrix(3, torch.device("cpu"))
+    confusion = ConfusionMatrix(3, 3, torch.device("cpu"))
     confusion.update(torch.full((1, 4, 4), 255, dtype=torch.uint8), torch.ones(1, 4, 4).long())
     assert confusion.matrix().sum() == 0
 

@@ -80,7 +80,7 @@ def test_the_host_never_waits():
     trainer = make_trainer(config, task, student, teacher, Ranks(0, 1, device))
     images = torch.randn(2, 3, 64, 64, device=device)
     labels = torch.randint(0, 6, (2, 64, 64), device=device).to(torch.uint8)
-    confusion = ConfusionMatrix(6, device)
+    confusion = ConfusionMatrix(6, 6, device)
 
     def iteration():
         trainer.train_step([(images, labels)])

@@ -371,7 +371,7 @@ def test_everything_is_made_on_the_device_of_the_images(method, step, monkeypatc
         terms = contract.losses(batch, outputs[0], teacher, torch.clone)
         for name, term in terms.items():
             assert (term.device.type, term.dtype) == ("cuda", torch.float32), name
-        confusion = ConfusionMatrix(6, device)
+        confusion = ConfusionMatrix(6, 6, device)
         preds = contract.predict(outputs[0], (64, 64))
         assert (preds.device.type, preds.dtype) == ("cuda", torch.int64)
         confusion.update(labels, preds)

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from base.base_trainer import parse_monitor
-from scripts.compare import Run, picture, table
 from tests.helpers import evaluation, train, write_config
+from utils import VERSION
 from utils import checkpoint as files
+from utils.metric import fold
 from utils.misc import UserError
 
 RELEASED_KEYS = (
@@ -83,6 +84,36 @@ def test_metrics_file(base):
     iou = [row["IoU"] for row in report["classes"]]
     mean = report["metrics"]["Mean_Intersection_over_Union"]["overall"]
     assert np.mean(iou) == pytest.approx(mean)
+    assert [row["label_id"] for row in report["future_classes"]] == [16, 17, 18, 19, 20]
+    wide = np.array(report["wide"])
+    assert wide.shape == (21, 16)
+    assert fold(wide, 0).tolist() == report["confusion"]
+    assert wide[16:].sum(1).tolist() == [row["pixels"] for row in report["future_classes"]]
+    assert wide[16:].sum() > 0, "future classes occur in the test images"
+    assert (report["seed"], report["version"]) == (1, VERSION)
+    assert report["lists"].keys() == {"train", "val", "test"}
+    assert report["lists"]["test"]["images"] == report["images"]
+    assert report["protocol"] == {
+        "future_classes": 0,
+        "background": True,
+        "images": "centre crop 48",
+    }
+
+
+def test_history_file(base):
+    """Epochs, their losses and what they cost."""
+    parsed = base[2]
+    history = json.loads((parsed.log_dir() / "history.json").read_text())
+    assert [epoch["epoch"] for epoch in history["epochs"]] == [1, 2]
+    log = (parsed.log_dir() / "info.log").read_text()
+    for epoch in history["epochs"]:
+        assert epoch["whole"]
+        terms = "".join(f"{name} {value:.4f}, " for name, value in epoch["losses"].items())
+        assert f"epoch {epoch['epoch']}/2: {terms}lr {epoch['lr']:.3e}" in log
+        images = epoch["images_per_s"] * epoch["seconds"]
+        assert images % 8 == pytest.approx(0, abs=1e-6) or images % 8 == pytest.approx(8, abs=1e-6)
+    assert history["device"] == "cpu"
+    assert history["peak_memory_mib"] > 50
 
 
 @pytest.mark.parametrize("method", ["dkd", "finetune"])
@@ -324,21 +355,6 @@ def test_own_order_of_classes(toy_root, tmp_path):
     report = metrics(parsed.log_dir())
     assert [row["label_id"] for row in report["classes"]] == [0, *steps[0], *steps[1]]
     assert report["classes"][1]["name"] == "teal crescent"
-
-
-def test_comparison_table_and_picture(after_base, tmp_path):
-    config, flags = after_base
-    step1 = train(config, *flags, "--task_step", "1", "--freeze_bn", "--epochs", "1")
-    runs = [Run(step1.step_dir(0)), Run(step1.step_dir())]
-    values = metrics(step1.log_dir())["metrics"]["Mean_Intersection_over_Union"]
-    last = table(runs).splitlines()[-1].split()
-    assert last[-4:] == [f"{values[k]:.2f}" for k in ("old", "new", "harmonic", "overall")]
-    sheet = picture(runs, 3, 48)
-    assert sheet.width == 6 + 4 * (48 + 6)
-    colours = {colour for _, colour in sheet.getcolors(1 << 20)}
-    assert (128, 0, 0) in colours or len(colours) > 20
-    with pytest.raises(UserError, match="no folder of a finished step"):
-        Run(tmp_path)
 
 
 def test_step_without_validation_images(toy_root, tmp_path):

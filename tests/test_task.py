@@ -112,6 +112,18 @@ def test_hidden_classes_are_masked_and_background_and_void_are_kept(name, masked
     assert (table[hidden] == masked).all()
 
 
+def test_the_wide_table_gives_every_class_a_row_of_its_own():
+    """Seen classes as channels, then later steps, then what never arrives."""
+    task = a_task(name="mine", step=1, steps=[[3, 1], [7], [2, 5]])
+    others = [label for label in range(1, 21) if label not in (3, 1, 7, 2, 5)]
+    assert task.unseen == (2, 5, *others)
+    table, rows = task.wide_table(), [0, 3, 1, 7, 2, 5, *others]
+    assert table[rows].tolist() == list(range(21))
+    assert (table.dtype, table[255]) == (np.uint8, 255)
+    assert task.label_ids(unseen=True).tolist() == rows
+    assert task.channel_names(unseen=True)[3:6] == ("class 7", "class 2", "class 5")
+
+
 def test_own_schedule_need_not_name_every_class():
     task = a_task(name="mine", step=1, steps=[[3, 1], [7], [2]])
     assert task.steps == ((3, 1), (7,), (2,))

@@ -10,7 +10,8 @@ from typing import Any
 
 from base.base_method import FAMILIES, BaseMethod
 from base.base_model import BaseModel, HeadPlan
-from base.task import Task
+from base.task import Task, make_task
+from data_loader import DATA_SETS
 from data_loader.data_loaders import IncrementalDataLoader, loaders
 from models.folding import fold, fuse
 from models.model import MODELS
@@ -18,7 +19,7 @@ from models.weights import load_previous_step, load_strict
 from trainer.methods import METHODS
 from utils import checkpoint as files
 from utils.distributed import SINGLE, Ranks
-from utils.misc import UserError
+from utils.misc import UserError, choose
 from utils.parse_config import ConfigParser
 
 
@@ -31,6 +32,21 @@ def build_data(config: ConfigParser, ranks: Ranks) -> IncrementalDataLoader:
         accumulate=config["trainer"]["accumulate"],
         seed=config["seed"],
         ranks=ranks,
+    )
+
+
+def build_task(config: ConfigParser) -> Task:
+    """The task alone, where no data set is needed, nor its root."""
+    data_set = DATA_SETS[choose("data_loader.type", config["data_loader"]["type"], DATA_SETS)]
+    args = config["data_loader"]["args"]
+    own, task = args["class_names"], args["task"]
+    return make_task(
+        data_set.name,
+        data_set.tables,
+        own or data_set.known_names(args["data_dir"]),
+        own_classes=own is not None,
+        background=data_set.background,
+        **{key: task[key] for key in ("name", "setting", "step", "steps", "joint")},
     )
 
 

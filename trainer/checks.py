@@ -90,14 +90,18 @@ def check(config: ConfigParser, plan: Launch) -> Path | None:
         )
     method = build_method(config, data.task)
     checkpoint = files.load(weights)
-    _check_order(data.task, weights, checkpoint)
+    check_order(data.task, weights, checkpoint)
     state = checkpoint["state_dict"]
     check_fit(_skeleton(config, method.heads()), state, f"weight file {weights}")
     return weights
 
 
-def _check_order(task: Task, weights: Path, checkpoint: dict[str, Any]) -> None:
-    """Whether the channels of weights are the classes of the task, whatever its steps are."""
+def check_order(task: Task, weights: Path, checkpoint: dict[str, Any]) -> None:
+    """Whether the channels of weights are the classes of the task, whatever its steps are.
+
+    Raises:
+        UserError: they are others.
+    """
     if "task" not in checkpoint:
         return  # released weights
     known = checkpoint["task"]

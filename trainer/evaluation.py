@@ -6,8 +6,10 @@ Made by `trainer/run.py` for weights that are only tested, and by the `Trainer` 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +20,15 @@ from base.base_model import BaseModel
 from base.task import Task
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.dataset import IncrementalDataset, Sample
+from data_loader.transforms import normalize
 from models.upsampling import size_of
 from trainer.precision import Precision
+from trainer.record import code_hash
+from utils import VERSION
 from utils.distributed import Ranks
+from utils.history import device_name
 from utils.logger import log, progress
-from utils.metric import EVALUATORS, ConfusionMatrix, Evaluator, scalars
+from utils.metric import EVALUATORS, ConfusionMatrix, Evaluator, fold, scalars
 from utils.misc import write_json
 from utils.parse_config import ConfigParser
 from utils.report import metrics_json, summary, table
@@ -65,15 +71,16 @@ class Evaluation:
             kind: "val" or "test", for the progress bar.
 
         Returns:
-            The confusion matrix over all ranks: [K, K] int64, rows = labels, columns = preds,
-            K = background and the classes seen.
+            The wide confusion matrix over all ranks: [1 + all classes, K] int64, rows = labels,
+            columns = preds, K = background and the classes seen.
         """
         self.student.eval()
         # As in training: cuDNN would go on trying where image sizes differ.
         torch.backends.cudnn.benchmark = self.data.one_size(kind)
         half = self.config["eval_amp"]
         fewest = min(self.ranks.gather(len(loader)))
-        confusion = ConfusionMatrix(1 + len(self.task.seen), self.ranks.device)
+        rows, columns = 1 + len(self.task.classes), 1 + len(self.task.seen)
+        confusion = ConfusionMatrix(rows, columns, self.ranks.device)
         for number, batch in enumerate(
             progress(
                 loader,
@@ -91,6 +98,28 @@ class Evaluation:
             confusion.update(on_device.labels, preds)
         self.ranks.sum(confusion.cells)
         return confusion.matrix()
+
+    @torch.inference_mode()
+    def examples(self, count: int = 4) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """The first validation images, their labels and the student's answers, on this rank alone.
+
+        Draws no random number and changes nothing.
+
+        Returns:
+            Of each: RGB [H, W, 3] uint8, labels and preds [H, W] as label ids.
+        """
+        self.student.eval()
+        ids = np.append(self.task.label_ids(), np.uint16(self.task.void))  # void is the largest
+        seen = []
+        for number in range(min(count, len(self.data.val_set))):
+            sample = self.data.val_set[number]
+            pixels = normalize(sample.image[None].to(self.ranks.device))
+            with self.precision.autocast(self.config["eval_amp"]):
+                output = self.student(pixels, self.method.answers_from)
+            preds = self.method.predict(output, size_of(sample.label))[0].cpu().numpy()
+            labels = ids[np.minimum(sample.label.numpy(), len(ids) - 1)]
+            seen.append((sample.image.permute(1, 2, 0).numpy(), labels, ids[preds]))
+        return seen
 
     def validate(self, epoch: int) -> dict[str, float]:
         """Evaluate the validation set; labels are those of the new classes.
@@ -132,32 +161,56 @@ class Evaluation:
         epoch: int,
         weights: str = "",
     ) -> dict[str, float]:
-        confusion = self.evaluate(loader, kind)
-        results = evaluator.evaluate(confusion)
+        start = time.perf_counter()
+        wide = self.evaluate(loader, kind)
+        seconds = time.perf_counter() - start
+        future = self.data.masking_value(kind)
+        results = evaluator.evaluate(fold(wide, future))
         if self.ranks.is_main:
-            task, precision = self.task, self.precision.name(self.config["eval_amp"])
-            about = {
-                "dataset": task.dataset,
-                "task": task.name,
-                "setting": task.setting,
-                "step": task.schedule_step,
-                "joint": bool(task.joint),
-                "name": self.config["name"],
-                "method": self.config["method"],
-                "split": kind,
+            precision = self.precision.name(self.config["eval_amp"])
+            about = self._about(kind) | {
                 "images": len(images),
                 "precision": precision,
                 "epoch": epoch,
                 "weights": weights,
+                "seconds": round(seconds, 3),
             }
-            report = metrics_json(about, confusion, task.channel_names(), task.label_ids(), results)
+            ids = self.task.label_ids(unseen=True)
+            names = self.task.channel_names(unseen=True)
+            report = metrics_json(about, wide, future, ids, names, results)
             write_json(file, report)
-            step, count = task.schedule_step, len(images)
+            step, count = self.task.schedule_step, len(images)
             log.info("%s, step %d, %d images, %s:", kind, step, count, precision)
             log.log(logging.INFO if kind == "test" else logging.DEBUG, "%s\n", table(report))
             log.info("%s", summary(report))
             log.info("written: %s", file)
         return scalars(results)
+
+    def _about(self, kind: str) -> dict[str, Any]:
+        """What a `metrics.json` says of an evaluation beside its result."""
+        config, task, data = self.config, self.task, self.data
+        return {
+            "dataset": task.dataset,
+            "task": task.name,
+            "setting": task.setting,
+            "step": task.schedule_step,
+            "steps": [list(ids) for ids in task.schedule],
+            "joint": bool(task.joint),
+            "name": config["name"],
+            "method": config["method"],
+            "seed": config["seed"],
+            "split": kind,
+            "version": VERSION,
+            "code": code_hash(),
+            "torch": str(torch.__version__),
+            "device": device_name(self.ranks.device),
+            "lists": data.lists(),
+            "protocol": {
+                "future_classes": data.masking_value(kind),
+                "background": task.background,
+                "images": data.evaluated(kind),
+            },
+        }
 
 
 def build_evaluators(config: ConfigParser, task: Task) -> tuple[Evaluator, Evaluator]:

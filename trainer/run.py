@@ -99,9 +99,7 @@ def run_step(start: Start | None, ranks: Ranks) -> None:
     config = start.config
     log_dir = config.log_dir()
     if config.test and config.resume is not None:
-        # Only a finished run's own test is the step's result, by which scripts know that it is
-        # done. Those of other weights lie apart, by what the files hold, however they are named.
-        log_dir = log_dir / "eval" / f"{config.resume.stem}-{sha256(config.resume)[:12]}"
+        log_dir = evaluation_dir(config)
     setup_logger(log_dir / "info.log", config["trainer"]["verbosity"], ranks.is_main)
     metrics = log_dir / METRICS
     writes = ranks.is_main and not config.test
@@ -118,6 +116,16 @@ def run_step(start: Start | None, ranks: Ranks) -> None:
                 train(config, ranks, metrics)
     finally:
         close_logger()
+
+
+def evaluation_dir(config: ConfigParser) -> Path:
+    """Where the test of the weights of `-r` goes.
+
+    Only a finished run's own test is the step's result, by which scripts know that it is done.
+    Those of other weights lie apart, by what the files hold, however they are named.
+    """
+    assert config.resume is not None
+    return config.log_dir() / "eval" / f"{config.resume.stem}-{sha256(config.resume)[:12]}"
 
 
 def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:

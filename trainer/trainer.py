@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -28,17 +28,15 @@ from data_loader.dataset import Sample
 from models.weights import load_strict
 from trainer.build import describe, task_record
 from trainer.evaluation import Evaluation
+from trainer.events import Events
 from trainer.precision import Precision
 from trainer.record import differences, remarks
 from utils import checkpoint as files
-from utils.cost import Cost
 from utils.distributed import Ranks
+from utils.history import History
 from utils.logger import log, progress
 from utils.misc import Interrupted, UserError
 from utils.parse_config import ConfigParser
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 # A run may be lengthened, and its starting weights are behind it.
 FREE_ON_RESUME = ("trainer.epochs", "arch.args.backbone_pretrained")
@@ -195,7 +193,7 @@ class Trainer(BaseTrainer):
 
         on_cuda = ranks.device.type == "cuda"
         self.precision = Precision.of(config, ranks.device)
-        self.cost = Cost(ranks.device)
+        self.history = History(config.log_dir(), ranks.device)
         self.losses = LossLog(READ_EVERY if on_cuda else 1)
         self.model: BaseModel | DistributedDataParallel = student
         if ranks.world > 1:
@@ -205,13 +203,11 @@ class Trainer(BaseTrainer):
                 device_ids=[ranks.device] if on_cuda else None,
                 **sync_buffers,
             )
-        self.writes_events = config["trainer"]["tensorboard"] and ranks.is_main
-        self.writer: SummaryWriter | None = None
+        self.events = Events(config, ranks)
 
     def close(self) -> None:
         """Flush the TensorBoard events."""
-        if self.writer is not None:
-            self.writer.close()
+        self.events.close()
 
     # ---------------------------------------------------------------------------------- training
     def begin_step(self) -> None:
@@ -278,7 +274,7 @@ class Trainer(BaseTrainer):
                         shown = {"loss": f"{losses.means()['loss']:.3f}"} | shown
                     bar.set_postfix(shown, refresh=False)
                     at = (epoch - 1) * count + self.iteration
-                    self._scalars(losses.latest() | {"lr": lr}, "train", at)
+                    self.events.scalars(losses.latest() | {"lr": lr}, "train", at)
                 bar.update()
                 if self.iteration < count:
                     self._stop_between_iterations(losses)
@@ -286,9 +282,10 @@ class Trainer(BaseTrainer):
         if not images:  # the run was stopped after the last iteration of the epoch
             return
         seconds = time.perf_counter() - start
-        if whole:
-            self.cost.seconds.append(seconds)
         means = losses.means(self.ranks) if losses.count else {}
+        if self.ranks.is_main:
+            told = {"lr": lr, "images_per_s": images / seconds, "seconds": seconds, "whole": whole}
+            self.history.add(epoch=epoch, losses=means, **told)
         log.info(
             "epoch %d/%d: %slr %.3e, %s%.1f images/s, %.0f s",
             epoch,
@@ -357,32 +354,23 @@ class Trainer(BaseTrainer):
             return self.model.no_sync()
         return nullcontext()
 
-    def _scalars(self, values: dict[str, float], kind: str, at: int) -> None:
-        if not self.writes_events:
-            return
-        if self.writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second, few ask for it
-
-            # What a killed run wrote from here on is trained, and written, again.
-            purge = at if kind == "train" else None
-            self.writer = SummaryWriter(str(self.config.log_dir()), purge_step=purge)
-        for name, value in values.items():
-            self.writer.add_scalar(f"{kind}/{name}", value, at)
-
     # -------------------------------------------------------------------------------- evaluation
     def validate(self, epoch: int) -> dict[str, float]:
         """Evaluate the validation set; labels are those of the new classes."""
         values = self.evaluation.validate(epoch)
-        self._scalars(values, "val", epoch)
+        self.events.scalars(values, "val", epoch)
+        self.events.pictures(self.evaluation, epoch)
         return {f"val_{name}": value for name, value in values.items()}
 
     def test(self, file: Path, weights: str) -> None:
-        """Evaluate the test set and write `file`, as `Evaluation.test` does, and what it cost."""
-        if self.ranks.is_main:
-            self.cost.write(file.parent)
-        self._scalars(self.evaluation.test(file, weights, self.epoch), "test", self.epoch)
+        """Evaluate the test set and write `file`, as `Evaluation.test` does."""
+        self.events.scalars(self.evaluation.test(file, weights, self.epoch), "test", self.epoch)
 
     # ------------------------------------------------------------------------------- checkpoints
+    def resume(self, path: Path) -> None:
+        super().resume(path)
+        self.history.resume(self.epoch)
+
     def state(self) -> dict[str, Any]:
         task = self.task
         return {

@@ -133,7 +133,7 @@ def plan_launch(config: Any, environment: Mapping[str, str] = os.environ) -> Lau
     """
     by_torchrun = "RANK" in environment and "WORLD_SIZE" in environment
     distributed = by_torchrun or config["multiprocessing_distributed"]
-    devices = _devices(config.device)
+    devices = find_devices(config.device)
     cuda = devices[0].type == "cuda"
     if by_torchrun:
         local = int(environment.get("LOCAL_RANK", 0))
@@ -166,7 +166,7 @@ def plan_launch(config: Any, environment: Mapping[str, str] = os.environ) -> Lau
     return Launch(tuple(devices), nodes, node, backend, url, by_torchrun, distributed, world)
 
 
-def _devices(text: str | None) -> list[torch.device]:
+def find_devices(text: str | None) -> list[torch.device]:
     """The devices that `-d` names; default: every visible GPU, or the CPU."""
     if text is not None and text != "cpu" and not re.fullmatch(r"\d+(,\d+)*", text):
         raise UserError(f"-d/--device is '{text}'; give GPU ids such as 0 or 0,1, or cpu.")

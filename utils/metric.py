@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from utils.misc import VOID
+
 Groups = Mapping[str, Sequence[int]]
 
 
 class ConfusionMatrix:
     """Pixel counts, rows = labels, columns = preds, kept on the device of the predictions."""
 
-    def __init__(self, classes: int, device: torch.device):
-        self.classes = classes
-        # One more cell than classes², where void pixels go: no boolean indexing.
-        self.cells = torch.zeros(classes * classes + 1, dtype=torch.int64, device=device)
+    def __init__(self, rows: int, columns: int, device: torch.device):
+        self.shape = rows, columns
+        # One more cell, where void pixels go: no boolean indexing.
+        self.cells = torch.zeros(rows * columns + 1, dtype=torch.int64, device=device)
         self.one = torch.ones((), dtype=torch.int64, device=device)
 
     def update(self, labels: torch.Tensor, preds: torch.Tensor) -> None:
@@ -32,14 +34,33 @@ class ConfusionMatrix:
                 void and not counted.
             preds: [N, H, W] integer channels.
         """
-        cell = labels.long() * self.classes + preds
-        cell = torch.where(labels == torch.iinfo(labels.dtype).max, self.classes**2, cell).flatten()
+        rows, columns = self.shape
+        cell = labels.long() * columns + preds
+        void = torch.iinfo(labels.dtype).max
+        cell = torch.where(labels == void, rows * columns, cell).flatten()
         # Not bincount, which makes the host wait for a GPU to learn the largest value.
         self.cells.index_add_(0, cell, self.one.expand_as(cell))
 
     def matrix(self) -> np.ndarray:
-        """[classes, classes] int64 on the host."""
-        return self.cells[:-1].view(self.classes, self.classes).cpu().numpy()
+        """[rows, columns] int64 on the host."""
+        return self.cells[:-1].view(self.shape).cpu().numpy()
+
+
+def fold(wide: np.ndarray, future: int) -> np.ndarray:
+    """The confusion matrix of the classes seen, from the wide one.
+
+    Args:
+        wide: [1 + all classes, K], rows beyond the K channels being classes not yet seen.
+        future: what their pixels count as: 0, background, or 255, nothing.
+
+    Returns:
+        [K, K].
+    """
+    seen = wide.shape[1]
+    confusion = wide[:seen].copy()
+    if future != VOID:
+        confusion[future] += wide[seen:].sum(axis=0)
+    return confusion
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

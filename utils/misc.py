@@ -1,4 +1,4 @@
-"""Small tools that every layer may use: user errors, atomic files, seeds, the VOC palette.
+"""Small tools that every layer may use: user errors, atomic files, seeds.
 
 Knows nothing of tensors, so that command lines and JSON files are judged before torch is imported.
 """
@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -151,9 +152,12 @@ def _umask() -> int:
 
 
 def write_json(path: str | Path, data: object) -> None:
-    """Write `data` as indented JSON, atomically."""
+    """Write `data` as indented JSON, a list of numbers on one line, atomically."""
+    text = json.dumps(data, indent=4, allow_nan=False)
+    numbers = r"\[\n\s+([-\d.,e+\s]+?)\n\s+\]"
+    text = re.sub(numbers, lambda row: f"[{' '.join(row[1].split())}]", text)
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=4, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def sha256(path: str | Path) -> str:
@@ -203,19 +207,3 @@ def keep_freed_memory() -> None:
     large block, freed untouched, ends that; a second one would be taken from what is kept.
     """
     bytes(16 << 20)
-
-
-def voc_palette() -> list[int]:
-    """The PASCAL VOC colour map as 768 values (r, g, b of id 0, of id 1, …).
-
-    Source: the VOC development kit's label colour map, which deals the bits of the id out to the
-    high bits of red, green and blue in turn.
-    """
-    palette = []
-    for index in range(256):
-        colour = [0, 0, 0]
-        for bit in range(8):
-            for channel in range(3):
-                colour[channel] |= (index >> (3 * bit + channel) & 1) << (7 - bit)
-        palette += colour
-    return palette

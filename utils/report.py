@@ -7,51 +7,56 @@ from typing import Any
 
 import numpy as np
 
-from utils.metric import Mean_Intersection_over_Union, Pixel_Accuracy_Class
+from utils.metric import Mean_Intersection_over_Union, Pixel_Accuracy_Class, fold
 
 GROUPS = ("old", "new", "harmonic", "overall")
 
 
 def metrics_json(
     about: Mapping[str, Any],
-    confusion: np.ndarray,
+    wide: np.ndarray,
+    future: int,
+    label_ids: Sequence[int] | np.ndarray,
     names: Sequence[str],
-    label_ids: np.ndarray,
     results: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The content of `metrics.json`.
 
     Args:
-        about: what was evaluated (data set, task, step, split, weights, …).
-        confusion: [K, K] pixel counts, rows = labels, columns = preds.
-        names: class name per channel.
-        label_ids: the data set's id per channel; a channel of void is no class and is left out.
+        about: what was evaluated (data set, task, step, split, weights, protocol, …).
+        wide: [1 + all classes, K] pixel counts, rows = labels, columns = preds; the first K rows
+            are the channels, the others the classes not yet seen.
+        future: as what the pixels of those count (`fold`).
+        label_ids, names: of the rows; the first is background, or void, which is no class.
         results: of `Evaluator.evaluate`.
 
     Returns:
-        JSON-ready; values in percent, classes in order of their channel.
+        JSON-ready; values in percent, classes in order of their channel, then those not yet seen.
+        `confusion` is [K, K], `wide` as given.
     """
-    void = np.iinfo(label_ids.dtype).max
+    confusion = fold(wide, future)
     iou = Mean_Intersection_over_Union(confusion, {})["by_class"]
     accuracy = Pixel_Accuracy_Class(confusion, {})["by_class"]
+    rows = [
+        {"label_id": int(label), "name": name, "pixels": int(pixels)}
+        for label, name, pixels in zip(label_ids, names, wide.sum(axis=1), strict=True)
+    ]
+    seen = len(confusion)
+    for row, row_iou, row_accuracy, pixels in zip(
+        rows, iou, accuracy, confusion.sum(axis=1), strict=False
+    ):
+        row |= {"IoU": row_iou, "accuracy": row_accuracy, "pixels": int(pixels)}
+    first = 0 if about["protocol"]["background"] else 1
     return {
         **about,
         "metrics": {
             metric: {group: result[group] for group in GROUPS if group in result}
             for metric, result in results.items()
         },
-        "classes": [
-            {
-                "label_id": int(label_ids[channel]),
-                "name": names[channel],
-                "IoU": iou[channel],
-                "accuracy": accuracy[channel],
-                "pixels": int(confusion[channel].sum()),
-            }
-            for channel in range(len(names))
-            if label_ids[channel] != void
-        ],
+        "classes": rows[first:seen],
+        "future_classes": rows[seen:],
         "confusion": confusion.tolist(),
+        "wide": wide.tolist(),
     }
 
 

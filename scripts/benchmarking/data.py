@@ -23,7 +23,8 @@ from data_loader.voc import VOC
 from scripts.benchmarking.measure import Row, must_agree, say
 from scripts.benchmarking.plan import Plan, timed
 from scripts.toy_data.shapes import make_image
-from utils.misc import PROJECT_ROOT, VOID, keep_freed_memory, seed_from, voc_palette
+from utils.misc import PROJECT_ROOT, VOID, keep_freed_memory, seed_from
+from utils.pictures import voc_palette
 
 
 @contextmanager

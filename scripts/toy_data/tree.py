@@ -10,7 +10,8 @@ from PIL import Image
 
 from scripts.toy_data.shapes import CLASS_NAMES, KINDS, VERSION, make_image
 from utils.logger import progress
-from utils.misc import UserError, atomic_path, voc_palette, write_json
+from utils.misc import UserError, atomic_path, write_json
+from utils.pictures import voc_palette
 
 SIDES = range(32, 2049)  # any smaller, and the void borders eat the small shapes
 

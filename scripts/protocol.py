@@ -1,0 +1,129 @@
+"""The same weights under every convention by which papers of this field count.
+
+    python scripts/protocol.py -r RUN/step_5/checkpoint-epoch60.pth [-d 0]
+
+Most conventions follow from the confusion matrix of the test, which is read from where the training
+or `eval_voc.py` wrote it, or made now. Two need a pass over images: the test images that hold no
+class seen yet, and whole images instead of centre crops. What the passes counted is kept in
+protocol.json beside that metrics.json: a second call makes none, and `scripts/report.py` shows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils import interrupt, threads
+
+if __name__ == "__main__":
+    interrupt.end_at_once()
+    threads.spin_briefly()
+
+# isort: split
+import numpy as np
+import torch
+
+from scripts.predicting.student import Predictor
+from scripts.reporting.results import PASSES, Result, fingerprint, read_result
+from scripts.reporting.sentences import convention_sentence
+from scripts.reporting.summary import convention_rows, label_of
+from trainer.build import build_data
+from trainer.evaluation import Evaluation
+from trainer.run import evaluation_dir
+from trainer.steps import METRICS
+from utils.distributed import Ranks, find_devices
+from utils.misc import one_sentence_errors, write_json
+from utils.parse_config import ConfigParser
+
+COLUMNS, SIGNS = ("old", "new", "hIoU", "all", "change"), (*[".2f"] * 4, "+.2f")
+
+
+def tested(predictor: Predictor, device: torch.device) -> Result:
+    """The test of some weights: the run's own, that of an evaluation, or one made now."""
+    weights, config = predictor.weights.resolve(), predictor.config
+    own = weights.parents[3] / "log" / weights.parent.parent.name / weights.parent.name / METRICS
+    for file in (own, evaluation_dir(config) / METRICS):
+        if file.is_file():
+            result = read_result(file)
+            if Path(result.content["weights"]).name == weights.name and result.wide is not None:
+                return result
+    evaluation(predictor, config, device).test(file, str(weights), 0)
+    return read_result(file)
+
+
+def evaluation(predictor: Predictor, config: ConfigParser, device: torch.device) -> Evaluation:
+    """What evaluates the weights under a configuration, on test images that are set up."""
+    ranks = Ranks(0, 1, device)
+    data = build_data(config, ranks)
+    data.setup("test")
+    return Evaluation(config, ranks, data=data, method=predictor.method, student=predictor.model)
+
+
+def make_passes(
+    predictor: Predictor, result: Result, device: torch.device
+) -> dict[str, np.ndarray]:
+    """Wide confusion matrices of the passes that the test itself does not make, by their words."""
+    usual = evaluation(predictor, predictor.config, device)
+    assert result.wide is not None
+    passes = {"all test images": result.wide}
+    others = usual.data.other_test_loader()
+    if len(others):
+        passes["all test images"] = result.wide + usual.evaluate(others, "test")
+    if usual.data.one_size("test"):
+        test = "data_loader.args.test"
+        whole = {f"{test}.args.transform": False, f"{test}.batch_size": 1}
+        of_whole = evaluation(predictor, predictor.config.with_values(whole), device)
+        passes["whole images"] = of_whole.evaluate(of_whole.data.test_loader, "test")
+    return passes
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The card for a terminal; the published convention is marked."""
+    width = max(len(row["convention"]) for row in rows)
+    lines = [f"  {'mIoU in percent':<{width}}" + "".join(f"{name:>8}" for name in COLUMNS)]
+    for row in rows:
+        mark = "*" if row["published"] else " "
+        cells = (
+            f"{'-' if row[name] is None else format(row[name], sign):>8}"
+            for name, sign in zip(COLUMNS, SIGNS, strict=True)
+        )
+        lines.append(f"{mark} {row['convention']:<{width}}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the arguments and print the card of each weight file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("-r", "--resume", nargs="+", required=True, type=Path, metavar="WEIGHTS")
+    add("-d", "--device", metavar="ID", help="a GPU id, such as 0, or cpu")
+    add("--data_dir", metavar="DIR", help="root of the data set, if not the config's")
+    args = parser.parse_args(argv)
+    device = find_devices(args.device)[0]
+    for weights in args.resume:
+        predictor = Predictor.of(weights, device, args.data_dir)
+        result = tested(predictor, device)
+        passes = result.passes
+        if not passes:
+            passes = make_passes(predictor, result, device)
+            told = {words: wide.tolist() for words, wide in passes.items()}
+            file = result.file.parent / PASSES
+            write_json(file, {"of": fingerprint(result.content), "passes": told})
+            result = read_result(result.file)
+        rows = convention_rows([result], result.schedule)
+        print(f"{weights}: {result.dataset} {result.content['task']}, step {result.step}")
+        print(table(rows))
+        print("* as the published code of DKD counts")
+        print(convention_sentence(label_of(result), rows), end="\n\n")
+
+
+if __name__ == "__main__":
+    with one_sentence_errors():
+        main()

@@ -1,0 +1,272 @@
+"""From confusion matrices to figures: groups of classes, conventions, and what happens over steps.
+
+All in percent. IoU_{c,t} is that of class c after step t, s(c) the step in which c arrives, T the
+last step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scripts.reporting.results import Result, Run, Schedule, labels_of
+from utils.metric import Mean_Intersection_over_Union, fold
+from utils.misc import BACKGROUND, VOID
+
+Values = dict[str, float | None]
+
+
+class Figure(NamedTuple):
+    """A figure of the summary.
+
+    Attributes:
+        name: heading.
+        doc: what it is.
+        higher: whether more is better; None: neither.
+    """
+
+    name: str
+    doc: str
+    higher: bool | None = True
+
+
+FIGURES = {
+    "old": Figure("old", "mIoU of background and the classes of step 0, after the last step"),
+    "new": Figure("new", "mIoU of all later classes, after the last step"),
+    "hIoU": Figure("hIoU", "harmonic mean of old and new"),
+    "all": Figure("all", "mIoU of all classes, after the last step"),
+    "average": Figure("avg", "mean over the steps of the mIoU of all classes seen by then"),
+    "learning": Figure("learning", "IoU of a later class right after its step, mean over them"),
+    "forgetting": Figure(
+        "forgetting",
+        "from the best IoU of a class before the last step to its last, mean over classes",
+        False,
+    ),
+    "BWT": Figure("BWT", "backward transfer: last IoU less that right after its step, mean"),
+    "intransigence": Figure(
+        "intransigence", "IoU under joint training less that right after its step, mean", False
+    ),
+}
+
+
+# ------------------------------------------------------------------------------------- conventions
+@dataclass(frozen=True)
+class Convention:
+    """How pixels and classes are counted; the defaults are those of the published code of DKD.
+
+    Attributes:
+        future: what pixels of future classes count as: 0, background, or 255, nothing.
+        background: whether background is in the mean.
+        label_0: whether pixels of label 0 in the truth count.
+        absent: whether a class without a pixel in truth and prediction counts, with 0.
+        old_background: whether background is in the group `old`.
+    """
+
+    future: int = BACKGROUND
+    background: bool = True
+    label_0: bool = True
+    absent: bool = True
+    old_background: bool = True
+
+
+def published_convention(dataset: str) -> Convention:
+    """What DKD's published figures count."""
+    return Convention(future=VOID if dataset == "ade" else BACKGROUND)
+
+
+def others_conventions(dataset: str) -> dict[str, Convention]:
+    """What is known of how other papers count."""
+    return {
+        "as PLOP counts": Convention(absent=False),
+        "as MiB counts": Convention(
+            future=VOID,
+            background=False,
+            label_0=dataset != "ade",
+            absent=False,
+            old_background=False,
+        ),
+        "as SSUL counts": Convention(future=VOID),
+    }
+
+
+def changes(convention: Convention, dataset: str) -> dict[str, Convention]:
+    """A convention changed in one respect, and what that is in words.
+
+    That label 0 of the truth is not counted is a question of ADE20K, where it is "unlabelled".
+    """
+    one: dict[str, dict[Any, str]] = {
+        "future": {
+            BACKGROUND: "future classes count as background",
+            VOID: "future classes not counted",
+        },
+        "background": {True: "background in the mean", False: "background not in the mean"},
+        "label_0": {True: "label 0 of the truth counts", False: "label 0 of the truth not counted"},
+        "absent": {True: "absent classes count 0", False: "absent classes left out"},
+        "old_background": {True: "old with background", False: "old without background"},
+    }
+    if dataset != "ade":
+        del one["label_0"]
+    changed = {}
+    for name, words in one.items():
+        now = getattr(convention, name)
+        for value, text in words.items():
+            if value != now:
+                changed[text] = replace(convention, **{name: value})
+    return changed
+
+
+def grouped(
+    result: Result,
+    schedule: Schedule,
+    convention: Convention | None = None,
+    wide: np.ndarray | None = None,
+) -> Values:
+    """Mean IoU of old, new and all classes of a schedule, and hIoU.
+
+    Args:
+        result: of a step, whose classes are those of the first steps of the schedule.
+        schedule: whose groups.
+        convention: how it is counted; default: as the evaluation did, to its last digit.
+        wide: pixel counts of another pass over the same classes; default: the result's.
+
+    Returns:
+        By group; `old`, `new` and `hIoU` are None where there is one group, and all of them where
+        the file does not tell enough.
+    """
+    confusion = result.confusion
+    counted = convention or Convention(result.future)
+    if wide is not None or counted.future != result.future:
+        wide = result.wide if wide is None else wide
+        if wide is None:
+            return dict.fromkeys(("old", "new", "hIoU", "all"))
+        confusion = fold(wide, counted.future)
+    return mean_iou(confusion, result.channels, schedule, counted)
+
+
+def mean_iou(
+    confusion: np.ndarray, channels: Mapping[int, int], schedule: Schedule, counted: Convention
+) -> Values:
+    """As `grouped`, of a matrix in which future classes are folded already.
+
+    Args:
+        confusion: [K, K], rows = labels, columns = preds.
+        channels: label id → channel, background included where there is one.
+        schedule: whose groups.
+        counted: how.
+    """
+    if not counted.label_0:
+        confusion = confusion.copy()
+        confusion[0] = 0
+    by_class = np.array(Mean_Intersection_over_Union(confusion, {})["by_class"])
+    occurs = (confusion.sum(axis=0) + confusion.sum(axis=1)) > 0
+    background = [0] if counted.background and counted.label_0 and BACKGROUND in channels else []
+
+    def mean(chosen: Sequence[int]) -> float | None:
+        kept = [k for k in chosen if counted.absent or occurs[k]]
+        return float(by_class[kept].mean()) if kept else None
+
+    first = [channels[label] for label in schedule[0] if label in channels]
+    later = [channels[label] for label in labels_of(schedule[1:]) if label in channels]
+    everything = mean([*background, *first, *later])
+    if not first or not later:
+        return {"old": None, "new": None, "hIoU": None, "all": everything}
+    old = mean([*(background if counted.old_background else []), *first])
+    new, harmonic = mean(later), None
+    if old is not None and new is not None:
+        harmonic = 2 * old * new / (old + new) if old + new else 0.0
+    return {"old": old, "new": new, "hIoU": harmonic, "all": everything}
+
+
+# -------------------------------------------------------------------------------------- over steps
+def iou_over_steps(run: Run, labels: Sequence[int], steps: int) -> np.ndarray:
+    """[labels, steps] IoU after each step; NaN before a class arrives or without a test."""
+    values = np.full((len(labels), steps), np.nan)
+    for step, result in run.results.items():
+        if step < steps:
+            by_class = Mean_Intersection_over_Union(result.confusion, {})["by_class"]
+            for row, label in enumerate(labels):
+                if label in result.channels:
+                    values[row, step] = by_class[result.channels[label]]
+    return values
+
+
+def over_steps(iou: np.ndarray, arrival: np.ndarray) -> Values:
+    """Learning, forgetting and backward transfer (Lopez-Paz and Ranzato, 2017, of IoU).
+
+    Args:
+        iou: [classes, steps], without background, as of `iou_over_steps`; the last step is T.
+        arrival: [classes] s(c).
+
+    Returns:
+        By name; None where no class says anything.
+    """
+    last = iou.shape[1] - 1
+    rows = np.arange(len(iou))
+    arrived = np.where(arrival <= last, iou[rows, np.minimum(arrival, last)], np.nan)
+    earlier = arrival < last
+    best = np.array([max(row[~np.isnan(row)], default=np.nan) for row in iou[:, :last]])
+    return {
+        "learning": _mean(arrived[arrival >= 1]),
+        "forgetting": _mean((best - iou[:, last])[earlier]),
+        "BWT": _mean((iou[:, last] - arrived)[earlier]),
+    }
+
+
+def intransigence(iou: np.ndarray, arrival: np.ndarray, joint: np.ndarray) -> float | None:
+    """Mean over classes of IoU under joint training, [classes], less that right after its step."""
+    last = iou.shape[1] - 1
+    arrived = iou[np.arange(len(iou)), np.minimum(arrival, last)]
+    return _mean((joint - arrived)[arrival <= last])
+
+
+def _mean(values: np.ndarray) -> float | None:
+    kept = values[~np.isnan(values)]
+    return float(kept.mean()) if len(kept) else None
+
+
+def flows(result: Result, schedule: Schedule) -> dict[str, float] | None:
+    """Where pixels go whose truth is a class of an earlier step.
+
+    Returns:
+        Percent predicted as `itself`, `background`, another `old` class and a `new` class of this
+        step; None at step 0 or without such pixels.
+    """
+    old = [result.channels[k] for k in labels_of(schedule[: result.step]) if k in result.channels]
+    new = [result.channels[k] for k in schedule[result.step] if k in result.channels]
+    rows = result.confusion[old]
+    total = rows.sum()
+    if not old or not total:
+        return None
+    itself = rows[np.arange(len(old)), old].sum()
+    parts = {
+        "itself": itself,
+        "background": rows[:, 0].sum(),
+        "old": rows[:, old].sum() - itself,
+        "new": rows[:, new].sum(),
+    }
+    return {name: 100 * float(pixels) / float(total) for name, pixels in parts.items()}
+
+
+def run_figures(run: Run, schedule: Schedule, last: int, joint: Run | None) -> dict[str, Any]:
+    """The figures of a run at a schedule's step `last`, by key of `FIGURES`; None where unknown."""
+    told: dict[str, Any] = dict.fromkeys(FIGURES)
+    if last not in run.results:
+        return told
+    told |= grouped(run.results[last], schedule[: last + 1])
+    if run.last.joint:
+        return told
+    labels = labels_of(schedule[: last + 1])
+    arrival = np.array([step for step, ids in enumerate(schedule[: last + 1]) for _ in ids])
+    iou = iou_over_steps(run, labels, last + 1)
+    if last > 0:
+        told |= over_steps(iou, arrival)
+    seen = [grouped(run.results[t], schedule)["all"] for t in range(last + 1) if t in run.results]
+    if len(seen) == last + 1 and None not in seen:
+        told["average"] = float(np.mean([value for value in seen if value is not None]))
+    if joint is not None and last > 0:
+        upper = iou_over_steps(joint, labels, last + 1)[:, -1]
+        told["intransigence"] = intransigence(iou, arrival, upper)
+    return told

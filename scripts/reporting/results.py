@@ -1,0 +1,267 @@
+"""The tests of runs as their `metrics.json` tell them, found below folders and put in order."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_loader import DATA_SETS
+from trainer.steps import METRICS
+from utils.history import FILE as HISTORY
+from utils.misc import VOID, UserError
+
+PASSES = "protocol.json"  # beside `metrics.json`
+Schedule = tuple[tuple[int, ...], ...]  # label ids of each step
+
+
+@dataclass(frozen=True)
+class Result:
+    """The test of a step.
+
+    Attributes:
+        file: its `metrics.json`.
+        content: what that holds.
+        config: of the step, empty where it is not found.
+        history: what training the step brought and cost, empty where nobody wrote it.
+        passes: further passes over the test images (`scripts/protocol.py`), in words → the wide
+            confusion matrix of each.
+    """
+
+    file: Path
+    content: dict[str, Any]
+    config: dict[str, Any]
+    history: dict[str, Any]
+    passes: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        """The step of the schedule."""
+        return self.content["step"]
+
+    @property
+    def joint(self) -> bool:
+        """Whether joint training gave the weights."""
+        return self.content.get("joint", False)
+
+    @property
+    def dataset(self) -> str:
+        """Short name of the data set, and where its lists are not the published ones "own"."""
+        return self.content["dataset"]
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Label ids of each step; of files older than the key, from the config or the tables."""
+        steps = self.content.get("steps") or self._task.get("steps")
+        if not steps:
+            tables = DATA_SETS_BY_NAME[self.dataset].tables
+            if self.content["task"] not in tables:
+                raise UserError(
+                    f"{self.file} does not tell the steps of task '{self.content['task']}', and "
+                    f"there is no config.json in {models_folder(self.file.parent)} that does."
+                )
+            steps = tables[self.content["task"]]
+        return tuple(map(tuple, steps))
+
+    @property
+    def seed(self) -> int | None:
+        """Of the run; None where nobody tells."""
+        return self.content.get("seed", self.config.get("seed"))
+
+    @property
+    def background(self) -> bool:
+        """Whether label id 0 is background."""
+        return len(self.content["classes"]) == len(self.content["confusion"])
+
+    @cached_property
+    def channels(self) -> dict[int, int]:
+        """Label id → channel, of what `classes` holds: background, if any, and the seen classes."""
+        first = 0 if self.background else 1
+        return {row["label_id"]: k for k, row in enumerate(self.content["classes"], first)}
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """Label id → name, of all classes of the data set that the file tells of."""
+        rows = [*self.content["classes"], *self.content.get("future_classes", [])]
+        return {row["label_id"]: row["name"] for row in rows}
+
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """[K, K] pixel counts as the evaluation counted: rows = labels, columns = preds."""
+        return np.array(self.content["confusion"], dtype=np.int64)
+
+    @cached_property
+    def wide(self) -> np.ndarray | None:
+        """[1 + all classes, K]; of older files None, unless every class has been seen."""
+        if "wide" in self.content:
+            return np.array(self.content["wide"], dtype=np.int64)
+        everything = {label for ids in self.schedule for label in ids}
+        return self.confusion if everything <= self.channels.keys() else None
+
+    @property
+    def future(self) -> int:
+        """What pixels of future classes counted as: 0, background, or 255, nothing."""
+        if "protocol" in self.content:
+            return self.content["protocol"]["future_classes"]
+        test = self.config.get("data_loader", {}).get("args", {}).get("test", {})
+        return test.get("args", {}).get("masking_value", VOID if self.dataset == "ade" else 0)
+
+    @property
+    def memory(self) -> int:
+        """Exemplars of the step."""
+        return self._memory.get("mem_size", 0) if self.step > 0 else 0
+
+    @property
+    def _memory(self) -> dict[str, Any]:
+        return self.config.get("data_loader", {}).get("args", {}).get("memory", {})
+
+    @property
+    def _task(self) -> dict[str, Any]:
+        return self.config.get("data_loader", {}).get("args", {}).get("task", {})
+
+    @property
+    def losses(self) -> dict[str, list[tuple[int, float]]]:
+        """Loss term → (epoch, mean), of the epochs that are told."""
+        told: dict[str, list[tuple[int, float]]] = {}
+        for epoch in self.history.get("epochs", []):
+            for term, value in epoch["losses"].items():
+                told.setdefault(term, []).append((epoch["epoch"], value))
+        return told
+
+
+@dataclass(frozen=True)
+class Run:
+    """The tested steps of one run.
+
+    Attributes:
+        folder: of its log.
+        results: by step, ascending.
+    """
+
+    folder: Path
+    results: dict[int, Result] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.folder.name
+
+    @property
+    def last(self) -> Result:
+        """Its last step."""
+        return self.results[max(self.results)]
+
+    def step_folder(self, step: int) -> Path:
+        """Where the checkpoints of a step lie."""
+        return models_folder(self.folder / f"step_{step}")
+
+
+DATA_SETS_BY_NAME = {data_set.name: data_set for data_set in DATA_SETS.values()}
+
+
+def models_folder(log: Path) -> Path:
+    """The folder of checkpoints beside one of logs: models/RUN/step_t beside log/RUN/step_t."""
+    return log.parents[2] / "models" / log.parent.name / log.name
+
+
+def find_runs(paths: Iterable[str]) -> list[Run]:
+    """The runs in folders: of a run, below models or log, of one of its steps, or of many runs.
+
+    Args:
+        paths: of folders, or patterns of them.
+
+    Raises:
+        UserError: a folder does not exist, or none of a run that was tested is in it.
+    """
+    files: dict[Path, None] = {}
+    for path in paths:
+        folders = (
+            [Path(path)] if Path(path).is_dir() else [Path(p) for p in sorted(glob.glob(path))]
+        )
+        if not folders:
+            raise UserError(f"there is no folder {path}; name a run's, or one that holds runs.")
+        found = [file for folder in folders for file in _tests(folder.resolve())]
+        if not found:
+            raise UserError(
+                f"{path} holds no tested step, log/RUN/step_N/{METRICS}; train a step to its end, "
+                "or test it with --test."
+            )
+        files |= dict.fromkeys(found)
+    runs: dict[Path, dict[int, Result]] = {}
+    for file in files:
+        result = read_result(file)
+        runs.setdefault(file.parent.parent, {})[result.step] = result
+    return [Run(folder, dict(sorted(steps.items()))) for folder, steps in sorted(runs.items())]
+
+
+def _tests(folder: Path) -> list[Path]:
+    """The `metrics.json` of steps in and below a folder, in log where it lies in models."""
+    parts = list(folder.parts)
+    for depth, part in reversed(list(enumerate(parts))):
+        if part == "models" and depth >= len(parts) - 3:
+            folder = Path(*parts[:depth], "log", *parts[depth + 1 :])
+            break
+    own = folder / METRICS
+    if folder.name.startswith("step_"):
+        return [own] if own.is_file() else []
+    return sorted(file for file in folder.rglob(f"step_*/{METRICS}") if _is_step(file.parent))
+
+
+def _is_step(folder: Path) -> bool:
+    return folder.name.removeprefix("step_").isdecimal()
+
+
+def read_result(file: Path) -> Result:
+    """The test of a step.
+
+    Raises:
+        UserError: the file is no `metrics.json` of a test.
+    """
+    content = _read(file)
+    needed = ("dataset", "task", "setting", "step", "name", "method", "classes", "confusion")
+    missing = [key for key in needed if key not in content]
+    if missing:
+        raise UserError(f"{file} is no report of a test: it has no '{missing[0]}'.")
+    config, history = models_folder(file.parent) / "config.json", file.parent / HISTORY
+    return Result(
+        file,
+        content,
+        _read(config) if config.is_file() else {},
+        _read(history) if history.is_file() else {},
+        _passes(file.parent / PASSES, content),
+    )
+
+
+def fingerprint(content: Mapping[str, Any]) -> str:
+    """Of the matrix of a test, by which further passes of the same weights are known."""
+    return hashlib.sha256(json.dumps(content["confusion"]).encode()).hexdigest()[:16]
+
+
+def _passes(file: Path, content: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The further passes that `scripts/protocol.py` wrote for this test; none of another one."""
+    written = _read(file) if file.is_file() else {}
+    if written.get("of") != fingerprint(content):
+        return {}
+    return {words: np.array(wide, dtype=np.int64) for words, wide in written["passes"].items()}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is no JSON object.")
+    return content
+
+
+def labels_of(schedule: Schedule | Sequence[Sequence[int]]) -> list[int]:
+    """All label ids of a schedule, in order of arrival."""
+    return [label for ids in schedule for label in ids]

@@ -1,0 +1,271 @@
+"""What the report says in words, computed from its figures; and which comparisons are not fair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from scripts.reporting.results import Result
+from utils.misc import listing
+
+if TYPE_CHECKING:
+    from scripts.reporting.summary import Section
+
+MARKED = 10.0  # points of IoU that a class must lose to be called forgotten
+
+
+def make(task: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Sentences of each part of a task's report (`summary.make_task_report`)."""
+    return {
+        "summary": _summary(task),
+        "curve": _curve(task),
+        "classes": _classes(task),
+        "flows": _flows(task),
+        "loss": [],
+        "cost": _cost(task),
+        "conventions": _conventions(task),
+        "pictures": [],
+    }
+
+
+def _value(method: Mapping[str, Any], key: str) -> float | None:
+    figure = method["summary"][key]
+    return figure["mean"] if figure else None
+
+
+def _ranked(task: Mapping[str, Any], key: str) -> list[tuple[float, Mapping[str, Any]]]:
+    """Incremental methods that have a figure, the largest first."""
+    known = [
+        (v, m) for m in task["methods"] if not m["joint"] and (v := _value(m, key)) is not None
+    ]
+    return sorted(known, key=lambda pair: -pair[0])
+
+
+def _points(value: float) -> str:
+    return f"{abs(value):.1f} points"
+
+
+def _signed(value: float) -> str:
+    return f"{value:.1f}".replace("-0.0", "0.0").replace("-", "−")
+
+
+def _summary(task: Mapping[str, Any]) -> list[str]:
+    told = []
+    best = _ranked(task, "all")
+    if len(best) > 1:
+        (first, a), (second, b) = best[:2]
+        gaps = _gaps(task, a, b)
+        where = f"; most of it in {listing(gaps)}" if gaps else ""
+        told.append(
+            f"{a['label']} has the highest mIoU of all classes, {first:.2f}, "
+            f"{_points(first - second)} above {b['label']}{where}."
+        )
+        seeds = min(len(a["runs"]), len(b["runs"]))
+        if seeds > 1:
+            spread = max(m["summary"]["all"]["std"] or 0 for m in (a, b))
+            if first - second < 2 * spread:
+                told.append(
+                    "That is less than twice the deviation over the seeds: no difference is shown."
+                )
+        else:
+            told.append("One seed is no evidence of a difference of a point or two.")
+    forgetting = _ranked(task, "forgetting")
+    if len(forgetting) > 1:
+        (most, a), (least, b) = forgetting[0], forgetting[-1]
+        told.append(
+            f"{a['label']} forgets most, {most:.1f} points of IoU per class, {b['label']} least, "
+            f"{_signed(least)}."
+        )
+    elif forgetting:
+        value, method = forgetting[0]
+        told.append(f"{method['label']} forgets {_signed(value)} points of IoU per class.")
+    upper = [v for m in task["methods"] if m["joint"] and (v := _value(m, "all")) is not None]
+    if upper and best:
+        below = max(upper) - best[0][0]
+        word = "below" if below >= 0 else "above"
+        told.append(f"{best[0][1]['label']} ends {_points(below)} {word} joint training.")
+    return told
+
+
+def _gaps(task: Mapping[str, Any], a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """The classes in which `a` is furthest above `b` after the last step."""
+    pairs = zip(task["classes"], a["iou"], b["iou"], strict=True)
+    gaps = [
+        (mine[-1] - theirs[-1], row["name"])
+        for row, mine, theirs in pairs
+        if mine[-1] is not None and theirs[-1] is not None
+    ]
+    top = [gap for gap in sorted(gaps, reverse=True)[:2] if gap[0] > 1]
+    return [f"{name} (+{gap:.1f})" for gap, name in top]
+
+
+def _curve(task: Mapping[str, Any]) -> list[str]:
+    told = []
+    for method in task["methods"]:
+        points = method["curve"]
+        if len(points) > 1 and not method["joint"]:
+            start, end = points[0], points[-1]
+            change = end["mean"] - start["mean"]
+            verb = "loses" if change < 0 else "gains"
+            told.append((change, f"{method['label']} {verb} {_points(change)}"))
+    if not told:
+        return []
+    words = [text for _, text in sorted(told, reverse=True)]
+    few = words if len(words) <= 4 else [*words[:2], "…", *words[-2:]]
+    return [f"Of the mIoU of all classes seen, from the first step to the last: {', '.join(few)}."]
+
+
+def _classes(task: Mapping[str, Any]) -> list[str]:
+    told = []
+    for method in task["methods"]:
+        if method["joint"] or task["last"] == 0:
+            continue
+        lost = []
+        for row, values in zip(task["classes"], method["iou"], strict=True):
+            before = [value for value in values[:-1] if value is not None]
+            if before and values[-1] is not None and max(before) - values[-1] >= MARKED:
+                lost.append((max(before) - values[-1], row["name"]))
+        old = [row for row in task["classes"] if row["step"] < task["last"]]
+        lost.sort(reverse=True)
+        worst = listing(f"{name} (−{drop:.0f})" for drop, name in lost[:3])
+        words = f"{len(lost)} of {len(old)} classes by {MARKED:.0f} points or more"
+        told.append(f"{method['label']} forgets {words}{f': {worst}' if lost else ''}.")
+    return told if len(told) <= 6 else sorted(told, key=len)[:1] + told[:5]
+
+
+def _flows(task: Mapping[str, Any]) -> list[str]:
+    ends = [(m["flows"][-1], m["label"]) for m in task["methods"] if m["flows"]]
+    if not ends:
+        return []
+    share, label = max(ends, key=lambda end: end[0]["background"])
+    told = [
+        f"After the last step {label} gives {share['background']:.1f} % of the pixels of old "
+        "classes to background (background shift)"
+    ]
+    if len(ends) > 1:
+        least, other = min(ends, key=lambda end: end[0]["background"])
+        told[0] += f", {other} {least['background']:.1f} %"
+    new, which = max(ends, key=lambda end: end[0]["new"])
+    if new["new"] >= 1:
+        told.append(f"{which} gives most of them to new classes, {new['new']:.1f} %")
+    return [f"{text}." for text in told]
+
+
+def _cost(task: Mapping[str, Any]) -> list[str]:
+    ends = [
+        (seconds, m["label"])
+        for m in task["methods"]
+        if m["cost"] and not m["joint"] and (seconds := m["cost"][-1]["seconds_per_epoch"])
+    ]
+    if len(ends) < 2:
+        return []
+    (low, fast), (high, slow) = min(ends), max(ends)
+    return [
+        f"An epoch of the last step takes {low:.1f} s with {fast} and {high:.1f} s with {slow}, "
+        f"{high / low:.1f} times as long."
+    ]
+
+
+def _conventions(task: Mapping[str, Any]) -> list[str]:
+    told = [
+        text
+        for each in task["conventions"]
+        if (text := convention_sentence(each["method"], each["rows"]))
+    ]
+    return told[:4]
+
+
+def convention_sentence(label: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """By how much conventions alone move the figure of all classes."""
+    known = [row for row in rows if row["all"] is not None]
+    if len(known) < 2:
+        return ""
+    low = min(known, key=lambda row: row["all"])
+    high = max(known, key=lambda row: row["all"])
+    return (
+        f"The same weights of {label} have an mIoU from {low['all']:.2f} ({low['convention']}) to "
+        f"{high['all']:.2f} ({high['convention']}): conventions alone move it by "
+        f"{_points(high['all'] - low['all'])}."
+    )
+
+
+# -------------------------------------------------------------------------------------- unfairness
+def warnings(section: Section) -> list[str]:
+    """Why runs of a task cannot be compared with each other as they are, a sentence each."""
+    told = []
+    for group in section.groups:
+        for run in group.runs:
+            if section.last not in run.results:
+                end = max(run.results)
+                told.append(
+                    f"{run.name} ends at step {end} of {section.last}: no figures of the end."
+                )
+        seeds = [run.last.seed for run in group.runs]
+        if len({*seeds}) < len(seeds):
+            told.append(f"{group.label} has a seed more than once, so its deviation is too small.")
+    results = [
+        (group.label, result)
+        for group in section.groups
+        for run in group.runs
+        for result in run.results.values()
+    ]
+    ends = [(label, result) for label, result in results if result.step == section.last]
+    ends = ends or results
+    told += _disagreement("test images", ends, lambda r: _list_of(r, "test"))
+    trained = [(label, r) for label, r in ends if not r.joint]
+    told += _disagreement("training images", trained, lambda r: _list_of(r, "train"))
+    told += _disagreement("what pixels of future classes count as", ends, lambda r: r.future)
+    told += _disagreement("size of the test images", ends, lambda r: _protocol(r, "images"))
+    told += _disagreement("network", ends, _network)
+    for key, words in (
+        ("version", "version of this project"),
+        ("code", "source code (hash)"),
+        ("torch", "torch"),
+        ("precision", "precision of the evaluation"),
+    ):
+        told += _disagreement(words, ends, partial(_told, key))
+    counts = {group.label: len(group.runs) for group in section.groups}
+    if len({*counts.values()}) > 1:
+        told.append(
+            "Seeds are not equally many: "
+            + listing((f"{label} {n}" for label, n in counts.items()), 12)
+            + "."
+        )
+    return told
+
+
+def _told(key: str, result: Result) -> object:
+    return result.content.get(key)
+
+
+def _list_of(result: Result, kind: str) -> str | None:
+    found = result.content.get("lists", {}).get(kind)
+    return f"{found['images']} ({found['sha256'][:8]})" if found else None
+
+
+def _protocol(result: Result, key: str) -> object:
+    return result.content.get("protocol", {}).get(key)
+
+
+def _network(result: Result) -> str | None:
+    arch = result.config.get("arch", {}).get("args", {})
+    names = [str(arch[key]) for key in ("backbone", "output_stride") if key in arch]
+    return ", stride ".join(names) or None
+
+
+def _disagreement(
+    what: str, results: Iterable[tuple[str, Result]], of: Callable[[Result], Any]
+) -> list[str]:
+    """A warning when results differ in something; those that do not tell are no disagreement."""
+    by_value: dict[Any, list[str]] = {}
+    for label, result in results:
+        value = of(result)
+        if value is not None:
+            labels = by_value.setdefault(value, [])
+            if label not in labels:
+                labels.append(label)
+    if len(by_value) < 2:
+        return []
+    told = "; ".join(f"{value}: {listing(labels, 4)}" for value, labels in by_value.items())
+    return [f"Not the same {what}: {told}."]

@@ -1,0 +1,148 @@
+"""`scripts/report.py` and `scripts/protocol.py` end to end, on runs of the toy data."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from scripts import protocol, report
+from scripts.reporting.results import find_runs
+from tests.helpers import evaluation, train, write_config
+
+METRIC = "Mean_Intersection_over_Union"
+
+
+@pytest.fixture(scope="module")
+def runs(toy_root, tmp_path_factory):
+    """The folder of two runs of both steps, DKD and fine-tuning from the same base."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = write_config(folder / "toy.json", toy_root)
+    flags = ("--epochs", "1", "--lr", "0.01")
+    train(config, *flags, "--task_step", "all", "--name", "DKD")
+    base = folder / "runs/models/overlap_15-5_DKD/step_0"
+    train(config, *flags, "--task_step", "0", "--name", "FT", "--base", str(base))
+    train(config, *flags, "--task_step", "1", "--name", "FT", "--method", "finetune")
+    return folder / "runs"
+
+
+@pytest.fixture(scope="module")
+def written(runs, tmp_path_factory):
+    """Where the report of both is."""
+    out = tmp_path_factory.mktemp("report")
+    report.main([str(runs), "--out", str(out), "--pictures", "3", "-d", "cpu"])
+    return out
+
+
+def content(out):
+    (task,) = json.loads((out / "report.json").read_text())["tasks"]
+    return task
+
+
+def test_figures_are_those_of_the_tests_to_the_last_digit(runs, written):
+    names = {"DKD": "DKD", "finetune": "FT"}
+    methods = {method["label"]: method for method in content(written)["methods"]}
+    assert methods.keys() == names.keys()
+    for label, method in methods.items():
+        log = runs / f"log/overlap_15-5_{names[label]}"
+        tests = [json.loads((log / f"step_{t}/metrics.json").read_text()) for t in (0, 1)]
+        last = tests[1]["metrics"][METRIC]
+        for key, group in {
+            "old": "old",
+            "new": "new",
+            "hIoU": "harmonic",
+            "all": "overall",
+        }.items():
+            assert method["summary"][key]["mean"] == last[group]
+        everything = [test["metrics"][METRIC]["overall"] for test in tests]
+        assert [point["mean"] for point in method["curve"]] == everything
+        for step, test in enumerate(tests):
+            column = [row[step] for row in method["iou"] if row[step] is not None]
+            assert column == [row["IoU"] for row in test["classes"]]
+        history = json.loads((log / "step_1/history.json").read_text())["epochs"]
+        (_, loss) = method["loss"][1]["terms"]["loss"][0]
+        assert loss == history[0]["losses"]["loss"]
+
+
+def test_figures_are_those_of_the_log(runs, written, capsys):
+    log = (runs / "log/overlap_15-5_DKD/step_1/info.log").read_text()
+    line = next(words for words in log.splitlines()[::-1] if words.strip().startswith(METRIC))
+    (method,) = (m for m in content(written)["methods"] if m["label"] == "DKD")
+    shown = [f"{method['summary'][key]['mean']:.2f}" for key in ("old", "new", "hIoU", "all")]
+    assert line.split()[-4:] == shown
+    report.main([str(runs), "--out", str(written / "again"), "--pictures", "0"])
+    table = capsys.readouterr().out.splitlines()
+    assert next(row for row in table if row.startswith("DKD")).split()[1:5] == shown
+
+
+def test_the_table_of_runs(runs, written):
+    rows = list(csv.DictReader((written / "report.csv").read_text().splitlines()))
+    assert [row["run"] for row in rows] == ["overlap_15-5_FT", "overlap_15-5_DKD"]
+    methods = content(written)["methods"]
+    for row, method in zip(rows, methods, strict=True):
+        assert (row["method"], row["seed"]) == (method["label"], "1")
+        assert float(row["all"]) == method["summary"]["all"]["mean"]
+        assert row["intransigence"] == ""
+
+
+def test_pictures_and_what_chose_them(written):
+    task = content(written)
+    assert len(task["pictures"]) == 3
+    labels = ["image", "truth"] + [f"{m}, step {t}" for m in ("finetune", "DKD") for t in (0, 1)]
+    for picture in task["pictures"]:
+        assert [tile["label"] for tile in picture["tiles"]] == labels
+        assert all(tile["src"].startswith("data:image/") for tile in picture["tiles"])
+    assert "gains and loses most against" in task["sentences"]["pictures"][0]
+    assert {row["name"] for row in task["legend"]} <= {row["name"] for row in task["classes"]}
+
+
+def test_a_report_needs_neither_weights_nor_images(runs, written, tmp_path):
+    shutil.copytree(runs / "log", tmp_path / "log")
+    report.main([str(tmp_path), "--out", str(tmp_path / "out"), "-d", "cpu"])
+    task = content(tmp_path / "out")
+    assert task["sentences"]["pictures"][0].startswith("No pictures: ")
+    assert task["pictures"] == []
+    before = content(written)["methods"]
+    assert [m["summary"] for m in task["methods"]] == [m["summary"] for m in before]
+
+
+def test_a_protocol_card(runs, tmp_path, capsys):
+    """Its passes are what evaluations of just these images count; a second call makes none."""
+    weights = runs / "models/overlap_15-5_DKD/step_0/checkpoint-epoch1.pth"
+    protocol.main(["-r", str(weights), "-d", "cpu"])
+    card = capsys.readouterr().out
+    (run,) = find_runs([str(runs / "log/overlap_15-5_DKD")])
+    result = run.results[0]
+    whole = train(
+        None,
+        *("-r", str(weights), "-d", "cpu", "--save_dir", str(tmp_path)),
+        *("--set", "data_loader.args.test.args.transform=false"),
+        *("--set", "data_loader.args.test.batch_size=1"),
+        mode="eval",
+    )
+    assert result.passes["whole images"].tolist() == evaluation(whole)["wide"]
+    more = result.passes["all test images"] - result.wide
+    assert (more >= 0).all()
+    assert more[1:16].sum() == 0, "images that the test leaves out hold no class seen"
+    assert more[16:].sum() > 0
+    mean = result.content["metrics"][METRIC]["overall"]
+    first = next(line for line in card.splitlines() if line.startswith("* as evaluated"))
+    assert first.split()[-2:] == [f"{mean:.2f}", "+0.00"]
+    assert "conventions alone move it by" in card
+    file = runs / "log/overlap_15-5_DKD/step_0/protocol.json"
+    before = file.stat().st_mtime_ns
+    capsys.readouterr()
+    protocol.main(["-r", str(weights), "-d", "cpu"])
+    assert capsys.readouterr().out == card
+    assert file.stat().st_mtime_ns == before
+
+
+def test_passes_of_other_weights_are_not_shown(runs, tmp_path):
+    log = tmp_path / "log/overlap_15-5_DKD/step_0"
+    shutil.copytree(runs / "log/overlap_15-5_DKD/step_0", log)
+    (log / "protocol.json").write_text(
+        json.dumps({"of": "another test", "passes": {"whole images": np.eye(3).tolist()}})
+    )
+    (run,) = find_runs([str(log)])
+    assert run.results[0].passes == {}

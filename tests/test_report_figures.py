@@ -1,0 +1,269 @@
+"""The figures of reports, from matrices written by hand and worked out on paper."""
+
+import json
+
+import numpy as np
+import pytest
+
+from scripts.reporting import figures, published, summary
+from scripts.reporting.figures import Convention
+from scripts.reporting.results import Run, find_runs
+from utils.metric import Mean_Intersection_over_Union, fold
+from utils.misc import UserError
+from utils.report import metrics_json
+
+NAMES = ("background", "cat", "dog", "cow")
+SCHEDULE = ((1, 2), (3,))
+# rows: background, cat, dog, cow; columns: what is seen at the step
+STEP_0 = np.array([[80, 10, 10], [5, 40, 5], [0, 10, 40], [6, 4, 0]])
+STEP_1 = np.array([[70, 0, 0, 30], [10, 20, 10, 10], [0, 0, 50, 0], [0, 0, 2, 8]])
+
+
+def a_test(root, wide, step, *, name="toy-s1", seed=1, method="dkd", future=0, **changes):
+    """Write a `metrics.json` as an evaluation does."""
+    confusion = fold(wide, future)
+    seen = range(len(confusion))
+    overall = float(np.mean(Mean_Intersection_over_Union(confusion, {})["by_class"]))
+    about = {
+        "dataset": "voc",
+        "task": "2-1",
+        "setting": "overlap",
+        "step": step,
+        "steps": [list(ids) for ids in SCHEDULE],
+        "joint": False,
+        "name": name,
+        "method": method,
+        "seed": seed,
+        "images": 7,
+        "weights": "checkpoint-epoch1.pth",
+        "lists": {"test": {"images": 7, "sha256": "ab" * 32, "published": None}},
+        "protocol": {"future_classes": future, "background": True, "images": "whole"},
+        **changes,
+    }
+    results = {"Mean_Intersection_over_Union": {"overall": overall, "by_class": [*seen]}}
+    content = metrics_json(about, wide, future, range(4), NAMES, results)
+    file = root / "log" / f"overlap_2-1_{name}" / f"step_{step}" / "metrics.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(content))
+    return file
+
+
+def a_run(root, **changes) -> Run:
+    a_test(root, STEP_0, 0, **changes)
+    a_test(root, STEP_1, 1, **changes)
+    return find_runs([str(root)])[-1]
+
+
+def iou(matrix, channel):
+    return (
+        100
+        * matrix[channel, channel]
+        / (matrix[channel].sum() + matrix[:, channel].sum() - matrix[channel, channel])
+    )
+
+
+def test_a_wide_matrix_is_folded_as_the_convention_asks():
+    as_background = [[86, 14, 10], [5, 40, 5], [0, 10, 40]]
+    assert fold(STEP_0, 0).tolist() == as_background
+    assert fold(STEP_0, 255).tolist() == STEP_0[:3].tolist()
+    assert fold(STEP_1, 0).tolist() == fold(STEP_1, 255).tolist() == STEP_1.tolist()
+    assert STEP_0[0, 0] == 80, "the wide matrix stays as it is"
+
+
+def test_a_metrics_file_tells_every_class_and_both_matrices(tmp_path):
+    content = json.loads(a_test(tmp_path, STEP_0, 0).read_text())
+    assert [row["name"] for row in content["classes"]] == ["background", "cat", "dog"]
+    assert [row["pixels"] for row in content["classes"]] == [110, 50, 50]
+    assert content["future_classes"] == [{"label_id": 3, "name": "cow", "pixels": 10}]
+    assert content["wide"] == STEP_0.tolist()
+    assert content["confusion"] == fold(STEP_0, 0).tolist()
+
+
+def test_learning_forgetting_and_backward_transfer():
+    # cat 60 → 80 → 50, dog 70 → 30 → 40 (steps 0, 1, 2); cow arrives at 1: 20 → 10; hen at 2: 90
+    iou = np.array([[60, 80, 50], [70, 30, 40], [np.nan, 20, 10], [np.nan, np.nan, 90]], float)
+    told = figures.over_steps(iou, np.array([0, 0, 1, 2]))
+    assert told["learning"] == pytest.approx((20 + 90) / 2)
+    assert told["forgetting"] == pytest.approx(((80 - 50) + (70 - 40) + (20 - 10)) / 3)
+    assert told["BWT"] == pytest.approx(((50 - 60) + (40 - 70) + (10 - 20)) / 3)
+    joint = np.array([65, 75, 50, 80], float)
+    expected = ((65 - 60) + (75 - 70) + (50 - 20) + (80 - 90)) / 4
+    assert figures.intransigence(iou, np.array([0, 0, 1, 2]), joint) == pytest.approx(expected)
+
+
+def test_where_the_pixels_of_old_classes_go(tmp_path):
+    run = a_run(tmp_path)
+    # cat and dog have 100 pixels: 70 right, 10 background, 10 dog instead of cat, 10 cow
+    expected = {"itself": 70.0, "background": 10.0, "old": 10.0, "new": 10.0}
+    assert figures.flows(run.results[1], SCHEDULE) == expected
+    assert figures.flows(run.results[0], SCHEDULE) is None
+
+
+def test_figures_of_a_run(tmp_path):
+    run = a_run(tmp_path)
+    told = figures.run_figures(run, SCHEDULE, 1, None)
+    cat, dog, cow = (iou(STEP_1, k) for k in (1, 2, 3))
+    background = iou(STEP_1, 0)
+    assert told["old"] == pytest.approx((background + cat + dog) / 3)
+    assert told["new"] == told["learning"] == pytest.approx(cow)
+    assert told["hIoU"] == pytest.approx(2 * told["old"] * cow / (told["old"] + cow))
+    assert told["all"] == pytest.approx((background + cat + dog + cow) / 4)
+    before = fold(STEP_0, 0)
+    first = np.mean([iou(before, k) for k in range(3)])
+    assert told["average"] == pytest.approx((first + told["all"]) / 2)
+    lost = [iou(before, k) - iou(STEP_1, k) for k in (1, 2)]
+    assert told["forgetting"] == pytest.approx(np.mean(lost))
+    assert told["BWT"] == pytest.approx(-np.mean(lost))
+    assert told["intransigence"] is None
+
+
+@pytest.mark.parametrize(
+    ("convention", "matrix", "old", "everything"),
+    [
+        (Convention(), fold(STEP_0, 0), (0, 1, 2), (0, 1, 2)),
+        (Convention(future=255), STEP_0[:3], (0, 1, 2), (0, 1, 2)),
+        (Convention(background=False), fold(STEP_0, 0), (1, 2), (1, 2)),
+        (
+            Convention(label_0=False, future=255),
+            np.array([[0, 0, 0], [5, 40, 5], [0, 10, 40]]),
+            (1, 2),
+            (1, 2),
+        ),
+    ],
+)
+def test_a_convention_counts_what_it_says(tmp_path, convention, matrix, old, everything):
+    (tmp_path / "a").mkdir()
+    run = a_run(tmp_path / "a")
+    told = figures.grouped(run.results[0], SCHEDULE, convention)
+    assert told["all"] == pytest.approx(np.mean([iou(matrix, k) for k in everything]))
+    assert told["old"] is None, "one group at step 0"
+    assert old == everything
+
+
+def test_old_without_background_and_absent_classes(tmp_path):
+    run = a_run(tmp_path)
+    last = run.results[1]
+    told = figures.grouped(last, SCHEDULE, Convention(old_background=False))
+    assert told["old"] == pytest.approx((iou(STEP_1, 1) + iou(STEP_1, 2)) / 2)
+    assert told["all"] == figures.grouped(last, SCHEDULE)["all"]
+    absent = STEP_1.copy()
+    absent[3], absent[:, 3] = 0, 0  # no cow, neither in truth nor in predictions
+    channels = {0: 0, 1: 1, 2: 2, 3: 3}
+    zero = figures.mean_iou(absent, channels, SCHEDULE, Convention())
+    out = figures.mean_iou(absent, channels, SCHEDULE, Convention(absent=False))
+    assert (zero["new"], out["new"]) == (0.0, None)
+    assert out["all"] == pytest.approx(zero["all"] * 4 / 3)
+
+
+def test_a_joint_run_is_seen_in_any_schedule(tmp_path):
+    a_run(tmp_path / "a")
+    file = a_test(tmp_path / "b", STEP_1, 0, name="j-s1-joint", method="ft", joint=True)
+    content = json.loads(file.read_text()) | {"steps": [[1, 2, 3]]}
+    file.write_text(json.dumps(content))
+    sections, _ = summary.make_sections(find_runs([str(tmp_path)]))
+    (section,) = sections
+    assert [group.label for group in section.groups] == ["DKD", "joint (FT)"]
+    (task,) = summary.make_report(sections, [], [])["tasks"]
+    mine, joint = task["methods"]
+    assert joint["summary"]["old"]["mean"] == mine["summary"]["old"]["mean"]
+    # the joint matrix is that of step 1: what a class lost since its step is the intransigence
+    before = [iou(fold(STEP_0, 0), k) for k in (1, 2)] + [iou(STEP_1, 3)]
+    upper = [iou(STEP_1, k) for k in (1, 2, 3)]
+    expected = np.mean(np.array(upper) - before)
+    assert mine["summary"]["intransigence"]["mean"] == pytest.approx(expected)
+
+
+def test_seeds_are_one_row_and_other_methods_others(tmp_path):
+    for seed in (1, 2, 3):
+        a_run(tmp_path, name=f"DKD-s{seed}", seed=seed)
+    a_run(tmp_path, name="MIB-s1", seed=1, method="mib")
+    sections, _ = summary.make_sections(find_runs([str(tmp_path)]))
+    (task,) = summary.make_report(sections, [], [])["tasks"]
+    assert [(m["label"], m["seeds"]) for m in task["methods"]] == [("MiB", [1]), ("DKD", [1, 2, 3])]
+    assert task["methods"][1]["summary"]["all"]["n"] == 3
+    assert task["methods"][1]["summary"]["all"]["std"] == 0
+    assert task["methods"][0]["summary"]["all"]["std"] is None
+    assert any("Seeds are not equally many: MiB 1, DKD 3." in w for w in task["warnings"])
+
+
+def test_a_comparison_that_is_not_fair_is_told(tmp_path):
+    a_run(tmp_path, name="A-s1")
+    other = {"test": {"images": 9, "sha256": "cd" * 32, "published": None}}
+    a_run(tmp_path, name="B-s1", method="mib", lists=other, version="0.1", future=0)
+    sections, _ = summary.make_sections(find_runs([str(tmp_path)]))
+    told = summary.make_report(sections, [], [])["tasks"][0]["warnings"]
+    assert "Not the same test images: 9 (cdcdcdcd): MiB; 7 (abababab): DKD." in told
+
+
+def test_conventions_of_a_method(tmp_path):
+    run = a_run(tmp_path)
+    rows = {r["convention"]: r for r in summary.convention_rows([run.results[0]], SCHEDULE)}
+    first = rows["as evaluated"]
+    assert (first["change"], first["published"]) == (0, True)
+    counted = rows["future classes not counted"]
+    assert counted["all"] == pytest.approx(np.mean([iou(STEP_0[:3], k) for k in range(3)]))
+    assert counted["change"] == pytest.approx(counted["all"] - first["all"])
+    assert not counted["published"]
+
+
+def test_published_figures_and_verdicts():
+    five, released = published.published("voc", "overlap", "15-1", "DKD")
+    assert five == ("DKD, five runs", 55.21, 69.67, 0.49, 5)
+    assert released == ("DKD, released weights", 57.46, 70.50, None, 0)
+    assert published.published("ade", "overlap", "100-10", "MiB")[0].overall == 29.24
+    assert published.published("voc", "disjoint", "10-1", "DKD") == []
+    assert published.published("voc", "overlap", "15-5", "joint")[0].harmonic is None
+    # 2·sqrt(0.49²/5 + 0.1²/2) = 0.46
+    ours = [69.9, 69.9 + 0.1 * 2**0.5]
+    assert published.verdict(five, ours) == "agrees: 0.30 apart, band 0.46"
+    assert published.verdict(five, [value - 2 for value in ours]).startswith("below: 1.70 apart")
+    assert published.verdict(released, [70.46]) == "as the released file"
+
+
+def test_an_old_file_is_still_read(tmp_path):
+    run = a_run(tmp_path)
+    file = run.results[1].file
+    content = json.loads(file.read_text())
+    for key in ("wide", "future_classes", "steps", "joint", "seed", "lists", "protocol"):
+        del content[key]
+    file.write_text(json.dumps(content))
+    config = tmp_path / "models/overlap_2-1_toy-s1/step_1/config.json"
+    config.parent.mkdir(parents=True)
+    steps = [list(ids) for ids in SCHEDULE]
+    config.write_text(json.dumps({"seed": 4, "data_loader": {"args": {"task": {"steps": steps}}}}))
+    old = find_runs([str(tmp_path)])[0].results[1]
+    assert (old.schedule, old.seed, old.future) == (SCHEDULE, 4, 0)
+    assert figures.grouped(old, SCHEDULE) == figures.grouped(run.results[1], SCHEDULE)
+
+
+def test_runs_are_found_by_their_folders_and_by_patterns(tmp_path):
+    for name in ("A", "B"):
+        a_run(tmp_path, name=name)
+    (tmp_path / "models/overlap_2-1_A/step_0").mkdir(parents=True)
+    for path, names in {
+        "": "AB",
+        "log": "AB",
+        "log/overlap_2-1_A": "A",
+        "models/overlap_2-1_A": "A",
+        "models/overlap_2-1_A/step_0": "A",
+        "log/*_B": "B",
+    }.items():
+        found = find_runs([str(tmp_path / path)])
+        assert "".join(run.name[-1] for run in found) == names, path
+    assert [*find_runs([str(tmp_path / "models/overlap_2-1_A/step_0")])[0].results] == [0]
+
+
+def test_what_is_no_run_is_told(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty holds no tested step, log/RUN/step_N/metrics.json"):
+        find_runs([str(tmp_path / "empty")])
+    with pytest.raises(UserError, match=r"there is no folder .*nothing; name a run's, or one that"):
+        find_runs([str(tmp_path / "nothing")])
+    a_run(tmp_path, name="A")
+    a_run(tmp_path, name="B", dataset="ade")
+    with pytest.raises(UserError, match=r"runs are of different data sets, ade, voc; give one"):
+        summary.make_sections(find_runs([str(tmp_path)]))
+    file = tmp_path / "log/overlap_2-1_A/step_0/metrics.json"
+    file.write_text('{"dataset": "voc"}')
+    with pytest.raises(UserError, match=r"metrics.json is no report of a test: it has no 'task'"):
+        find_runs([str(tmp_path)])

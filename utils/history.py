@@ -1,0 +1,79 @@
+"""What training a step brought and cost, by epoch: `history.json` beside its `metrics.json`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.config_file import read_json
+from utils.misc import write_json
+
+FILE = "history.json"
+
+
+class History:
+    """The epochs of a step, written anew after each.
+
+    An epoch holds the means of the loss terms, the learning rate at its end, images per second,
+    seconds, whether the process trained it whole, and what its validation gave.
+    """
+
+    def __init__(self, folder: Path, device: torch.device):
+        """
+        Args:
+            folder: of the log.
+            device: whose peak of memory is told; it begins anew.
+        """
+        self.file, self.device = folder / FILE, device
+        self.epochs: list[dict[str, Any]] = []
+        self.peak_before = 0.0  # of the processes that trained the epochs before
+        forget_peak(device)
+
+    def resume(self, epoch: int) -> None:
+        """Take over the epochs up to `epoch` that earlier processes wrote."""
+        if self.file.is_file():
+            written = read_json(self.file)
+            self.epochs = [each for each in written["epochs"] if each["epoch"] <= epoch]
+            self.peak_before = written["peak_memory_mib"] or 0.0
+
+    def add(self, **told: Any) -> None:
+        """Write a further epoch."""
+        self.epochs.append(told)
+        now = peak(self.device)
+        most = None if now is None else max(now, self.peak_before)
+        about = {"device": device_name(self.device), "peak_memory_mib": most}
+        write_json(self.file, {**about, "epochs": self.epochs})
+
+
+def device_name(device: torch.device) -> str:
+    """`cpu`, or the name of the card."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let the peak begin anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):  # elsewhere than on Linux the peak is the process' own
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak(device: torch.device) -> float | None:
+    """MiB at the peak: of tensors on CUDA, of the process on a CPU; None where nobody tells."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resident("VmHWM")
+
+
+def resident(name: str) -> float | None:
+    """MiB of this process: "VmRSS" now, "VmHWM" at its peak; None elsewhere than on Linux."""
+    if not os.path.exists("/proc/self/status"):
+        return None
+    lines = Path("/proc/self/status").read_text().splitlines()
+    values = (int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
+    return next(values, None)
