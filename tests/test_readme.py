@@ -22,7 +22,8 @@ SCRIPTS = sorted(str(path.relative_to(PROJECT)) for path in (PROJECT / "scripts"
 def reference_rows():
     """The rows of the config reference, from the schema and the shipped configs."""
     voc, ade = (
-        flatten(read_json(PROJECT / f"configs/config_{name}.json"), name) for name in ("voc", "ade")
+        flatten(read_json(PROJECT / f"configs/config_{name}.json"), name, strict=True)[0]
+        for name in ("voc", "ade")
     )
     flags = {flag.key: ", ".join(f"`{name}`" for name in flag.names) for flag in FLAGS}
     for key, rule in SCHEMA.items():

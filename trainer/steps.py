@@ -66,7 +66,7 @@ def _is_finished(config: ConfigParser) -> bool:
         return False
     if not any(folder.glob("checkpoint-epoch*.pth")):
         return False
-    then = flatten(read_json(written), str(written), unknown=[])
+    then, _ = flatten(read_json(written), str(written), strict=False)
     now = config.flat()
     if config.global_batch is not None:  # what a process gets of it depends on their number
         del now[BATCH[0]], then[BATCH[0]]

@@ -46,20 +46,21 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: the file cannot be read: {error}.") from None
 
 
-def flatten(tree: Any, source: str, unknown: list[str] | None = None) -> dict[str, Any]:
+def flatten(tree: Any, source: str, *, strict: bool) -> tuple[dict[str, Any], list[str]]:
     """A parsed JSON file as `{dotted key: value}`, each checked against `SCHEMA`.
 
     Args:
         tree: the parsed file.
         source: its name for messages.
-        unknown: takes the unknown keys; without it they are an error.
+        strict: an unknown key is an error; otherwise it is left out and told in the second result.
 
     Raises:
-        UserError: an unknown key, a wrong type or a value out of range.
+        UserError: an unknown key (when strict), a wrong type or a value out of range.
     """
     if not isinstance(tree, dict):
         raise UserError(f"{source}: the file must hold one JSON object, {{…}}.")
     values: dict[str, Any] = {}
+    unknown: list[str] = []
 
     def visit(block: dict[str, Any], prefix: str) -> None:
         for name, value in block.items():
@@ -72,7 +73,7 @@ def flatten(tree: Any, source: str, unknown: list[str] | None = None) -> dict[st
                 values[dotted] = check_value(dotted, value, source)
             elif dotted in RELEASED:
                 check_value(dotted, value, source)
-            elif unknown is not None:
+            elif not strict:
                 unknown.append(dotted)
             else:
                 known = (*SCHEMA, *SECTIONS)
@@ -86,7 +87,7 @@ def flatten(tree: Any, source: str, unknown: list[str] | None = None) -> dict[st
                 )
 
     visit(tree, "")
-    return values
+    return values, unknown
 
 
 def check_value(dotted: str, value: Any, source: str) -> Any:

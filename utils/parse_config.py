@@ -271,7 +271,7 @@ class ConfigParser:
             epilog = settings_help(named[-1]) if named else SETTINGS_HINT
         args = vars(_argument_parser(mode, description, epilog).parse_args(words))
         shipped = PROJECT_ROOT / default_config
-        defaults = flatten(read_json(shipped), str(shipped))
+        defaults, _ = flatten(read_json(shipped), str(shipped), strict=True)
 
         notes: list[str] = []
         auto = mode == "train" and args["resume"] == "auto"
@@ -280,15 +280,14 @@ class ConfigParser:
             raise UserError(f"-r/--resume: there is no file {resume}.")
         file: dict[str, Any] = {}
         if args["config"] is not None:
-            file = flatten(read_json(Path(args["config"])), args["config"])
+            file, _ = flatten(read_json(Path(args["config"])), args["config"], strict=True)
             notes.append(f"config: {args['config']}")
         typed, steps = _typed(args)
         mine = _over(_over(defaults, file), typed)
         theirs: dict[str, Any] = {}
         recipe = None
         if resume is not None and (beside := resume.parent / "config.json").is_file():
-            unknown: list[str] = []
-            theirs = flatten(read_json(beside), str(beside), unknown)
+            theirs, unknown = flatten(read_json(beside), str(beside), strict=False)
             notes.append(f"config: {beside}, which lies beside the weights")
             if unknown:
                 notes.append(f"ignored, for this version has no such keys: {listing(unknown)}")
@@ -376,7 +375,7 @@ def _assigned(words: str) -> dict[str, Any]:
     tree = value
     for name in reversed(dotted.split(".")):
         tree = {name: tree}
-    return flatten(tree, f"--set {words}")
+    return flatten(tree, f"--set {words}", strict=True)[0]
 
 
 def _of_method(layer: Mapping[str, Any], method: str) -> dict[str, Any]:

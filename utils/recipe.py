@@ -50,5 +50,5 @@ def read(method: str, dataset: str, task: str, step: int) -> Recipe | None:
     values: dict[str, Any] = {}
     for part in (tree, tree.get("tasks", {}).get(task, {})):
         for block in ("every_step", "later_steps" if step else "step_0"):
-            values |= flatten(part.get(block, {}), f"{path}, {block}")
+            values |= flatten(part.get(block, {}), f"{path}, {block}", strict=True)[0]
     return Recipe(path.relative_to(PROJECT_ROOT).as_posix(), values, tree["global_batch"])
