@@ -286,9 +286,7 @@ class BaseDataset(ABC):
         """A file of an entry, decoded, of any mode; one that lies outside is not touched.
 
         Args:
-            path: the file.
             what: what it is, for messages.
-            entry: whose file it is.
             folder: what it must lie in unless links are followed; default: the root.
 
         Raises:

@@ -29,7 +29,6 @@ FAMILIES = {
     "unknown": "the background class, beside an unknown head",
 }
 
-
 Total = Callable[[torch.Tensor], torch.Tensor]  # sum over all ranks
 Terms = dict[str, torch.Tensor]  # name of a loss term → per-class values
 
@@ -140,9 +139,9 @@ class BaseMethod(ABC):
 
     # --------------------------------------------------------------------- what the step is made of
     @property
-    @abstractmethod
     def needs_teacher(self) -> bool:
         """Whether the loop shall run the previous step's model beside the student."""
+        return self.task.step > 0
 
     @property
     def reads_saliency(self) -> bool:
@@ -171,7 +170,6 @@ class BaseMethod(ABC):
         made and before a resumed checkpoint is loaded.
 
         Args:
-            student: the model.
             earlier: what `state` returned at the end of the previous step; empty at step 0, and
                 after a step that had none.
         """

@@ -15,9 +15,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
-OUTPUTS = frozenset(
-    {"pos_neg", "stages", "body", "features", "unknown"}
-)  # on request, beside the logits
+# What a forward pass returns on request, beside the logits.
+OUTPUTS = frozenset({"pos_neg", "stages", "body", "features", "unknown"})
 HEAD_KINDS = ("conv1x1", "block")
 DROPOUT = (nn.Dropout, StochasticDepth)  # what draws random numbers in train mode
 
@@ -117,7 +116,13 @@ class BaseModel(nn.Module):
         """
         Args:
             images: [N, 3, H, W] float32, normalised.
-            wants: names out of `OUTPUTS`.
+            wants: names out of `OUTPUTS`: what to return beside the logits.
+
+        Returns:
+            Outputs at feature resolution; whoever needs full size calls `upsample`.
+
+        Raises:
+            ValueError: an output that heads of this plan do not have.
         """
 
     @abstractmethod

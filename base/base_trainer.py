@@ -35,10 +35,8 @@ def parse_monitor(text: str, valid: Sequence[str]) -> tuple[str, str] | None:
 
 
 class BaseTrainer(ABC):
-    """Runs the epochs of a step.
-
-    A subclass implements `begin_step`, `train_epoch`, `validate`, `end_step`, `state` and
-    `load_state`.
+    """Runs the epochs of a step. What a subclass implements may raise `Interrupted` when a rank was
+    asked to stop: `train_epoch` after a whole iteration.
     """
 
     def __init__(self, config: ConfigParser, ranks: Ranks, monitored: Sequence[str]):
@@ -63,35 +61,19 @@ class BaseTrainer(ABC):
 
     @abstractmethod
     def begin_step(self) -> None:
-        """What precedes the first epoch of a fresh start.
-
-        Raises:
-            Interrupted: when a rank was asked to stop.
-        """
+        """What precedes the first epoch of a fresh start."""
 
     @abstractmethod
     def end_step(self) -> None:
-        """What follows the last epoch, before the final checkpoint.
-
-        Raises:
-            Interrupted: when a rank was asked to stop.
-        """
+        """What follows the last epoch, before the final checkpoint."""
 
     @abstractmethod
     def train_epoch(self, epoch: int) -> None:
-        """One pass over the training set, from `iteration` on, which it keeps up to date.
-
-        Raises:
-            Interrupted: after a whole iteration, when a rank was asked to stop.
-        """
+        """One pass over the training set, from `iteration` on, which it keeps up to date."""
 
     @abstractmethod
     def validate(self, epoch: int) -> dict[str, float]:
-        """Values of the validation set by name, in percent.
-
-        Raises:
-            Interrupted: when a rank was asked to stop.
-        """
+        """Values of the validation set by name, in percent."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
@@ -137,11 +119,12 @@ class BaseTrainer(ABC):
             validates = last or self._due(epoch, self.validation_period)
             values = self.validate(epoch) if validates else None
             improved = values is not None and self._judge(values)
-            if last or self.stalled:
+            finished = last or self.stalled
+            if finished:
                 self.end_step()
             self.epoch, self.iteration = epoch, 0
-            self._save(finished=last or self.stalled, improved=improved)
-            if not last and not self.stalled:
+            self._save(finished=finished, improved=improved)
+            if not finished:
                 self.ranks.stop_if_asked()
         if self.monitor is not None and self.stalled:
             log.info(

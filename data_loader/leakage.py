@@ -31,9 +31,7 @@ def occurring(task: Task, presence: np.ndarray, labels: Sequence[int]) -> tuple[
     """Of `labels`, those that some mask holds, and the number of images that hold one.
 
     Args:
-        task: knows the columns of `presence`.
         presence: [images, label ids] bool, which ids occur in each mask.
-        labels: label ids.
     """
     occurs = presence[:, task.columns(labels)]
     present = np.flatnonzero(occurs.any(axis=0)).tolist()

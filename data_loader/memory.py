@@ -90,9 +90,7 @@ def write(
     """Write the memory of `step` before those of the earlier steps, atomically.
 
     Args:
-        path: the file.
-        step: whose memory it is.
-        kept: the exemplars.
+        kept: the exemplars of `step`.
         earlier: the earlier memories, as `read` returns them.
         lines: bare image id → its name in published lists (`Entry.line`).
     """
@@ -109,7 +107,6 @@ def read(path: Path, classes: Collection[int] | None = None) -> dict[str, Any]:
     """The memories in a file, checked.
 
     Args:
-        path: the file.
         classes: leave out all other label ids; published files have void among theirs.
 
     Raises:

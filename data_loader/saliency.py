@@ -54,7 +54,6 @@ class SaliencyMaps:
 
         Args:
             raw: the data set of the image; says whether links out of the folder are followed.
-            entry: the image.
             size: its width and height; None: they are not compared.
 
         Raises:

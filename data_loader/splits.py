@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -114,26 +114,9 @@ def _scan(dataset: BaseDataset) -> np.ndarray:
     return table
 
 
-# ------------------------------------------------------------------------------ rules of a setting
+# ------------------------------------------------------------------------------ images of a step
 def _holds(presence: np.ndarray, task: Task, labels: Iterable[int]) -> np.ndarray:
     return np.logical_or.reduce(presence[:, task.columns(labels)], axis=1)
-
-
-def _overlap(presence: np.ndarray, task: Task) -> np.ndarray:
-    return _holds(presence, task, task.new)
-
-
-def _disjoint(presence: np.ndarray, task: Task) -> np.ndarray:
-    future = set(task.classes).difference(task.seen)
-    return _holds(presence, task, task.new) & ~_holds(presence, task, future)
-
-
-# setting → which images of the training list belong to the step, [images] bool
-TRAIN_RULES: dict[str, Callable[[np.ndarray, Task], np.ndarray]] = {
-    "overlap": _overlap,
-    "disjoint": _disjoint,
-    "sequential": _disjoint,
-}
 
 
 def select(presence: np.ndarray, task: Task, kind: str) -> np.ndarray:
@@ -142,15 +125,15 @@ def select(presence: np.ndarray, task: Task, kind: str) -> np.ndarray:
     Args:
         presence: [images, label ids] bool, of the training list for "train", else of the val list.
         task: the step.
-        kind: "train", "val" (images with a new class) or "test" (images with a seen class).
+        kind: "train" (images with a new class and, unless the setting is "overlap", without one of
+            the future), "val" (images with a new class) or "test" (images with a seen class).
 
     Returns:
         Ascending int64 indices.
     """
-    if kind == "train":
-        chosen = TRAIN_RULES[task.setting](presence, task)
-    else:
-        chosen = _holds(presence, task, task.new if kind == "val" else task.seen)
+    chosen = _holds(presence, task, task.seen if kind == "test" else task.new)
+    if kind == "train" and task.setting != "overlap":
+        chosen &= ~_holds(presence, task, set(task.classes).difference(task.seen))
     return np.flatnonzero(chosen)
 
 
@@ -178,15 +161,11 @@ def read_published(path: Path, dataset: BaseDataset) -> np.ndarray:
         names = np.load(path, allow_pickle=False)
     except Exception as error:  # np.load raises many kinds on a damaged file
         raise UserError(f"image list {path} cannot be read: {error}.") from None
-    if (
-        not isinstance(names, np.ndarray)
-        or names.ndim != 1
-        or names.dtype.kind != "U"
-        or not names.size
-    ):
+    good = isinstance(names, np.ndarray) and names.ndim == 1 and names.dtype.kind == "U"
+    if not good or not names.size:
         raise UserError(f"image list {path} must be a one-dimensional, non-empty array of strings.")
-    known = {entry.line: index for index, entry in enumerate(dataset.entries)}
-    known |= {entry.id: index for index, entry in enumerate(dataset.entries)}
+    entries = enumerate(dataset.entries)
+    known = {name: index for index, entry in entries for name in (entry.line, entry.id)}
     indices = np.empty(len(names), dtype=np.int64)
     for number, name in enumerate(map(str, names)):
         index = known.get(name, known.get(bare_id(name)))

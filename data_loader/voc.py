@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
 from base.base_dataset import BaseDataset, Entry, read_list
@@ -15,7 +14,6 @@ VOC_CLASSES = (
     *("sheep", "sofa", "train", "tvmonitor"),
 )
 
-
 _TAR = "VOCtrainval_11-May-2012.tar of the PASCAL VOC site"
 _AUGMENTED = "SegmentationClassAug (the augmented masks, from the Semantic Boundaries Dataset)"
 
@@ -24,8 +22,7 @@ class VOC(BaseDataset):
     """`train_aug.txt` (image and mask path per line) and `val.txt` (bare ids).
 
     Reference quirk: the paths of `train_aug.txt` are relative to the root in spite of their leading
-    slash. A line
-    with a bare id, as other copies of that list have, means the usual two paths.
+    slash. A line with a bare id, as other copies of that list have, means the usual two paths.
     """
 
     name = "voc"
@@ -50,14 +47,9 @@ class VOC(BaseDataset):
     def read_class_names(self) -> tuple[str, ...]:
         return VOC_CLASSES
 
-    def list_file(self) -> Path:
-        """The list of the split."""
-        name = {"train": "train_aug.txt", "val": "val.txt"}[self.split]
-        return self.root / "ImageSets" / "Segmentation" / name
-
     def read_entries(self) -> list[Entry]:
-        path = self.list_file()
-        entries = []
+        name = {"train": "train_aug.txt", "val": "val.txt"}[self.split]
+        path, entries = self.root / "ImageSets" / "Segmentation" / name, []
         for number, line in enumerate(read_list(path), start=1):
             if line.split():
                 try:

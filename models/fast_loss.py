@@ -3,8 +3,7 @@
 Each equals, in value and gradient, the definition that `fast_way_of` names above it, and is
 replaced by it where the fast way is switched off. Logits meet their targets at full resolution
 part by part (`models/upsampling.py`): where every class stands alone in chunks, here; where they
-share a softmax in bands (`models/softmax_bands.py`). The gradient is formed in the forward pass,
-so nothing of full resolution is kept. Local POD is in `models/fast_pod.py`.
+share a softmax in bands (`models/softmax_bands.py`). Local POD is in `models/fast_pod.py`.
 
 A new loss with a fast way is a definition there and a decorated function here, which the tests
 then compare; one without is called from `models/loss.py`.
@@ -19,12 +18,12 @@ from collections.abc import Callable, Iterator
 from typing import ParamSpec
 
 import torch
-from torch.autograd.function import once_differentiable
 
+from base.batch import void_of
 from models import loss as definitions
 from models.fast_pod import pod_distance
-from models.softmax_bands import CrossEntropy, Distillation, softmax_loss
-from models.upsampling import Bilinear, Chunk, chunks, exact_products, full_precision, size_of
+from models.softmax_bands import CrossEntropy, Distillation, in_bands
+from models.upsampling import Bilinear, Chunk, chunks, full_precision, pixel_mean, size_of
 
 P = ParamSpec("P")
 Loss = Callable[P, torch.Tensor]
@@ -70,7 +69,7 @@ def mbce(
     void_counts: bool = True,
 ) -> torch.Tensor:
     targets = OneHot(labels, first_channel, logits.shape[1], void_counts)
-    return binary_cross_entropy(logits, size_of(labels), targets, pos_weight)
+    return pixel_mean(in_chunks, logits, size_of(labels), targets, pos_weight)
 
 
 @fast_way_of(definitions.distillation)
@@ -78,12 +77,12 @@ def distillation(
     logits: torch.Tensor, teacher: torch.Tensor, size: tuple[int, int] | None = None
 ) -> torch.Tensor:
     size = size or size_of(teacher)
-    return binary_cross_entropy(logits, size, Scores(teacher, size))
+    return pixel_mean(in_chunks, logits, size, Scores(teacher, size))
 
 
 @fast_way_of(definitions.auxiliary)
 def auxiliary(logits: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
-    return binary_cross_entropy(logits, size or size_of(logits), Targets())
+    return pixel_mean(in_chunks, logits, size or size_of(logits), Targets())
 
 
 @fast_way_of(definitions.cross_entropy)
@@ -93,7 +92,7 @@ def cross_entropy(
     old: int = 1,
     weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    return softmax_loss(logits, size_of(labels), CrossEntropy(labels, old, weight))
+    return pixel_mean(in_bands, logits, size_of(labels), CrossEntropy(labels, old, weight))
 
 
 @fast_way_of(definitions.soft_distillation)
@@ -101,35 +100,13 @@ def soft_distillation(
     logits: torch.Tensor, teacher: torch.Tensor, size: tuple[int, int] | None = None
 ) -> torch.Tensor:
     size = size or size_of(teacher)
-    return softmax_loss(logits, size, Distillation(teacher, size))
+    return pixel_mean(in_bands, logits, size, Distillation(teacher, size))
 
 
-@fast_way_of(definitions.local_pod)
-def local_pod(maps: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    return pod_distance(maps, teacher)
+local_pod = fast_way_of(definitions.local_pod)(pod_distance)
 
 
 # ---------------------------------------------------------------------------- binary cross-entropy
-def binary_cross_entropy(
-    logits: torch.Tensor, size: tuple[int, int], targets: Targets, pos_weight: float = 1.0
-) -> torch.Tensor:
-    """Equals `definitions.binary_cross_entropy` of logits and targets at full resolution.
-
-    Args:
-        logits: [N, C, h, w].
-        size: H and W, to which the logits are upsampled.
-        targets: they carry no gradient.
-        pos_weight: weight of the positive part.
-
-    Returns:
-        [C].
-    """
-    if not torch.is_grad_enabled():
-        logits = logits.detach()
-    with torch.autocast(logits.device.type, enabled=False):
-        return BinaryCrossEntropy.apply(logits, tuple(size), targets, pos_weight)
-
-
 class Targets:
     """What each class should say at each pixel: here 0, whatever the class.
 
@@ -158,7 +135,7 @@ class OneHot(Targets):
             void_counts: whether void is a target of zero; else the loss there is zero.
         """
         self.rows = labels.transpose(0, 1)[:, :, None]  # [H, N, 1, W]
-        end, void = first_channel + classes, torch.iinfo(labels.dtype).max
+        end, void = first_channel + classes, void_of(labels)
         assert end <= void, "the largest label is void"
         self.counted = None if void_counts else self.rows != void
         channels = torch.arange(first_channel, end, device=labels.device)
@@ -173,11 +150,7 @@ class Scores(Targets):
     """The sigmoid of a teacher's logits."""
 
     def __init__(self, teacher: torch.Tensor, size: tuple[int, int]):
-        """
-        Args:
-            teacher: [N, C, h, w] logits.
-            size: H and W, to which they are upsampled.
-        """
+        """Of logits, [N, C, h, w], upsampled to `size`, H and W."""
         self.teacher, self.size = teacher.detach(), size
 
     @functools.cached_property
@@ -188,47 +161,23 @@ class Scores(Targets):
         self.bilinear.up(full_precision(self.teacher[chunk]), out).sigmoid_()
 
 
-class BinaryCrossEntropy(torch.autograd.Function):
-    """Mean binary cross-entropy of upsampled logits; the forward pass forms the gradient as well.
+def in_chunks(
+    inputs: torch.Tensor,
+    gradient: torch.Tensor | None,
+    size: tuple[int, int],
+    targets: Targets,
+    pos_weight: float = 1.0,
+) -> torch.Tensor:
+    """Sum of the binary cross-entropy over N, H and W, [C], as `pixel_mean` asks for it.
 
     With logit x, target y, weight of positives p, softplus s(x) = log(1 + eˣ) and sigmoid σ:
 
         loss = (1 - y) s(x) + p y s(-x) = (1 + (p - 1) y) s(x) - p y x
         d loss / d x = (1 + (p - 1) y) σ(x) - p y
     """
-
-    @staticmethod
-    def forward(ctx, logits, size, targets, pos_weight):
-        """[N, C, h, w] → [C]."""
-        wanted = ctx.needs_input_grad[0]
-        total, gradient = in_chunks(logits, size, targets, pos_weight, wanted)
-        ctx.dtype, ctx.count = logits.dtype, len(logits) * math.prod(size)
-        ctx.save_for_backward(gradient)
-        return total / ctx.count
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, weight):
-        """[C] → [N, C, h, w]. In half precision only now, after a loss scale has lifted it."""
-        (gradient,) = ctx.saved_tensors
-        gradient = gradient * (weight / ctx.count)[:, None, None]
-        return gradient.to(ctx.dtype), None, None, None
-
-
-@exact_products()
-def in_chunks(
-    logits: torch.Tensor,
-    size: tuple[int, int],
-    targets: Targets,
-    pos_weight: float,
-    with_gradient: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Sum over N, H and W of the binary cross-entropy, [C], and its gradient, [N, C, h, w]."""
-    inputs = full_precision(logits)
     bilinear = Bilinear(inputs, size)
     parts = chunks(inputs, size)
     total = inputs.new_zeros(inputs.shape[1])
-    gradient = torch.empty_like(inputs) if with_gradient else None
     work = inputs.new_empty(3, inputs[parts[0]].shape[:2].numel() * math.prod(size))
     for part in parts:
         n, c = inputs[part].shape[:2]
@@ -252,4 +201,4 @@ def in_chunks(
             if counted is not None:
                 slope.mul_(counted)
             gradient[part] = bilinear.adjoint(slope)
-    return total, gradient
+    return total

@@ -55,11 +55,6 @@ class Heads(nn.ModuleList):
     """The heads of a plan in its order; the unknown one is not among them."""
 
     def __init__(self, channels: int, plan: HeadPlan):
-        """
-        Args:
-            channels: of the features.
-            plan: which heads.
-        """
         super().__init__(make_head(channels, size, plan.kind) for size in plan.sizes)
         self.plan = plan
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from base.batch import void_of
 from models.upsampling import full_precision, size_of, upsample
 
 
@@ -66,7 +67,7 @@ def mbce(
     Returns:
         [C].
     """
-    end, void = first_channel + logits.shape[1], torch.iinfo(labels.dtype).max
+    end, void = first_channel + logits.shape[1], void_of(labels)
     assert end <= void, "the largest label is void"
     channels = torch.arange(first_channel, end, device=labels.device)
     logits = upsample(logits, size_of(labels))  # [N, C, H, W]
@@ -130,7 +131,7 @@ def cross_entropy(
         [1].
     """
     logits = upsample(logits, size_of(labels))  # [N, C, H, W]
-    void = labels == torch.iinfo(labels.dtype).max
+    void = labels == void_of(labels)
     hidden = logits[:, :old].logsumexp(1, keepdim=True)
     log_p = torch.cat([hidden, logits[:, old:]], 1) - logits.logsumexp(1, keepdim=True)
     target = (labels.long() - old + 1).clamp(min=0).masked_fill(void, 0)

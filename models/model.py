@@ -40,12 +40,8 @@ class DeepLabV3(BaseModel):
         """
         Args:
             plan: which heads.
-            backbone: name out of `BACKBONES`.
-            output_stride: image size over feature size, one that the backbone offers.
-            norm_act: "bn_sync" (BatchNorm + ReLU, synchronised over GPUs by the trainer).
-            backbone_pretrained: ImageNet weights: True, False or a local file.
-            freeze_all_bn: keep statistics and affine parameters of every BatchNorm.
             dropout: whether dropout is active in train mode.
+            others: the keys of `arch.args`, as `utils/config_schema.py` explains them.
 
         Raises:
             UserError: an unknown backbone or norm, a stride that the backbone does not offer, or
@@ -72,37 +68,19 @@ class DeepLabV3(BaseModel):
         self.freeze()
 
     def forward(self, images: torch.Tensor, wants: Collection[str] = ()) -> ModelOutput:
-        """
-        Args:
-            images: [N, 3, H, W] float32, normalised.
-            wants: names out of `OUTPUTS`: what to return beside the logits.
-
-        Returns:
-            Outputs at feature resolution; whoever needs full size calls `upsample`.
-
-        Raises:
-            ValueError: an output that heads of this plan do not have.
-        """
         assert OUTPUTS.issuperset(wants), f"outputs are {sorted(OUTPUTS)}, not {sorted(wants)}"
-        unknown, pos, neg = None, None, None
         maps, stages = self.backbone(images, "stages" in wants)
         features = self.aspp(maps)  # [N, 256, h, w]
         logits = self.cls(features)
+        found = {"stages": stages, "body": maps, "features": features}
+        asked = {name: found[name] for name in found if name in wants}
         if "pos_neg" in wants:
-            pos, neg = self.cls.decomposed(features)
+            asked["pos"], asked["neg"] = self.cls.decomposed(features)
         if "unknown" in wants:
             if self.unknown is None:
                 raise ValueError("'unknown' is wanted, but the plan of the heads has no such head.")
-            unknown = self.unknown(features)
-        return ModelOutput(
-            logits,
-            pos,
-            neg,
-            stages=stages if "stages" in wants else None,
-            body=maps if "body" in wants else None,
-            features=features if "features" in wants else None,
-            unknown=unknown,
-        )
+            asked["unknown"] = self.unknown(features)
+        return ModelOutput(logits, **asked)
 
     def parts(self) -> Parts:
         return Parts(self.backbone, self.aspp, tuple(self.cls), self.unknown)

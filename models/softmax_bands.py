@@ -11,31 +11,13 @@ and each group is summed from its own maximum, so that neither vanishes beside t
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
 
-from models.upsampling import Rows, bands, exact_products, full_precision
-
-
-def softmax_loss(logits: torch.Tensor, size: tuple[int, int], term: Term) -> torch.Tensor:
-    """Mean of a term over N, H and W.
-
-    Args:
-        logits: [N, C, h, w].
-        size: H and W, to which they are upsampled.
-        term: the loss of a pixel.
-
-    Returns:
-        [1].
-    """
-    if not torch.is_grad_enabled():
-        logits = logits.detach()
-    with torch.autocast(logits.device.type, enabled=False):
-        return SoftmaxLoss.apply(logits, tuple(size), term)
+from base.batch import void_of
+from models.upsampling import Rows, bands, full_precision
 
 
 class Term(ABC):
@@ -103,7 +85,7 @@ class CrossEntropy(Term):
             weight: [N] of the images; 1 each when None.
         """
         self.labels, self.old, self.weight = labels, old, weight
-        self.void = torch.iinfo(labels.dtype).max
+        self.void = void_of(labels)
 
     def start(self, image: int) -> None:
         self.of_image = self.labels[image, :, None]  # [H, 1, W]
@@ -138,11 +120,7 @@ class Distillation(Term):
     behind = 1
 
     def __init__(self, teacher: torch.Tensor, size: tuple[int, int]):
-        """
-        Args:
-            teacher: [N, K, h, w] logits.
-            size: H and W, to which they are upsampled.
-        """
+        """Of the teacher's logits, [N, K, h, w], upsampled to `size`, H and W."""
         self.teacher = full_precision(teacher.detach())
         self.rows = Rows(self.teacher, size)
 
@@ -173,44 +151,22 @@ class Distillation(Term):
         return loss.div_(known)
 
 
-class SoftmaxLoss(torch.autograd.Function):
-    """Mean of a term of upsampled logits; the forward pass forms the gradient as well."""
-
-    @staticmethod
-    def forward(ctx, logits, size, term):
-        """[N, C, h, w] → [1]."""
-        total, gradient = in_bands(logits, size, term, ctx.needs_input_grad[0])
-        ctx.dtype, ctx.count = logits.dtype, len(logits) * math.prod(size)
-        ctx.save_for_backward(gradient)
-        return total / ctx.count
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, weight):
-        """[1] → [N, C, h, w]. In half precision only now, after a loss scale has lifted it."""
-        (gradient,) = ctx.saved_tensors
-        return (gradient * (weight / ctx.count)).to(ctx.dtype), None, None
-
-
-@exact_products()
 def in_bands(
-    logits: torch.Tensor, size: tuple[int, int], term: Term, with_gradient: bool
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Sum over N, H and W of a term, [1], and its gradient, [N, C, h, w]."""
-    inputs = full_precision(logits)
+    inputs: torch.Tensor, gradient: torch.Tensor | None, size: tuple[int, int], term: Term
+) -> torch.Tensor:
+    """Sum of a term over N, H and W, [1], as `pixel_mean` asks for it."""
     upsampling, parts = Rows(inputs, size), bands(inputs, size)
     total = inputs.new_zeros(1)
-    gradient = torch.empty_like(inputs) if with_gradient else None
     work = inputs.new_empty(parts[0].stop, inputs.shape[1], size[1])
     for image, x in enumerate(inputs):
         term.start(image)
         wide = upsampling.widen(x.roll(-term.behind, 0))
-        slope = torch.zeros_like(wide) if with_gradient else None
+        slope = None if gradient is None else torch.zeros_like(wide)
         for rows in parts:
             band = upsampling.up(wide, rows, out=work[: rows.stop - rows.start])
-            total += term.loss(band, rows, with_gradient).sum()
+            total += term.loss(band, rows, gradient is not None).sum()
             if slope is not None:
                 upsampling.add_adjoint(band, rows, slope)
         if gradient is not None and slope is not None:
             gradient[image] = upsampling.narrow(slope).roll(term.behind, 0)
-    return total, gradient
+    return total

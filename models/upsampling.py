@@ -12,9 +12,11 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from operator import attrgetter
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 # Bytes of a chunk or band at full resolution. On a CPU the three in work share the cache;
 # elsewhere they are large enough that the device does not wait for the next call.
@@ -57,6 +59,50 @@ def exact_products() -> Iterator[None]:
             backend.fp32_precision = precision
 
 
+def pixel_mean(
+    sums: Callable[..., torch.Tensor], logits: torch.Tensor, size: tuple[int, int], *what: Any
+) -> torch.Tensor:
+    """Mean over all pixels of a loss of upsampled logits.
+
+    Args:
+        sums: takes logits in full precision, room for their gradient or None, size and `what`;
+            fills the room and returns the sum over N, H and W, [C] or [1].
+        logits: [N, C, h, w].
+        size: H and W, to which they are upsampled.
+        what: the rest, without gradient.
+
+    Returns:
+        [C] or [1].
+    """
+    if not torch.is_grad_enabled():
+        logits = logits.detach()
+    with torch.autocast(logits.device.type, enabled=False):
+        return PixelMean.apply(logits, sums, tuple(size), what)
+
+
+class PixelMean(torch.autograd.Function):
+    """The forward pass forms the gradient as well, so nothing of full resolution is kept."""
+
+    @staticmethod
+    @exact_products()
+    def forward(ctx, logits, sums, size, what):
+        """[N, C, h, w] → [C] or [1]."""
+        inputs = full_precision(logits)
+        gradient = torch.empty_like(inputs) if ctx.needs_input_grad[0] else None
+        total = sums(inputs, gradient, size, *what)
+        ctx.dtype, ctx.count = logits.dtype, len(logits) * math.prod(size)
+        ctx.save_for_backward(gradient)
+        return total / ctx.count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, weight):
+        """[C] or [1] → [N, C, h, w]. Half precision only now: a loss scale has lifted it."""
+        (gradient,) = ctx.saved_tensors
+        gradient = gradient * (weight / ctx.count)[:, None, None]
+        return gradient.to(ctx.dtype), None, None, None
+
+
 def budget(logits: torch.Tensor) -> int:
     """How many numbers in full precision a part should have at most."""
     size = CPU_CHUNK if logits.device.type == "cpu" else DEVICE_CHUNK
@@ -95,11 +141,7 @@ class Bilinear:
     """
 
     def __init__(self, logits: torch.Tensor, size: tuple[int, int]):
-        """
-        Args:
-            logits: [N, C, h, w] in full precision.
-            size: H and W.
-        """
+        """From the sides of logits, [N, C, h, w] in full precision, to `size`, H and W."""
         (h, w), (H, W) = logits.shape[-2:], size
         self.size = size
         self.blocks = math.gcd(h, H)
@@ -147,11 +189,7 @@ class Rows:
     """
 
     def __init__(self, logits: torch.Tensor, size: tuple[int, int]):
-        """
-        Args:
-            logits: [N, C, h, w] in full precision.
-            size: H and W.
-        """
+        """From the sides of logits, [N, C, h, w] in full precision, to `size`, H and W."""
         (h, w), (H, W) = logits.shape[-2:], size
         self.across = interpolation(logits, w, W)  # U_w: [W, w]
         self.down = interpolation(logits, h, H)  # U_h: [H, h]
@@ -212,12 +250,7 @@ def highest_score(logits: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Te
     Reference quirk: argmax of the scores, not of the logits, so classes whose scores round to 1
     tie and the one that arrived first wins.
 
-    Args:
-        logits: [N, C, h, w].
-        size: H and W, to which they are upsampled.
-
-    Returns:
-        score [N, H, W] in full precision, and channel [N, H, W] int64, 0 … C - 1.
+    Args and returns: as `highest_logit`, but for the score.
     """
     return _highest(logits, size, lambda _, values: values.sigmoid_())
 

@@ -41,24 +41,18 @@ def check_fit(
     if state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     own = model.state_dict()
-    missing = sorted(own.keys() - state.keys() - set(may_miss))
-    unexpected = sorted(state.keys() - own.keys())
-    shapes = [
-        f"{name} {list(state[name].shape)} instead of {list(own[name].shape)}"
-        for name in sorted(own.keys() & state.keys())
-        if state[name].shape != own[name].shape
-    ]
-    faults = [
-        f"{what}: {listing(names, most=6)}"
-        for what, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("wrongly shaped", shapes),
-        )
-        if names
-    ]
-    if faults:
-        raise UserError(f"{source} does not fit the model; {'; '.join(faults)}.")
+    faults = {
+        "missing": sorted(own.keys() - state.keys() - set(may_miss)),
+        "unexpected": sorted(state.keys() - own.keys()),
+        "wrongly shaped": [
+            f"{name} {list(state[name].shape)} instead of {list(own[name].shape)}"
+            for name in sorted(own.keys() & state.keys())
+            if state[name].shape != own[name].shape
+        ],
+    }
+    told = [f"{what}: {listing(names, most=6)}" for what, names in faults.items() if names]
+    if told:
+        raise UserError(f"{source} does not fit the model; {'; '.join(told)}.")
     return state
 
 
@@ -136,7 +130,7 @@ def load_imagenet(backbone: nn.Module, name: str, pretrained: bool | str) -> Non
 
     Args:
         backbone: with torchvision's names.
-        name: out of `BACKBONES`, whose entry says how a weight file maps.
+        name: as in `check_imagenet`; its entry says how a weight file maps.
         pretrained: True: download (or take from torch's cache); a path: that file.
 
     Raises:

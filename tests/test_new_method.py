@@ -36,7 +36,6 @@ class Statistics(BaseMethod):
 
     family = "background"
     learns_old = False
-    needs_teacher = property(lambda self: self.task.step > 0)
     dropout = False
     wants = frozenset({"stages"})
 

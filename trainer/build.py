@@ -51,13 +51,7 @@ def build_task(config: ConfigParser) -> Task:
 
 
 def build_model(config: ConfigParser, plan: HeadPlan, **changes: Any) -> BaseModel:
-    """A model of `arch`, on the CPU.
-
-    Args:
-        config: the configuration.
-        plan: which heads.
-        changes: keyword arguments that replace those of `arch.args`.
-    """
+    """A model of `arch`, on the CPU; `changes` replace keyword arguments of `arch.args`."""
     return config.resolve("arch", MODELS)(plan, **{**config["arch"]["args"], **changes})
 
 
@@ -146,13 +140,9 @@ def load_previous(
 def apply_fast(
     config: ConfigParser, student: BaseModel, teacher: BaseModel | None = None, *, trains: bool
 ) -> None:
-    """Apply the switches of the block `fast` to the models, in place.
+    """Apply the switches of the block `fast`, in place, to models with their weights on the device.
 
-    Args:
-        config: the configuration.
-        student: with its weights, on the device.
-        teacher: likewise.
-        trains: whether the student will be trained.
+    Where the student `trains`, it keeps its parameters.
     """
     fast = config["fast"]
     if fast["fold_bn"]:

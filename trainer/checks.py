@@ -80,7 +80,7 @@ def check(config: ConfigParser, plan: Launch) -> Path | None:
     data = build_data(config, Ranks(0, plan.world, plan.devices[0]))
     _check_writable(config.step_dir())
     if not config.test:
-        _check_training(config, plan, data)
+        _check_training(config, data)
         return None
     weights = config.resume or files.final_checkpoint(config.step_dir())
     # Released weights do not say whether their run is finished, and it is.
@@ -136,7 +136,7 @@ def with_settings(config: ConfigParser) -> ConfigParser:
     return config.with_values({"hyperparameter": settings})
 
 
-def _check_training(config: ConfigParser, plan: Launch, data: IncrementalDataLoader) -> None:
+def _check_training(config: ConfigParser, data: IncrementalDataLoader) -> None:
     """What only training needs; weights of another version may be evaluated without it."""
     check_optimizer(config)
     config.resolve("lr_scheduler", SCHEDULERS)
@@ -146,9 +146,7 @@ def _check_training(config: ConfigParser, plan: Launch, data: IncrementalDataLoa
     trainer = config["trainer"]
     if trainer["early_stop"] > 0 and trainer["monitor"] == "off":
         raise UserError("trainer.early_stop needs trainer.monitor, which is off; name a metric.")
-    synchronised = plan.world > 1 and plan.devices[0].type == "cuda"
-    lone = config["data_loader"]["args"]["train"]["batch_size"] == 1 and not synchronised
-    if lone and not config["arch"]["args"]["freeze_all_bn"]:
+    if data.norm_batch == 1 and not config["arch"]["args"]["freeze_all_bn"]:
         raise UserError(
             "data_loader.args.train.batch_size (--batch_size) is 1, but BatchNorm cannot learn "
             "from one image, which leaves the pooled branch of the ASPP one value per channel; use "

@@ -39,7 +39,6 @@ def replay(
 
     Args:
         config: says how many, and where the previous memory lies.
-        ranks: this process.
         data: takes the exemplars.
         method: says what the old model sees in the background.
         student: with the previous step's weights, on the device; its new head is not used.
@@ -50,7 +49,7 @@ def replay(
     task = data.task
     file = config.step_dir() / memory.FILE
     if ranks.is_main and not (config.resume is not None and file.is_file()):
-        earlier = _earlier(config, task)
+        earlier = {} if task.step == 1 else memory.read(previous_file(config), task.old)
         kept = memory.exemplars(earlier, task.step - 1)
         size = config["data_loader"]["args"]["memory"]["mem_size"]
         found = find_candidates(data.candidate_loader(), method, student, ranks.device)
@@ -67,13 +66,6 @@ def replay(
     if f"step_{task.step}" not in stored:
         raise UserError(f"memory list {file} has no step_{task.step}; delete it to choose anew.")
     data.replay(memory.origins(stored, task.step))
-
-
-def _earlier(config: ConfigParser, task: Task) -> dict:
-    """The memories of the earlier steps; step 1 has none."""
-    if task.step == 1:
-        return {}
-    return memory.read(previous_file(config), task.old)
 
 
 def previous_file(config: ConfigParser) -> Path:

@@ -31,14 +31,7 @@ def group(name: str, *modules: nn.Module, lr: float, weight_decay: float) -> dic
 def three_groups(
     student: BaseModel, lr: float, weight_decay: float, head_lr: float = 1
 ) -> list[dict[str, Any]]:
-    """Backbone, ASPP and all heads.
-
-    Args:
-        student: the model.
-        lr: of the backbone.
-        weight_decay: of all of them.
-        head_lr: ASPP and heads learn this many times faster.
-    """
+    """Backbone, ASPP and all heads; ASPP and heads learn `head_lr` times faster."""
     parts = student.parts()
     heads = parts.heads if parts.unknown is None else (*parts.heads, parts.unknown)
     return [

@@ -36,12 +36,8 @@ class Precision:
 
     def autocast(self, on: bool = True) -> torch.amp.autocast:
         """A context in which networks compute in `dtype`, or when not `on` in float32."""
-        return torch.amp.autocast(self.device, self.dtype, enabled=on and self.mixed)
-
-    @property
-    def mixed(self) -> bool:
-        """Whether `dtype` is shorter than float32."""
-        return self.dtype is not torch.float32
+        half = on and self.dtype is not torch.float32
+        return torch.amp.autocast(self.device, self.dtype, enabled=half)
 
     def name(self, on: bool = True) -> str:
         """The data type inside `autocast(on)`, for logs and reports."""

@@ -1,7 +1,7 @@
 """What decides the weights of a step, written into its checkpoints and compared later.
 
 `-r` compares before it continues, `--base` before it takes another run's step 0. Keys of the config
-that only say where, how fast or how a run is looked at are left out (`decides=False` in
+that only say where, how fast or how a run is looked at are left out (`free` and `local` in
 `utils/config_schema.py`); batch size, processes and accumulation count as their product and as what
 BatchNorm sees of it.
 """

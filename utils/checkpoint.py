@@ -27,7 +27,6 @@ LAST = "last.pth"
 PREVIOUS = "previous.pth"  # what last.pth was before
 BEST = "model_best.pth"
 
-
 _memory: dict[tuple[Path, int, int], dict[str, Any]] | None = None  # what `remembered` has read
 
 
@@ -44,22 +43,18 @@ def save_last(folder: Path, checkpoint: dict[str, Any]) -> Path:
     """
     last = folder / LAST
     with atomic_path(last) as temporary:
-        _write(temporary, checkpoint, last)
+        try:
+            torch.save(checkpoint, temporary)
+        except RuntimeError as error:  # how torch tells that a write failed
+            free = shutil.disk_usage(folder).free / 2**20
+            raise UserError(
+                f"checkpoint {last} cannot be written ({_first_line(error)}); its file system has "
+                f"{free:.0f} MiB left. Make room and continue with -r auto: the checkpoint before "
+                "it is intact."
+            ) from None
         if last.is_file():
             keep(last, PREVIOUS)
     return last
-
-
-def _write(temporary: Path, checkpoint: dict[str, Any], path: Path) -> None:
-    try:
-        torch.save(checkpoint, temporary)
-    except RuntimeError as error:  # how torch tells that a write failed
-        free = shutil.disk_usage(path.parent).free / 2**20
-        raise UserError(
-            f"checkpoint {path} cannot be written ({_first_line(error)}); its file system has "
-            f"{free:.0f} MiB left. Make room and continue with -r auto: the checkpoint before it "
-            "is intact."
-        ) from None
 
 
 def _first_line(error: Exception) -> str:
@@ -71,8 +66,7 @@ def keep(path: Path, name: str, folder: Path | None = None) -> None:
 
     Args:
         path: the checkpoint; it is never changed in place, so sharing is safe.
-        name: the further name.
-        folder: another folder for it.
+        folder: another folder for the name.
     """
     target = (folder or path.parent) / name
     temporary = target.with_name(f".{name}{PART}")

@@ -54,9 +54,6 @@ def flatten(tree: Any, source: str, *, strict: bool) -> tuple[dict[str, Any], li
         source: its name for messages.
         strict: an unknown key is an error; otherwise it is left out and told in the second result.
 
-    Returns:
-        The values and the unknown keys.
-
     Raises:
         UserError: an unknown key (when strict), a wrong type or a value out of range.
     """
@@ -76,22 +73,18 @@ def flatten(tree: Any, source: str, *, strict: bool) -> tuple[dict[str, Any], li
                 values[dotted] = check_value(dotted, value, source)
             elif dotted in RELEASED:
                 check_value(dotted, value, source)
-            elif strict:
-                here = sorted(
-                    {
-                        key[len(prefix) :].split(".")[0]
-                        for key in (*SCHEMA, *SECTIONS)
-                        if key.startswith(prefix)
-                    }
-                )
-                elsewhere = [key for key in (*SCHEMA, *SECTIONS) if key.endswith(f".{name}")]
+            elif not strict:
+                unknown.append(dotted)
+            else:
+                known = (*SCHEMA, *SECTIONS)
+                below = [key.removeprefix(prefix) for key in known if key.startswith(prefix)]
+                here = sorted({key.split(".")[0] for key in below})
+                elsewhere = [key for key in known if key.endswith(f".{name}")]
                 hint = f" (did you mean '{elsewhere[0]}'?)" if len(elsewhere) == 1 else ""
                 raise UserError(
                     f"{source}: unknown key '{dotted}'{hint or did_you_mean(name, here)}; "
                     f"valid here: {listing(here) or 'nothing'}."
                 )
-            else:
-                unknown.append(dotted)
 
     visit(tree, "")
     return values, unknown

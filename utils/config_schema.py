@@ -7,6 +7,7 @@ are resolved against registries elsewhere, and keys below `hyperparameter` belon
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import re
@@ -33,9 +34,7 @@ class Key:
     choices: tuple[Any, ...] = ()
     plain_name: bool = False  # becomes a part of a folder name
     items: str = ""  # what a list holds, for the message
-    decides: bool = (
-        True  # what the weights of a step become; False: where, how fast, how it is seen
-    )
+    decides: bool = True  # what the weights of a step become
     local: bool = False  # a file beside downloaded weights has no say in it
 
     def expected(self) -> str:
@@ -43,13 +42,10 @@ class Key:
         if self.choices:
             return "one of " + listing(json.dumps(choice) for choice in self.choices)
         names = {str: "a non-empty string", bool: "true or false", NULL: "null"}
+        names |= {float: "a number", list: f"a list of {self.items}"}
+        if float not in self.types:
+            names[int] = "a whole number"
         words = [names[kind] for kind in self.types if kind in names]
-        if float in self.types:
-            words.insert(0, "a number")
-        elif int in self.types:
-            words.insert(0, "a whole number")
-        if list in self.types:
-            words.insert(0, f"a list of {self.items}")
         bounds = [
             f"{sign} {bound:g}"
             for sign, bound in ((">=", self.least), (">", self.above), ("<=", self.most))
@@ -59,105 +55,72 @@ class Key:
 
     def accepts(self, value: Any) -> bool:
         """Whether `value`, as JSON gave it, may stand here."""
-        if isinstance(value, bool) and bool not in self.types:
-            return False
-        if not isinstance(value, self.types):
-            return False
-        if isinstance(value, NUMBER) and not isinstance(value, bool):
-            if isinstance(value, float) and not math.isfinite(value):
-                return False
-            if isinstance(value, int) and abs(value) > LARGEST:
-                return False
-            if self.least is not None and value < self.least:
-                return False
-            if self.above is not None and value <= self.above:
-                return False
-            if self.most is not None and value > self.most:
-                return False
-        return not self.choices or value in self.choices
+        if isinstance(value, bool) or not isinstance(value, NUMBER):
+            fits = type(value) in self.types
+        else:
+            fits = (
+                isinstance(value, self.types)
+                and (math.isfinite(value) if isinstance(value, float) else abs(value) <= LARGEST)
+                and (self.least is None or value >= self.least)
+                and (self.above is None or value > self.above)
+                and (self.most is None or value <= self.most)
+            )
+        return fits and (not self.choices or value in self.choices)
 
 
-def _split(kind: str) -> dict[str, Key]:
+# Keys that only say where, how fast or how it is seen; and of these, those of this machine alone.
+free = functools.partial(Key, decides=False)
+local = functools.partial(free, local=True)
+
+
+def _split(kind: str, images: str, key: Callable[..., Key]) -> dict[str, Key]:
     """The keys of one of the blocks `train`, `val`, `test` of `data_loader.args`."""
     where = f"data_loader.args.{kind}"
-    images = {"train": "training", "val": "validation", "test": "test"}[kind]
-    decides = kind == "train"
     return {
-        f"{where}.args.transform": Key(
-            f"resize and crop the {images} images; false: keep them whole",
-            (bool,),
-            decides=decides,
+        f"{where}.args.transform": key(
+            f"resize and crop the {images} images; false: keep them whole", (bool,)
         ),
-        f"{where}.args.transform_args.crop_size": Key(
-            "side of the crop in pixels", (int,), 1, decides=decides
-        ),
-        f"{where}.args.masking_value": Key(
+        f"{where}.args.transform_args.crop_size": key("side of the crop in pixels", (int,), 1),
+        f"{where}.args.masking_value": key(
             f"label of hidden classes in {images} masks: 0 background, 255 not counted",
             (int,),
             choices=(0, 255),
-            decides=decides,
         ),
-        f"{where}.batch_size": Key("images per process and iteration", (int,), 1, decides=False),
+        f"{where}.batch_size": free("images per process and iteration", (int,), 1),
     }
 
 
 # Every key of a config file, in the order of the shipped files, with what it means. Keys below
 # `hyperparameter` are the method's own: their names are checked where the methods are known.
 SCHEMA: dict[str, Key] = {
-    "name": Key(
-        "name of the run, a part of its folder's name", (str,), plain_name=True, decides=False
-    ),
+    "name": free("name of the run, a part of its folder's name", (str,), plain_name=True),
     "method": Key("which method of trainer/methods trains the step", (str,)),
-    "n_gpu": Key(
-        "processes started on a machine without CUDA", (int,), 1, decides=False, local=True
-    ),
-    "multiprocessing_distributed": Key(
-        "one process per GPU (without CUDA: n_gpu)", (bool,), decides=False, local=True
-    ),
-    "rank": Key("number of this node", (int,), 0, decides=False, local=True),
-    "world_size": Key("number of nodes", (int,), 1, decides=False, local=True),
-    "dist_backend": Key(
-        "process group on CUDA (CPU: gloo)",
-        (str,),
-        choices=("nccl", "gloo"),
-        decides=False,
-        local=True,
-    ),
-    "dist_url": Key(
+    "n_gpu": local("processes started on a machine without CUDA", (int,), 1),
+    "multiprocessing_distributed": local("one process per GPU (without CUDA: n_gpu)", (bool,)),
+    "rank": local("number of this node", (int,), 0),
+    "world_size": local("number of nodes", (int,), 1),
+    "dist_backend": local("process group on CUDA (CPU: gloo)", (str,), choices=("nccl", "gloo")),
+    "dist_url": local(
         "where the processes meet: tcp://HOST:PORT, env:// (MASTER_ADDR and MASTER_PORT) or "
         "file:///PATH, a file that all nodes see",
         (str,),
-        decides=False,
-        local=True,
     ),
     "seed": Key("seed of weights, samples and order", (int,), 0),
     "use_amp": Key("mixed precision in training, on CUDA", (bool,)),
-    "eval_amp": Key(
-        "the same in validation, test and eval scripts; published figures are of float32",
-        (bool,),
-        decides=False,
+    "eval_amp": free(
+        "the same in validation, test and eval scripts; published figures are of float32", (bool,)
     ),
     "amp_dtype": Key("its data type", (str,), choices=("float16", "bfloat16")),
-    "fast.channels_last": Key(
-        "models and images with the channels innermost in memory", (bool,), decides=False
-    ),
-    "fast.fold_bn": Key(
+    "fast.channels_last": free("models and images with the channels innermost in memory", (bool,)),
+    "fast.fold_bn": free(
         "frozen BatchNorm (the teacher's; with freeze_all_bn the student's) becomes a part of the "
         "convolution before it",
         (bool,),
-        decides=False,
     ),
-    "fast.fused_optimizer": Key(
-        "one pass over the weights per update; on CUDA also no wait for the loss scale",
-        (bool,),
-        decides=False,
+    "fast.fused_optimizer": free(
+        "one pass over the weights per update; on CUDA also no wait for the loss scale", (bool,)
     ),
-    "fast.compile": Key(
-        "torch.compile of student and teacher; needs a C++ compiler",
-        (bool,),
-        decides=False,
-        local=True,
-    ),
+    "fast.compile": local("torch.compile of student and teacher; needs a C++ compiler", (bool,)),
     "arch.type": Key("the model's class", (str,)),
     "arch.args.backbone": Key(
         "resnet50, resnet101, resnet152, swin_t, swin_b or tiny (CPU demos, tests)", (str,)
@@ -171,56 +134,46 @@ SCHEMA: dict[str, Key] = {
     ),
     "arch.args.freeze_all_bn": Key("keep statistics and affine of every BatchNorm", (bool,)),
     "data_loader.type": Key("the data set's loader bundle", (str,)),
-    "data_loader.args.data_dir": Key(
+    "data_loader.args.data_dir": free(
         "root of the data set; null: the environment (DKD_VOC_ROOT, DKD_ADE_ROOT), then the "
         "default (/dataset/VOC2012, /dataset/ADEChallengeData2016)",
         (str, NULL),
-        decides=False,
     ),
-    "data_loader.args.follow_links": Key(
-        "accept files that symbolic links put outside the root of the data set",
-        (bool,),
-        decides=False,
-        local=True,
+    "data_loader.args.follow_links": local(
+        "accept files that symbolic links put outside the root of the data set", (bool,)
     ),
-    "data_loader.args.saliency_dir": Key(
+    # The maps decide, and the hash of the training data holds them.
+    "data_loader.args.saliency_dir": free(
         "folder of saliency maps ID.png of the training images, not 0 = salient, for methods that "
         "read them; null: none",
         (str, NULL),
-        decides=False,  # the maps do, and the hash of the training data holds them
     ),
     "data_loader.args.class_names": Key(
         "names of a data set's own classes, background first", (list, NULL), items="names"
     ),
-    "data_loader.args.task.name": Key(
-        "the schedule, such as 15-1", (str,), plain_name=True, decides=False
-    ),
-    "data_loader.args.task.step": Key("the step to train or evaluate", (int,), 0, decides=False),
+    "data_loader.args.task.name": free("the schedule, such as 15-1", (str,), plain_name=True),
+    "data_loader.args.task.step": free("the step to train or evaluate", (int,), 0),
     "data_loader.args.task.setting": Key("overlap, disjoint or sequential", (str,)),
-    "data_loader.args.task.idxs_path": Key(
-        "folder of image lists and of the class cache", (str,), decides=False
-    ),
-    "data_loader.args.task.steps": Key(
+    "data_loader.args.task.idxs_path": free("folder of image lists and of the class cache", (str,)),
+    # The classes up to a step decide, and a task record holds those.
+    "data_loader.args.task.steps": free(
         "own schedule: label ids of each step, [[1, 2], [3]]",
         (list, NULL),
         items="lists of ids",
-        decides=False,  # the classes up to a step do, and a task record holds those
     ),
-    "data_loader.args.task.joint": Key(
+    # The classes decide.
+    "data_loader.args.task.joint": free(
         "joint training, the upper bound: learn the classes of all steps up to this one at once",
         (bool,),
-        decides=False,  # the classes do
     ),
-    **_split("train"),
+    **_split("train", "training", Key),
     "data_loader.args.val.cross_val": Key(
         "validate on a fifth held out from the step's training images", (bool,)
     ),
-    **_split("val"),
-    **_split("test"),
-    "data_loader.args.num_workers": Key(
-        "loading processes per training process", (int,), 0, decides=False
-    ),
-    "data_loader.args.pin_memory": Key("pinned host memory (CUDA only)", (bool,), decides=False),
+    **_split("val", "validation", free),
+    **_split("test", "test", free),
+    "data_loader.args.num_workers": free("loading processes per training process", (int,), 0),
+    "data_loader.args.pin_memory": free("pinned host memory (CUDA only)", (bool,)),
     "data_loader.args.memory.mem_size": Key("replayed old images; 0: no replay", (int,), 0),
     "data_loader.args.memory.labels": Key(
         "labels of replayed images: current: of the classes of this step, as the published code; "
@@ -265,43 +218,31 @@ SCHEMA: dict[str, Key] = {
     "lr_scheduler.args.min_lr": Key(
         "no group's learning rate falls below it, default 0", NUMBER, 0
     ),
-    "evaluator.type": Key("the evaluator's class", (str,), decides=False),
-    "metrics": Key(
-        "metrics to report, functions of utils/metric.py", (list,), items="names", decides=False
-    ),
+    "evaluator.type": free("the evaluator's class", (str,)),
+    "metrics": free("metrics to report, functions of utils/metric.py", (list,), items="names"),
     "trainer.epochs": Key("epochs of the step", (int,), 1),
-    "trainer.accumulate": Key(
+    # The global batch decides.
+    "trainer.accumulate": free(
         "batches of each process whose gradients make one iteration; a larger batch on less memory",
         (int,),
         1,
-        decides=False,  # the global batch does
     ),
     "trainer.clip_grad_norm": Key(
         "longest gradient of an update, a norm over all parameters; null: however long",
         (*NUMBER, NULL),
         above=0,
     ),
-    "trainer.save_dir": Key("folder of all runs", (str,), decides=False, local=True),
-    "trainer.save_period": Key(
-        "epochs between kept checkpoints; -1: the last only", (int,), -1, decides=False
-    ),
-    "trainer.validation_period": Key(
-        "epochs between validations; -1: after the last", (int,), -1, decides=False
-    ),
-    "trainer.verbosity": Key(
-        "0: warnings, 1: progress, 2: also details", (int,), 0, most=2, decides=False
-    ),
-    "trainer.monitor": Key(
-        '"off", or "max NAME" / "min NAME" of a validation metric', (str,), decides=False
-    ),
+    "trainer.save_dir": local("folder of all runs", (str,)),
+    "trainer.save_period": free("epochs between kept checkpoints; -1: the last only", (int,), -1),
+    "trainer.validation_period": free("epochs between validations; -1: after the last", (int,), -1),
+    "trainer.verbosity": free("0: warnings, 1: progress, 2: also details", (int,), 0, most=2),
+    "trainer.monitor": free('"off", or "max NAME" / "min NAME" of a validation metric', (str,)),
     "trainer.early_stop": Key(
         "validations without a new best before stopping; -1: never", (int,), -1
     ),
-    "trainer.reset_best_mnt": Key("forget the best value on resuming", (bool,), decides=False),
-    "trainer.tensorboard": Key(
-        "write TensorBoard events: scalars, the config, pictures of validations",
-        (bool,),
-        decides=False,
+    "trainer.reset_best_mnt": free("forget the best value on resuming", (bool,)),
+    "trainer.tensorboard": free(
+        "write TensorBoard events: scalars, the config, pictures of validations", (bool,)
     ),
 }
 # The method judges these itself: it knows their names, types and ranges. Words and truth values

@@ -15,7 +15,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -125,13 +125,12 @@ class Launch:
     world: int
 
 
-def plan_launch(config: Any, environment: dict[str, str] | None = None) -> Launch:
+def plan_launch(config: Any, environment: Mapping[str, str] = os.environ) -> Launch:
     """Decide from config, `-d` and the environment which processes run where.
 
     Raises:
         UserError: a GPU id that does not exist, a malformed `-d` or `dist_url`, a wrong node.
     """
-    environment = dict(os.environ) if environment is None else environment
     by_torchrun = "RANK" in environment and "WORLD_SIZE" in environment
     distributed = by_torchrun or config["multiprocessing_distributed"]
     devices = find_devices(config.device)

@@ -12,13 +12,16 @@ are named with `-r`, the config beside them stands in the place of the recipe.
 from __future__ import annotations
 
 import argparse
-import copy
+import contextlib
 import inspect
 import json
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import InitVar, dataclass, replace
+from functools import reduce
 from itertools import pairwise
+from operator import getitem
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
@@ -30,7 +33,6 @@ from utils.misc import PROJECT_ROOT, UserError, choose, did_you_mean, listing
 from utils.recipe import Recipe
 
 T = TypeVar("T")
-_ABSENT = object()
 SETTINGS_HINT = "settings of a method, the block hyperparameter: --method NAME --help"
 
 
@@ -44,7 +46,7 @@ class _ArgumentParser(argparse.ArgumentParser):
 
 
 def _argument_parser(
-    mode: str, description: str | None, epilog: str | None = None
+    mode: str, description: str | None, epilog: str | None
 ) -> argparse.ArgumentParser:
     parser = _ArgumentParser(
         description=description,
@@ -120,12 +122,14 @@ def _frozen(value: Any) -> Any:
     return value
 
 
+@dataclass(eq=False, repr=False)
 class ConfigParser:
     """The effective configuration of one run, read-only.
 
     `config["trainer"]["epochs"]` reads a key. What is no key of the file are attributes:
 
     Attributes:
+        values: dotted key → value, given once and read with `flat`.
         mode: "train" or "eval".
         resume: the checkpoint of `-r`, or None.
         auto: `-r auto` was given; `trainer/run.py` looks for the checkpoint.
@@ -138,77 +142,57 @@ class ConfigParser:
         recipe: of the method for this task and step, or None.
         global_batch: images of one iteration over all processes that the recipe asks for; None
             when the user chose the batch size of a process.
+        again: further words of the command line → what it then means; of no copy in a process.
         notes: what the log should say about how the configuration came about.
     """
 
-    def __init__(
-        self,
-        flat: Mapping[str, Any],
-        *,
-        mode: str = "train",
-        resume: Path | None = None,
-        auto: bool = False,
-        base: Path | None = None,
-        device: str | None = None,
-        test: bool = False,
-        beside: Collection[str] = (),
-        steps: Steps | None = None,
-        recipe: Recipe | None = None,
-        global_batch: int | None = None,
-        again: Callable[[Sequence[str]], ConfigParser] | None = None,
-        cache_dir: str | None = None,
-        notes: Sequence[str] = (),
-    ):
-        self._tree = _nest(flat)
-        self._view = _frozen(self._tree)
-        self.mode, self.resume, self.device, self.test = mode, resume, device, test
-        self.auto, self.base = auto, base
-        self.cache_dir = cache_dir or self._tree["data_loader"]["args"]["task"]["idxs_path"]
-        self.beside, self.notes = frozenset(beside), tuple(notes)
-        self.steps, self.recipe, self.global_batch = steps, recipe, global_batch
-        self._again = again
+    values: InitVar[Mapping[str, Any]]
+    mode: str = "train"
+    resume: Path | None = None
+    auto: bool = False
+    base: Path | None = None
+    device: str | None = None
+    test: bool = False
+    beside: Collection[str] = ()
+    steps: Steps | None = None
+    recipe: Recipe | None = None
+    global_batch: int | None = None
+    again: Callable[[Sequence[str]], ConfigParser] | None = None
+    cache_dir: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self, values: Mapping[str, Any]) -> None:
+        self._tree = _nest(values)
+        self.cache_dir = self.cache_dir or self["data_loader"]["args"]["task"]["idxs_path"]
 
     def __getitem__(self, name: str) -> Any:
-        return self._view[name]
+        return _frozen(self._tree[name])
 
     def __getstate__(self) -> dict[str, Any]:
-        # A mapping proxy cannot be pickled, and the processes of a distributed run get a copy.
-        return {key: value for key, value in vars(self).items() if key not in ("_view", "_again")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._view, self._again = _frozen(self._tree), None
+        # The processes of a distributed run get a copy, and a closure cannot be pickled.
+        return vars(self) | {"again": None}
 
     def at_step(self, step: int) -> ConfigParser:
         """The same command line for one step, which starts or goes on by itself (`-r auto`)."""
-        assert self._again is not None, "only a command line has further steps"
-        return self._again(["--task_step", str(step)]).changed(
+        assert self.again is not None, "only a command line has further steps"
+        return self.again(["--task_step", str(step)]).changed(
             auto=self.resume is None, base=self.base if step == 0 else None
         )
 
     def with_values(self, values: Mapping[str, Any]) -> ConfigParser:
         """A copy with other values of some keys; `hyperparameter` is replaced as a whole."""
-        other = copy.copy(self)
-        other._tree = _nest({**self.flat(), **values})
-        other._view = _frozen(other._tree)
-        return other
+        return replace(self, values={**self.flat(), **values})
 
     def changed(self, *, notes: Sequence[str] = (), **attributes: Any) -> ConfigParser:
         """A copy with other attributes (`resume`, `test`) and further notes."""
-        other = copy.copy(self)
-        vars(other).update(attributes)
-        other.notes += tuple(notes)
-        return other
+        return replace(self, values=self.flat(), notes=(*self.notes, *notes), **attributes)
 
     def flat(self) -> dict[str, Any]:
         """Dotted key → value, in the order of the schema; keys of `hyperparameter` come last."""
         values = {}
         for dotted in (*SCHEMA, *(f"hyperparameter.{name}" for name in self["hyperparameter"])):
-            block: Any = self._tree
-            for part in dotted.split("."):
-                block = block.get(part, _ABSENT) if isinstance(block, dict) else _ABSENT
-            if block is not _ABSENT:
-                values[dotted] = block
+            with contextlib.suppress(KeyError):  # an optional one
+                values[dotted] = reduce(getitem, dotted.split("."), self._tree)
         return values
 
     def as_dict(self) -> dict[str, Any]:
@@ -245,13 +229,11 @@ class ConfigParser:
         accepted = inspect.signature(cls).parameters
         for name in block["args"]:
             if name not in accepted:
-                own = [
-                    key.rsplit(".", 1)[1] for key in SCHEMA if key.startswith(f"{section}.args.")
-                ]
-                valid = [other for other in own if other in accepted]
+                own = (key for key in SCHEMA if key.startswith(f"{section}.args."))
+                valid = listing(word for key in own if (word := key.split(".")[2]) in accepted)
                 raise UserError(
                     f"{section}.args.{name} is no argument of {block['type']}; "
-                    f"valid: {listing(valid) or 'none'}."
+                    f"valid: {valid or 'none'}."
                 )
         return cls
 
@@ -330,13 +312,9 @@ class ConfigParser:
             flat = _over(flat, _of_method(layer, chosen))
         flat["method"] = chosen
         if recipe is not None:
-            asked = {**recipe.values, **file, **typed}
-            used = [
-                f"{key} {asked[key]}"
-                for key, value in recipe.values.items()
-                if flat.get(key) == value
-            ]
-            notes.append(f"recipe: {recipe.file}: {listing(used)}")
+            kept = [key for key, value in recipe.values.items() if flat.get(key) == value]
+            used = listing(f"{key} {flat[key]}" for key in kept)
+            notes.append(f"recipe: {recipe.file}: {used}")
         bundle = "data_loader.type"
         if flat[bundle] != defaults[bundle]:
             raise UserError(
@@ -358,8 +336,8 @@ class ConfigParser:
             recipe=recipe,
             global_batch=recipe.global_batch if recipe and batch not in own else None,
             again=lambda more: cls.from_args(mode, default_config, description, [*words, *more]),
-            cache_dir=defaults[lists] if lists in theirs.keys() - own else None,
-            notes=notes,
+            cache_dir=defaults[lists] if lists in theirs.keys() - own else flat[lists],
+            notes=tuple(notes),
         )
 
 
@@ -429,12 +407,7 @@ def _not_beside_weights(
     this machine's: an evaluation writes below the default folder. Training that continues in the
     folder tree that holds the checkpoint is the user's own run and keeps its processes. Weights
     below this call's own save_dir are the user's as well: their links are followed as in training.
-
-    Args:
-        mode: "train" or "eval".
-        resume: the weights.
-        theirs: what the file says.
-        mine: what holds without it.
+    `theirs` is what the file says, `mine` what holds without it.
     """
     refused = {dotted: mine[dotted] for dotted in SCHEMA if SCHEMA[dotted].local}
     folder, links = resume.resolve().parent, "data_loader.args.follow_links"

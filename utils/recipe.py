@@ -35,13 +35,7 @@ class Recipe:
 
 
 def read(method: str, dataset: str, task: str, step: int) -> Recipe | None:
-    """The recipe of a method, if there is one for this data set.
-
-    Args:
-        method: its name.
-        dataset: short name, as in the name of the shipped config.
-        task: the schedule, such as 15-1.
-        step: of the task.
+    """The recipe of a method, if there is one for this data set (the short name), task and step.
 
     Raises:
         UserError: the file is faulty.
@@ -56,6 +50,5 @@ def read(method: str, dataset: str, task: str, step: int) -> Recipe | None:
     values: dict[str, Any] = {}
     for part in (tree, tree.get("tasks", {}).get(task, {})):
         for block in ("every_step", "later_steps" if step else "step_0"):
-            found, _ = flatten(part.get(block, {}), f"{path}, {block}", strict=True)
-            values |= found
+            values |= flatten(part.get(block, {}), f"{path}, {block}", strict=True)[0]
     return Recipe(path.relative_to(PROJECT_ROOT).as_posix(), values, tree["global_batch"])

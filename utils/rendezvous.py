@@ -12,7 +12,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ STALE = 600  # seconds after which a file to meet at is no other node's of the s
 SIOCGIFADDR = 0x8915  # of Linux' ioctl: the IPv4 address of a network interface
 
 
-def resolve(url: str, nodes: int, environment: dict[str, str]) -> str:
+def resolve(url: str, nodes: int, environment: Mapping[str, str]) -> str:
     """A `dist_url` as tcp:// or file://; another file when that of a single node is taken.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 from base import base_method
 from base.base_method import BaseMethod, setting
 from base.base_model import BaseModel, HeadPlan, ModelOutput
-from base.batch import Batch
+from base.batch import Batch, void_of
 from models.upsampling import highest_logit, size_of, softmax_score
 from trainer.optim import three_groups
 from utils.misc import BACKGROUND
@@ -27,6 +27,7 @@ class BackgroundMethod(BaseMethod):
     family = "background"
     learns_old = False
     replay_confidence = None
+    dropout = False
 
     @dataclass(frozen=True)
     class Settings(base_method.Settings):
@@ -35,14 +36,6 @@ class BackgroundMethod(BaseMethod):
         official: bool = setting(
             False, "as the authors' code has it: void pixels are trained as background"
         )
-
-    @property
-    def needs_teacher(self) -> bool:
-        return self.task.step > 0
-
-    @property
-    def dropout(self) -> bool:
-        return False
 
     @property
     def known(self) -> int:
@@ -64,8 +57,7 @@ class BackgroundMethod(BaseMethod):
         """[N, H, W]: the labels of a batch, void as the setting `official` has it."""
         if not self.settings.official:
             return batch.labels
-        void = torch.iinfo(batch.labels.dtype).max
-        return batch.labels.masked_fill(batch.labels == void, BACKGROUND)
+        return batch.labels.masked_fill(batch.labels == void_of(batch.labels), BACKGROUND)
 
     def predict(self, output: ModelOutput, size: tuple[int, int] | None = None) -> torch.Tensor:
         """Channel of the largest logit."""

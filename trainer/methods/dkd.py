@@ -37,10 +37,6 @@ class DKD(SigmoidMethod):
         ac: float = setting(1.0, "weight of L_ac; 0: new classifiers start at random")
 
     @property
-    def needs_teacher(self) -> bool:
-        return self.task.step > 0
-
-    @property
     def wants(self) -> frozenset[str]:
         """Decomposed logits, where there is a teacher to compare them with."""
         return frozenset({"pos_neg"} if self.needs_teacher else ())

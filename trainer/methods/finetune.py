@@ -23,6 +23,7 @@ class Finetune(SigmoidMethod):
     """
 
     learns_old = True
+    needs_teacher = False
 
     @dataclass(frozen=True)
     class Settings(base_method.Settings):
@@ -30,10 +31,6 @@ class Finetune(SigmoidMethod):
 
         pos_weight: float = setting(1.0, "weight of a class's own pixels in L_mbce")
         mbce: float = setting(1.0, "weight of L_mbce, every seen class against the rest")
-
-    @property
-    def needs_teacher(self) -> bool:
-        return False
 
     def start(self, student: BaseModel, earlier: Mapping[str, Any]) -> None:
         """Take the auxiliary head, which no term here reaches, out of training."""

@@ -15,16 +15,13 @@ class FT(BackgroundMethod):
     """Nothing is protected: what a step's masks do not name is learnt as background."""
 
     learns_old = True
+    needs_teacher = False
 
     @dataclass(frozen=True)
     class Settings(BackgroundMethod.Settings):
         """Weight of the term."""
 
         ce: float = setting(1.0, "weight of L_ce, the cross-entropy over background and classes")
-
-    @property
-    def needs_teacher(self) -> bool:
-        return False
 
     def losses(
         self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None, total: Total

@@ -12,7 +12,7 @@ import torch
 from base import base_method
 from base.base_method import StepContext, Terms, Total, setting
 from base.base_model import ModelOutput
-from base.batch import Batch
+from base.batch import Batch, void_of
 from models.fast_loss import cross_entropy, local_pod
 from models.upsampling import each_band, full_precision, size_of
 from trainer.methods.mib import MiB
@@ -104,7 +104,7 @@ class PLOP(MiB):
         Returns:
             labels [N, H, W] of the same type, and ν [N], the sure share of an image's background.
         """
-        void = torch.iinfo(labels.dtype).max
+        void = void_of(labels)
         answer, unsure = self.answers(teacher, size_of(labels))
         self.thresholds = self.thresholds.to(unsure)
         hidden = labels < self.known

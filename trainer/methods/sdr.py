@@ -13,26 +13,27 @@ import torch.nn.functional as F
 from base.base_method import Terms, Total, setting
 from base.base_model import BaseModel, ModelOutput
 from base.batch import Batch
-from models.fast_loss import cross_entropy, soft_distillation
 from models.upsampling import exact_products, full_precision, highest_logit, size_of
-from trainer.methods.background import BackgroundMethod
+from trainer.methods.mib import MiB
 from utils.misc import BACKGROUND, UserError
 
 TINY = 1e-15
 
 
-class SDR(BackgroundMethod):
+class SDR(MiB):
     """MiB's losses, and the backbone's features shaped by one prototype per class.
 
     A prototype is the mean feature of all pixels of its class over the iterations of the step in
-    which it is new; from then on it stays. It is part of every checkpoint and is handed on.
+    which it is new; from then on it stays. It is part of every checkpoint and is handed on. A new
+    head starts at random.
     """
 
+    wants = frozenset({"body"})
+
     @dataclass(frozen=True)
-    class Settings(BackgroundMethod.Settings):
+    class Settings(MiB.Settings):
         """Weights of the terms."""
 
-        ce: float = setting(1.0, "weight of L_ce, with old classes and background as one")
         kd: float = setting(100.0, "weight of L_kd, with new classes and background as one")
         match: float = setting(0.01, "weight of L_pm: old classes near their prototypes")
         attract: float = setting(0.001, "weight of L_att: pixels near their class's prototype")
@@ -51,10 +52,6 @@ class SDR(BackgroundMethod):
         # From the first batch on [channels, features] and [channels].
         self.prototypes = torch.zeros(self.channels, 0)
         self.counts = torch.zeros(self.channels, dtype=torch.float64)
-
-    @property
-    def wants(self) -> frozenset[str]:
-        return frozenset({"body"})
 
     def start(self, student: BaseModel, earlier: Mapping[str, Any]) -> None:
         """Take over the prototypes of the old classes.
@@ -76,18 +73,17 @@ class SDR(BackgroundMethod):
     def losses(
         self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None, total: Total
     ) -> Terms:
-        labels, logits = self.labels(batch), student.logits
+        terms = super().losses(batch, student, teacher, total)
+        labels = self.labels(batch)
         body = full_precision(student.asked("body"))
         small = nearest(labels, size_of(body))
         groups = Groups(body, small, self, "features first", total)
         self.update(groups)
-        terms = {"ce": cross_entropy(logits, labels, self.known)}
         if teacher is None:
             return terms
         seen = highest_logit(teacher.logits, size_of(labels))[1]
         seen = torch.where(small == BACKGROUND, nearest(seen, size_of(body)), BACKGROUND)
         return terms | {
-            "kd": soft_distillation(logits, teacher.logits, size_of(labels)),
             "match": match(Groups(body, seen, self, "pixels first", total), self.prototypes),
             "attract": attract(groups, self.prototypes, self.settings.official),
             "repulse": repulse(groups),

@@ -12,7 +12,7 @@ import torch
 from base import base_method
 from base.base_method import BaseMethod, Terms, Total, setting
 from base.base_model import BaseModel, HeadPlan, ModelOutput
-from base.batch import Batch
+from base.batch import Batch, void_of
 from models.fast_loss import mbce
 from models.heads import start_head
 from models.upsampling import highest_score, size_of, upsample
@@ -37,6 +37,7 @@ class SSUL(BaseMethod):
     learns_old = True
     replay_confidence = 0.7
     answers_from = frozenset({"unknown"})
+    wants = answers_from
 
     @dataclass(frozen=True)
     class Settings(base_method.Settings):
@@ -56,14 +57,6 @@ class SSUL(BaseMethod):
             False,
             "as the authors' code has it: labels of replayed images are read one channel off",
         )
-
-    @property
-    def needs_teacher(self) -> bool:
-        return self.task.step > 0
-
-    @property
-    def wants(self) -> frozenset[str]:
-        return self.answers_from
 
     @property
     def reads_saliency(self) -> bool:
@@ -108,7 +101,7 @@ class SSUL(BaseMethod):
 
     def targets(self, batch: Batch, teacher: ModelOutput | None) -> torch.Tensor:
         """Labels with the unknown, and with what the previous model is sure of: [N, H, W] int32."""
-        void = batch.labels == torch.iinfo(batch.labels.dtype).max
+        void = batch.labels == void_of(batch.labels)
         labels = batch.labels.int().masked_fill(void, VOID)
         unknown = labels == BACKGROUND
         if self.settings.unknown == "salient":
