@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from scripts.reporting.published import published
 from tests.helpers import PROJECT
 from trainer.methods import METHODS
 from utils.config_file import flatten, read_json
@@ -68,3 +69,18 @@ def test_every_published_setting_has_a_script():
     expected |= {f"scripts/voc/disjoint/train_voc_{t}.sh" for t in ["19-1", "15-5", "15-1"]}
     expected |= {f"scripts/ade/overlapped/train_ade_{t}.sh" for t in ["100-50", "100-10", "50-50"]}
     assert expected <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize(
+    ("row", "label", "runs"),
+    [("DKD", "DKD", 0), ("DKD-M", "DKD-M", 0), ("DKD, mean of 5 runs", "DKD", 5)],
+)
+def test_published_results_are_those_that_reports_compare_with(row, label, runs):
+    head = next(line for line in README.splitlines() if line.startswith("| | VOC 19-1 |"))
+    line = next(line for line in README.splitlines() if line.startswith(f"| {row} | "))
+    dataset = "voc"
+    for task, cell in zip(head.split("|")[2:-1], line.split("|")[2:-1], strict=True):
+        *name, task = task.split()
+        dataset = name[0].lower() if name else dataset
+        (told,) = (p for p in published(dataset, "overlap", task, label) if p.runs == runs)
+        assert cell.strip() == f"{told.harmonic:.2f}/{told.overall:.2f}", task

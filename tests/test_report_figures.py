@@ -261,7 +261,11 @@ def test_what_is_no_run_is_told(tmp_path):
         find_runs([str(tmp_path / "nothing")])
     a_run(tmp_path, name="A")
     a_run(tmp_path, name="B", dataset="ade")
-    with pytest.raises(UserError, match=r"runs are of different data sets, ade, voc; give one"):
+    with pytest.raises(UserError, match=r"sets: the data set is .voc. in .*_A and .ade. in"):
+        summary.make_sections(find_runs([str(tmp_path)]))
+    other = tmp_path / "log/overlap_2-1_B/step_1/metrics.json"
+    other.write_text(other.read_text().replace('"ade"', '"voc"').replace('"cat"', '"car"'))
+    with pytest.raises(UserError, match=r"label id 1 is 'cat' in .*_A and 'car' in .*_B; give one"):
         summary.make_sections(find_runs([str(tmp_path)]))
     file = tmp_path / "log/overlap_2-1_A/step_0/metrics.json"
     file.write_text('{"dataset": "voc"}')

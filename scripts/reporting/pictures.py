@@ -45,7 +45,7 @@ def add_pictures(
     """
     try:
         columns, pair = _columns(section, device, data_dir)
-        data = build_data(columns[-1].predictor.config, SINGLE)
+        data = build_data(pair[0].predictor.config, SINGLE)
         data.setup("test")
     except UserError as error:
         task["sentences"]["pictures"] = [f"No pictures: {error}"]

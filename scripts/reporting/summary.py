@@ -140,12 +140,7 @@ def make_sections(runs: Sequence[Run]) -> tuple[list[Section], list[str]]:
     Raises:
         UserError: the runs are of different data sets.
     """
-    data_sets = sorted({run.last.dataset for run in runs})
-    if len(data_sets) > 1:
-        raise UserError(
-            f"the runs are of different data sets, {listing(data_sets)}; give one report the runs "
-            "of one of them."
-        )
+    _check_one_data_set(runs)
     steps = [run for run in runs if not run.last.joint]
     joint = [run for run in runs if run.last.joint]
     later = [run for run in steps if run.last.step > 0]
@@ -168,6 +163,21 @@ def make_sections(runs: Sequence[Run]) -> tuple[list[Section], list[str]]:
         sections.append(Section(dataset, setting, task, schedule, tuple(_groups(members))))
     out = [f"Left out, for they end at step 0: {listing(left, 8)}."] if left else []
     return sections, out
+
+
+def _check_one_data_set(runs: Iterable[Run]) -> None:
+    first: dict[object, tuple[str, Run]] = {}
+    for run in runs:
+        told = {"the data set": run.last.dataset} | {
+            f"label id {label}": name for label, name in run.last.names.items()
+        }
+        for what, name in told.items():
+            other, theirs = first.setdefault(what, (name, run))
+            if other != name:
+                raise UserError(
+                    f"the runs are of different data sets: {what} is '{other}' in {theirs.folder} "
+                    f"and '{name}' in {run.folder}; give one report the runs of one of them."
+                )
 
 
 def _groups(runs: Iterable[Run]) -> list[Group]:
