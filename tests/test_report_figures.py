@@ -7,7 +7,7 @@ import pytest
 
 from scripts.reporting import figures, published, summary
 from scripts.reporting.figures import Convention
-from scripts.reporting.results import Run, find_runs
+from scripts.reporting.results import Run, find_runs, fingerprint
 from utils.metric import Mean_Intersection_over_Union, fold
 from utils.misc import UserError
 from utils.report import metrics_json
@@ -204,6 +204,17 @@ def test_conventions_of_a_method(tmp_path):
     assert counted["all"] == pytest.approx(np.mean([iou(STEP_0[:3], k) for k in range(3)]))
     assert counted["change"] == pytest.approx(counted["all"] - first["all"])
     assert not counted["published"]
+
+
+def test_further_passes_are_rows_of_the_card(tmp_path):
+    file = a_run(tmp_path).results[1].file
+    of = fingerprint(json.loads(file.read_text()))
+    passes = {"whole images": (2 * np.eye(4, dtype=int)).tolist()}
+    (file.parent / "protocol.json").write_text(json.dumps({"of": of, "passes": passes}))
+    (run,) = find_runs([str(tmp_path)])
+    rows = {r["convention"]: r for r in summary.convention_rows([run.results[1]], SCHEDULE)}
+    assert rows["whole images"]["all"] == 100
+    assert rows["whole images"]["change"] == pytest.approx(100 - rows["as evaluated"]["all"])
 
 
 def test_published_figures_and_verdicts():

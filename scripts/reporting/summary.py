@@ -236,6 +236,8 @@ def make_report(
 def make_task_report(section: Section, left_out: Sequence[str]) -> dict[str, Any]:
     """The part of a task."""
     arrival = {label: step for step, ids in enumerate(section.schedule) for label in ids}
+    methods = [_method(section, group) for group in section.groups]
+    known = {key for method in methods for key, figure in method["summary"].items() if figure}
     told: dict[str, Any] = {
         "dataset": section.dataset,
         "setting": section.setting,
@@ -250,8 +252,10 @@ def make_task_report(section: Section, left_out: Sequence[str]) -> dict[str, Any
             }
             for label in section.labels
         ],
-        "figures": [{"key": key, **figure._asdict()} for key, figure in FIGURES.items()],
-        "methods": [_method(section, group) for group in section.groups],
+        "figures": [
+            {"key": key, **figure._asdict()} for key, figure in FIGURES.items() if key in known
+        ],
+        "methods": methods,
         "conventions": [_conventions(section, group) for group in section.groups],
         "configs": _differing(section.groups),
         "warnings": sentences.warnings(section),
