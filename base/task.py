@@ -180,6 +180,11 @@ class Task:
         ids = (first, *self.seen, *(self.unseen if unseen else ()))
         return np.array(ids, np.uint8 if self.void == VOID else np.uint16)
 
+    def to_ids(self, labels: np.ndarray, *, unseen: bool = False) -> np.ndarray:
+        """Channels [H, W], of any type whose largest number is void, as label ids."""
+        ids = np.append(self.label_ids(unseen=unseen), np.uint16(self.void))
+        return ids[np.minimum(labels, len(ids) - 1)]
+
     def channel_names(self, *, unseen: bool = False) -> tuple[str, ...]:
         """Class name of each entry of `label_ids`, "void" where there is no background."""
         first = self.class_names[BACKGROUND] if self.background else "void"

@@ -38,8 +38,7 @@ from PIL import Image
 
 from data_loader.transforms import NoTransform
 from scripts.predicting.images import Found, batches, find
-from scripts.predicting.student import Predictor, trained_steps
-from utils.distributed import find_devices
+from scripts.predicting.student import Predictor, one_device, trained_steps
 from utils.logger import progress
 from utils.misc import UserError, atomic_path, cores, one_sentence_errors, write_json
 from utils.pictures import above, colour, label_image, legend, occurring, overlay, sheet
@@ -163,10 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = find(args.images)
     endings = [".png", "_overlay.jpg", *["_score.png"] * args.scores]
     check_files(found, args.images, args.out, ["_steps.jpg"] if args.steps else endings)
-    device, *others = find_devices(args.device)
-    if others and args.device is not None:
-        raise UserError(f"-d {args.device} names several devices; predictions run on one.")
-
+    device = one_device(args.device)
     files = trained_steps(args.steps) if args.steps else {0: args.resume}
     predictors = {step: Predictor.of(weights, device) for step, weights in files.items()}
     *_, last = predictors.values()

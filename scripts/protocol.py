@@ -28,15 +28,15 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
-from scripts.predicting.student import Predictor
-from scripts.reporting.results import PASSES, Result, fingerprint, read_result
+from scripts.predicting.student import Predictor, one_device
+from scripts.reporting.results import PASSES, Result, beside, fingerprint, read_result
 from scripts.reporting.sentences import convention_sentence
 from scripts.reporting.summary import convention_rows, label_of
 from trainer.build import build_data
 from trainer.evaluation import Evaluation
 from trainer.run import evaluation_dir
 from trainer.steps import METRICS
-from utils.distributed import Ranks, find_devices
+from utils.distributed import Ranks
 from utils.misc import one_sentence_errors, write_json
 from utils.parse_config import ConfigParser
 
@@ -46,7 +46,7 @@ COLUMNS, SIGNS = ("old", "new", "hIoU", "all", "change"), (*[".2f"] * 4, "+.2f")
 def tested(predictor: Predictor, device: torch.device) -> Result:
     """The test of some weights: the run's own, that of an evaluation, or one made now."""
     weights, config = predictor.weights.resolve(), predictor.config
-    own = weights.parents[3] / "log" / weights.parent.parent.name / weights.parent.name / METRICS
+    own = beside(weights.parent, "log") / METRICS
     for file in (own, evaluation_dir(config) / METRICS):
         if file.is_file():
             result = read_result(file)
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("-d", "--device", metavar="ID", help="a GPU id, such as 0, or cpu")
     add("--data_dir", metavar="DIR", help="root of the data set, if not the config's")
     args = parser.parse_args(argv)
-    device = find_devices(args.device)[0]
+    device = one_device(args.device)
     for weights in args.resume:
         predictor = Predictor.of(weights, device, args.data_dir)
         result = tested(predictor, device)

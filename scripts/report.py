@@ -28,12 +28,12 @@ if __name__ == "__main__":
     threads.spin_briefly()
 
 # isort: split
+from scripts.predicting.student import one_device
 from scripts.reporting.figures import FIGURES
 from scripts.reporting.page import write_page
 from scripts.reporting.pictures import add_pictures
 from scripts.reporting.results import find_runs
 from scripts.reporting.summary import make_report, make_sections
-from utils.distributed import find_devices
 from utils.misc import UserError, atomic_path, one_sentence_errors, write_json
 
 SHOWN = ("old", "new", "hIoU", "all", "forgetting")  # in the terminal
@@ -87,13 +87,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.pictures < 0:
         raise UserError("--pictures must be 0 or more.")
-    sections, left_out = make_sections(find_runs(args.runs))
-    report = make_report(sections, left_out, args.runs)
+    runs, untested = find_runs(args.runs)
+    sections, left_out = make_sections(runs)
+    report = make_report(sections, [*untested, *left_out], args.runs)
     if args.pictures:
-        device = find_devices(args.device)[0]
+        device = one_device(args.device)
         for section, task in zip(sections, report["tasks"], strict=True):
             add_pictures(section, task, args.pictures, device, args.data_dir)
-    args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / "report.json", report)
     with atomic_path(args.out / "report.csv") as temporary:
         temporary.write_text(csv_of(report), encoding="utf-8")

@@ -113,7 +113,7 @@ def test_a_protocol_card(runs, tmp_path, capsys):
     weights = runs / "models/overlap_15-5_DKD/step_0/checkpoint-epoch1.pth"
     protocol.main(["-r", str(weights), "-d", "cpu"])
     card = capsys.readouterr().out
-    (run,) = find_runs([str(runs / "log/overlap_15-5_DKD")])
+    (run,), _ = find_runs([str(runs / "log/overlap_15-5_DKD")])
     result = run.results[0]
     whole = train(
         None,
@@ -145,5 +145,5 @@ def test_passes_of_other_weights_are_not_shown(runs, tmp_path):
     (log / "protocol.json").write_text(
         json.dumps({"of": "another test", "passes": {"whole images": np.eye(3).tolist()}})
     )
-    (run,) = find_runs([str(log)])
+    (run,), _ = find_runs([str(log)])
     assert run.results[0].passes == {}

@@ -51,7 +51,12 @@ def a_test(root, wide, step, *, name="toy-s1", seed=1, method="dkd", future=0, *
 def a_run(root, **changes) -> Run:
     a_test(root, STEP_0, 0, **changes)
     a_test(root, STEP_1, 1, **changes)
-    return find_runs([str(root)])[-1]
+    return found(root)[-1]
+
+
+def found(*paths):
+    runs, _ = find_runs([str(path) for path in paths])
+    return runs
 
 
 def iou(matrix, channel):
@@ -101,7 +106,7 @@ def test_where_the_pixels_of_old_classes_go(tmp_path):
 
 def test_figures_of_a_run(tmp_path):
     run = a_run(tmp_path)
-    told = figures.run_figures(run, SCHEDULE, 1, None)
+    told = figures.run_figures(run, SCHEDULE, None)
     cat, dog, cow = (iou(STEP_1, k) for k in (1, 2, 3))
     background = iou(STEP_1, 0)
     assert told["old"] == pytest.approx((background + cat + dog) / 3)
@@ -160,7 +165,7 @@ def test_a_joint_run_is_seen_in_any_schedule(tmp_path):
     file = a_test(tmp_path / "b", STEP_1, 0, name="j-s1-joint", method="ft", joint=True)
     content = json.loads(file.read_text()) | {"steps": [[1, 2, 3]]}
     file.write_text(json.dumps(content))
-    sections, _ = summary.make_sections(find_runs([str(tmp_path)]))
+    sections, _ = summary.make_sections(found(tmp_path))
     (section,) = sections
     assert [group.label for group in section.groups] == ["DKD", "joint (FT)"]
     (task,) = summary.make_report(sections, [], [])["tasks"]
@@ -177,7 +182,7 @@ def test_seeds_are_one_row_and_other_methods_others(tmp_path):
     for seed in (1, 2, 3):
         a_run(tmp_path, name=f"DKD-s{seed}", seed=seed)
     a_run(tmp_path, name="MIB-s1", seed=1, method="mib")
-    sections, _ = summary.make_sections(find_runs([str(tmp_path)]))
+    sections, _ = summary.make_sections(found(tmp_path))
     (task,) = summary.make_report(sections, [], [])["tasks"]
     assert [(m["label"], m["seeds"]) for m in task["methods"]] == [("MiB", [1]), ("DKD", [1, 2, 3])]
     assert task["methods"][1]["summary"]["all"]["n"] == 3
@@ -190,7 +195,7 @@ def test_a_comparison_that_is_not_fair_is_told(tmp_path):
     a_run(tmp_path, name="A-s1")
     other = {"test": {"images": 9, "sha256": "cd" * 32, "published": None}}
     a_run(tmp_path, name="B-s1", method="mib", lists=other, version="0.1", future=0)
-    sections, _ = summary.make_sections(find_runs([str(tmp_path)]))
+    sections, _ = summary.make_sections(found(tmp_path))
     told = summary.make_report(sections, [], [])["tasks"][0]["warnings"]
     assert "Not the same test images: 9 (cdcdcdcd): MiB; 7 (abababab): DKD." in told
 
@@ -211,7 +216,7 @@ def test_further_passes_are_rows_of_the_card(tmp_path):
     of = fingerprint(json.loads(file.read_text()))
     passes = {"whole images": (2 * np.eye(4, dtype=int)).tolist()}
     (file.parent / "protocol.json").write_text(json.dumps({"of": of, "passes": passes}))
-    (run,) = find_runs([str(tmp_path)])
+    (run,) = found(tmp_path)
     rows = {r["convention"]: r for r in summary.convention_rows([run.results[1]], SCHEDULE)}
     assert rows["whole images"]["all"] == 100
     assert rows["whole images"]["change"] == pytest.approx(100 - rows["as evaluated"]["all"])
@@ -219,10 +224,12 @@ def test_further_passes_are_rows_of_the_card(tmp_path):
 
 def test_published_figures_and_verdicts():
     five, released = published.published("voc", "overlap", "15-1", "DKD")
-    assert five == ("DKD, five runs", 55.21, 69.67, 0.49, 5)
-    assert released == ("DKD, released weights", 57.46, 70.50, None, 0)
+    assert five == ("DKD, five runs", 55.21, 69.67, 0.49, 5, True)
+    assert released == ("DKD, released weights", 57.46, 70.50, None, 0, True)
     assert published.published("ade", "overlap", "100-10", "MiB")[0].overall == 29.24
     assert published.published("voc", "disjoint", "10-1", "DKD") == []
+    (mib,) = published.published("voc", "overlap", "15-5", "MiB")
+    assert (mib.overall, mib.background) == (69.0, False), "MiB's paper leaves background out"
     assert published.published("voc", "overlap", "15-5", "joint")[0].harmonic is None
     # 2·sqrt(0.49²/5 + 0.1²/2) = 0.46
     ours = [69.9, 69.9 + 0.1 * 2**0.5]
@@ -242,7 +249,7 @@ def test_an_old_file_is_still_read(tmp_path):
     config.parent.mkdir(parents=True)
     steps = [list(ids) for ids in SCHEDULE]
     config.write_text(json.dumps({"seed": 4, "data_loader": {"args": {"task": {"steps": steps}}}}))
-    old = find_runs([str(tmp_path)])[0].results[1]
+    old = found(tmp_path)[0].results[1]
     assert (old.schedule, old.seed, old.future) == (SCHEDULE, 4, 0)
     assert figures.grouped(old, SCHEDULE) == figures.grouped(run.results[1], SCHEDULE)
 
@@ -259,9 +266,9 @@ def test_runs_are_found_by_their_folders_and_by_patterns(tmp_path):
         "models/overlap_2-1_A/step_0": "A",
         "log/*_B": "B",
     }.items():
-        found = find_runs([str(tmp_path / path)])
-        assert "".join(run.name[-1] for run in found) == names, path
-    assert [*find_runs([str(tmp_path / "models/overlap_2-1_A/step_0")])[0].results] == [0]
+        runs = found(tmp_path / path)
+        assert "".join(run.name[-1] for run in runs) == names, path
+    assert [*found(tmp_path / "models/overlap_2-1_A/step_0")[0].results] == [0]
 
 
 def test_what_is_no_run_is_told(tmp_path):
@@ -273,12 +280,131 @@ def test_what_is_no_run_is_told(tmp_path):
     a_run(tmp_path, name="A")
     a_run(tmp_path, name="B", dataset="ade")
     with pytest.raises(UserError, match=r"sets: the data set is .voc. in .*_A and .ade. in"):
-        summary.make_sections(find_runs([str(tmp_path)]))
+        summary.make_sections(found(tmp_path))
     other = tmp_path / "log/overlap_2-1_B/step_1/metrics.json"
     other.write_text(other.read_text().replace('"ade"', '"voc"').replace('"cat"', '"car"'))
     with pytest.raises(UserError, match=r"label id 1 is 'cat' in .*_A and 'car' in .*_B; give one"):
-        summary.make_sections(find_runs([str(tmp_path)]))
+        summary.make_sections(found(tmp_path))
     file = tmp_path / "log/overlap_2-1_A/step_0/metrics.json"
     file.write_text('{"dataset": "voc"}')
     with pytest.raises(UserError, match=r"metrics.json is no report of a test: it has no 'task'"):
         find_runs([str(tmp_path)])
+
+
+def one_task(*paths):
+    sections, left = summary.make_sections(found(*paths))
+    (task,) = summary.make_report(sections, left, [])["tasks"]
+    return task
+
+
+def test_an_unfinished_task_is_not_compared_with_published_results(tmp_path):
+    """Though its images are the published ones."""
+    lists = {"test": {"images": 1449, "sha256": "ef" * 32, "published": True}}
+    protocol = {"future_classes": 0, "background": True, "images": "centre crop 512"}
+    as_published = {"task": "15-5", "lists": lists, "protocol": protocol}
+    a_run(tmp_path, **as_published)
+    done = one_task(tmp_path)["methods"][0]
+    assert [row["source"] for row in done["published"]] == [
+        "DKD, five runs",
+        "DKD, released weights",
+    ]
+    assert done["published"][0]["here"]["all"] == done["summary"]["all"]["mean"]
+    for file in tmp_path.rglob("metrics.json"):
+        more = json.loads(file.read_text()) | {"steps": [*SCHEDULE, [4]]}
+        file.write_text(json.dumps(more))
+    task = one_task(tmp_path)
+    assert (task["last"], task["end"]) == (1, 2)
+    assert task["methods"][0]["published"] == []
+    assert "No run has come to step 2: figures are those of step 1." in task["warnings"]
+
+
+def test_a_published_figure_without_background_is_compared_without(tmp_path):
+    lists = {"test": {"images": 1449, "sha256": "ef" * 32, "published": True}}
+    protocol = {"future_classes": 0, "background": True, "images": "centre crop 512"}
+    a_run(tmp_path, method="mib", task="15-5", lists=lists, protocol=protocol)
+    (row,) = one_task(tmp_path)["methods"][0]["published"]
+    assert row["source"] == "MiB, without background"
+    assert row["here"]["all"] == pytest.approx(np.mean([iou(STEP_1, k) for k in (1, 2, 3)]))
+
+
+def test_without_background_channel_0_is_no_class(tmp_path):
+    """Label 0 is a class then, and channel 0 what is hidden."""
+    confusion = np.array([[0, 0, 0], [9, 30, 1], [0, 10, 40]])
+    told = figures.mean_iou(confusion, {0: 1, 7: 2}, ((0,), (7,)), Convention(), background=False)
+    assert told["old"] == pytest.approx(iou(confusion, 1))
+    assert told["all"] == pytest.approx((iou(confusion, 1) + iou(confusion, 2)) / 2)
+
+
+def test_figures_over_steps_need_every_step(tmp_path):
+    a_test(tmp_path, STEP_1, 1)
+    task = one_task(tmp_path)
+    figures_of = task["methods"][0]["summary"]
+    assert figures_of["all"]["mean"] > 0
+    assert all(figures_of[key] is None for key in ("average", "forgetting", "BWT", "learning"))
+    assert (
+        "overlap_2-1_toy-s1 has no test of step 0: no figures over the steps." in task["warnings"]
+    )
+    assert task["sentences"]["classes"] == []
+
+
+def test_runs_without_configs_are_known_by_their_names(tmp_path):
+    a_run(tmp_path, name="slow-s1", seed=1)
+    a_run(tmp_path, name="slow-s2", seed=2)
+    a_run(tmp_path, name="quick-s1", seed=1)
+    a_run(tmp_path, name="quick_M-s1", seed=1, memory=100)
+    task = one_task(tmp_path)
+    assert [m["label"] for m in task["methods"]] == ["DKD, quick", "DKD, slow", "DKD-M"]
+    assert [m["seeds"] for m in task["methods"]] == [[1], [1, 2], [1]]
+
+
+def test_another_global_batch_is_another_row(tmp_path):
+    for name, batch in (("A-s1", 16), ("A-s2", 24)):
+        run = a_run(tmp_path, name=name)
+        history = {"device": "cpu", "global_batch": batch, "peak_memory_mib": 1.0, "epochs": []}
+        (run.results[1].file.parent / "history.json").write_text(json.dumps(history))
+    task = one_task(tmp_path)
+    assert [m["label"] for m in task["methods"]] == ["DKD, A", "DKD, A #2"], "a label of its own"
+    assert task["configs"] == [{"key": "global batch", "values": ["16", "24"]}]
+
+
+def test_a_joint_run_of_other_classes_is_told(tmp_path):
+    a_run(tmp_path / "a")
+    two = STEP_0[:, :2]
+    file = a_test(tmp_path / "b", two, 0, name="j-joint", method="ft", joint=True)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"steps": [[1], [2], [3]]}))
+    told = one_task(tmp_path)["sentences"]["summary"]
+    assert "Left out, for they are joint training of other classes: overlap_2-1_j-joint." in told
+
+
+def test_tests_of_other_weights_are_runs_when_they_are_named(tmp_path):
+    """As evaluations leave them: below the log of a step, beside the run's own."""
+    own = a_run(tmp_path).results[1].file
+    other = own.parent / "eval" / "released-0123456789ab"
+    other.mkdir(parents=True)
+    (other / "metrics.json").write_text(own.read_text())
+    assert [run.name for run in found(tmp_path)] == ["overlap_2-1_toy-s1"]
+    (run,) = found(other)
+    assert (run.name, [*run.results]) == ("released-0123456789ab", [1])
+
+
+def test_links_are_followed_once_and_what_is_untested_is_told(tmp_path):
+    a_run(tmp_path / "disk", name="A")
+    (tmp_path / "save").mkdir()
+    (tmp_path / "save/log").symlink_to(tmp_path / "disk/log")
+    (tmp_path / "disk/log/back").symlink_to(tmp_path / "disk")
+    steps = tmp_path / "save/models/overlap_2-1_A/step_1"
+    steps.mkdir(parents=True)
+    (steps / "config.json").write_text(json.dumps({"seed": 5}))
+    (tmp_path / "new").mkdir()
+    runs, told = find_runs([str(tmp_path / "save"), str(tmp_path / "disk"), str(tmp_path / "new")])
+    assert [run.name for run in runs] == ["overlap_2-1_A"]
+    assert told == ["No tested step (yet): new."]
+    assert found(tmp_path / "save/log")[0].results[1].config == {"seed": 5}, "models lie beside log"
+
+
+def test_a_validation_is_no_test(tmp_path):
+    file = a_test(tmp_path, STEP_1, 1, split="val")
+    with pytest.raises(
+        UserError, match=r"is of a validation, which sees the labels of new classes"
+    ):
+        found(file.parent)

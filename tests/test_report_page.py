@@ -125,7 +125,7 @@ def fake_task(labels, seeds, groups, task="15-1", names=None, tiles=PIXEL, joint
         ],
         "pictures": [
             {"image": "2007_000033", "why": f"most gained by {labels[0]}: +31.2 points", "tiles": [
-                {"label": label, "src": tiles, "full": tiles, "is_map": label != "image"}
+                {"label": label, "src": tiles, "is_map": label != "image"}
                 for label in ["image", "truth", *(f"{m}, step {len(groups) - 1}" for m in labels)]]}
         ],
         "legend": [
@@ -344,17 +344,14 @@ def test_the_steps_of_a_method_begin_a_line_of_pictures(tmp_path):
     steps = [f"DKD, step {step}" for step in range(6)]
     labels = ["image", "truth", *steps, "PLOP, step 5"]
     task["pictures"][0]["tiles"] = [
-        {"label": label, "src": PIXEL, "full": PIXEL + " ", "is_map": label != "image"}
-        for label in labels
+        {"label": label, "src": PIXEL, "is_map": label != "image"} for label in labels
     ]
     html = written(fake_report(task), tmp_path)
     tiles = [f["class"] for f in html.all("figure") if f.get("class", "").startswith("tile")]
     assert tiles == ["tile", "tile", "tile first", *["tile"] * 6]
-    assert [image["alt"] for image in html.all("img")][:2] == [
-        "image of 2007_000033, full size",
-        "image of 2007_000033",
-    ]
-    assert sum("labels" in image.get("class", "") for image in html.all("img")) == 16
+    alts = [image["alt"] for image in html.all("img")]
+    assert alts == [f"{label} of 2007_000033" for label in labels]
+    assert sum("labels" in image.get("class", "") for image in html.all("img")) == 8
     task["pictures"][0]["tiles"] = task["pictures"][0]["tiles"][:8]
     few = written(fake_report(task), tmp_path)
     assert not any(f.get("class") == "tile first" for f in few.all("figure")), "they fill one line"

@@ -109,7 +109,6 @@ class Evaluation:
             Of each: RGB [H, W, 3] uint8, labels and preds [H, W] as label ids.
         """
         self.student.eval()
-        ids = np.append(self.task.label_ids(), np.uint16(self.task.void))  # void is the largest
         seen = []
         for number in range(min(count, len(self.data.val_set))):
             sample = self.data.val_set[number]
@@ -117,8 +116,9 @@ class Evaluation:
             with self.precision.autocast(self.config["eval_amp"]):
                 output = self.student(pixels, self.method.answers_from)
             preds = self.method.predict(output, size_of(sample.label))[0].cpu().numpy()
-            labels = ids[np.minimum(sample.label.numpy(), len(ids) - 1)]
-            seen.append((sample.image.permute(1, 2, 0).numpy(), labels, ids[preds]))
+            labels = self.task.to_ids(sample.label.numpy())
+            image = sample.image.permute(1, 2, 0).numpy()
+            seen.append((image, labels, self.task.to_ids(preds)))
         return seen
 
     def validate(self, epoch: int) -> dict[str, float]:
@@ -178,6 +178,8 @@ class Evaluation:
             ids = self.task.label_ids(unseen=True)
             names = self.task.channel_names(unseen=True)
             report = metrics_json(about, wide, future, ids, names, results)
+            if kind == "val":  # whose labels hide all classes but the new ones
+                del report["wide"], report["future_classes"]
             write_json(file, report)
             step, count = self.task.schedule_step, len(images)
             log.info("%s, step %d, %d images, %s:", kind, step, count, precision)
@@ -198,6 +200,7 @@ class Evaluation:
             "joint": bool(task.joint),
             "name": config["name"],
             "method": config["method"],
+            "memory": config["data_loader"]["args"]["memory"]["mem_size"],
             "seed": config["seed"],
             "split": kind,
             "version": VERSION,

@@ -193,7 +193,7 @@ class Trainer(BaseTrainer):
 
         on_cuda = ranks.device.type == "cuda"
         self.precision = Precision.of(config, ranks.device)
-        self.history = History(config.log_dir(), ranks.device)
+        self.history = History(config.log_dir(), ranks.device, data.global_batch)
         self.losses = LossLog(READ_EVERY if on_cuda else 1)
         self.model: BaseModel | DistributedDataParallel = student
         if ranks.world > 1:
@@ -369,7 +369,9 @@ class Trainer(BaseTrainer):
     # ------------------------------------------------------------------------------- checkpoints
     def resume(self, path: Path) -> None:
         super().resume(path)
-        self.history.resume(self.epoch)
+        # An epoch that is done but for its validation is told already.
+        done = self.iteration == self.data.train_batches.iterations
+        self.history.resume(self.epoch + done)
 
     def state(self) -> dict[str, Any]:
         task = self.task

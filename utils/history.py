@@ -22,13 +22,14 @@ class History:
     seconds, whether the process trained it whole, and what its validation gave.
     """
 
-    def __init__(self, folder: Path, device: torch.device):
+    def __init__(self, folder: Path, device: torch.device, global_batch: int):
         """
         Args:
             folder: of the log.
             device: whose peak of memory is told; it begins anew.
+            global_batch: images of an iteration, over all processes.
         """
-        self.file, self.device = folder / FILE, device
+        self.file, self.device, self.global_batch = folder / FILE, device, global_batch
         self.epochs: list[dict[str, Any]] = []
         self.peak_before = 0.0  # of the processes that trained the epochs before
         forget_peak(device)
@@ -45,7 +46,11 @@ class History:
         self.epochs.append(told)
         now = peak(self.device)
         most = None if now is None else max(now, self.peak_before)
-        about = {"device": device_name(self.device), "peak_memory_mib": most}
+        about = {
+            "device": device_name(self.device),
+            "global_batch": self.global_batch,
+            "peak_memory_mib": most,
+        }
         write_json(self.file, {**about, "epochs": self.epochs})
 
 

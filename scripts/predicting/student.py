@@ -24,6 +24,7 @@ from trainer.checks import check_names, check_order, with_settings
 from trainer.precision import Precision
 from utils import checkpoint as files
 from utils.config_file import flatten, read_json
+from utils.distributed import find_devices
 from utils.misc import BACKGROUND, PROJECT_ROOT, UserError
 from utils.parse_config import ConfigParser
 
@@ -185,6 +186,18 @@ class Predictor:
                     sums[name][..., rows, columns] += part
                 count[rows, columns] += 1
         return ModelOutput(**{name: total / count for name, total in sums.items()})
+
+
+def one_device(text: str | None) -> torch.device:
+    """The device that `-d` names; by default the first GPU or, without one, the CPU.
+
+    Raises:
+        UserError: it names several, or none that is there.
+    """
+    device, *others = find_devices(text)
+    if others and text is not None:
+        raise UserError(f"-d {text} names several devices; this runs on one.")
+    return device
 
 
 def spans(length: int, side: int, step: int) -> list[slice]:

@@ -138,31 +138,35 @@ def grouped(
     """
     confusion = result.confusion
     counted = convention or Convention(result.future)
-    if wide is not None or counted.future != result.future:
+    if wide is not None or counted.future != result.future or not counted.label_0:
         wide = result.wide if wide is None else wide
         if wide is None:
             return dict.fromkeys(("old", "new", "hIoU", "all"))
+        if not counted.label_0:
+            wide = np.concatenate([np.zeros_like(wide[:1]), wide[1:]])
         confusion = fold(wide, counted.future)
-    return mean_iou(confusion, result.channels, schedule, counted)
+    return mean_iou(confusion, result.channels, schedule, counted, result.background)
 
 
 def mean_iou(
-    confusion: np.ndarray, channels: Mapping[int, int], schedule: Schedule, counted: Convention
+    confusion: np.ndarray,
+    channels: Mapping[int, int],
+    schedule: Schedule,
+    counted: Convention,
+    background: bool = True,
 ) -> Values:
-    """As `grouped`, of a matrix in which future classes are folded already.
+    """As `grouped`, of a matrix that counts pixels as the convention says.
 
     Args:
         confusion: [K, K], rows = labels, columns = preds.
-        channels: label id → channel, background included where there is one.
+        channels: label id → channel.
         schedule: whose groups.
         counted: how.
+        background: whether channel 0 is background.
     """
-    if not counted.label_0:
-        confusion = confusion.copy()
-        confusion[0] = 0
     by_class = np.array(Mean_Intersection_over_Union(confusion, {})["by_class"])
     occurs = (confusion.sum(axis=0) + confusion.sum(axis=1)) > 0
-    background = [0] if counted.background and counted.label_0 and BACKGROUND in channels else []
+    zero = [0] if background and counted.background and counted.label_0 else []
 
     def mean(chosen: Sequence[int]) -> float | None:
         kept = [k for k in chosen if counted.absent or occurs[k]]
@@ -170,11 +174,11 @@ def mean_iou(
 
     first = [channels[label] for label in schedule[0] if label in channels]
     later = [channels[label] for label in labels_of(schedule[1:]) if label in channels]
-    everything = mean([*background, *first, *later])
+    everything = mean([*zero, *first, *later])
     if not first or not later:
         return {"old": None, "new": None, "hIoU": None, "all": everything}
-    old = mean([*(background if counted.old_background else []), *first])
-    new, harmonic = mean(later), None
+    old, new = mean([*(zero if counted.old_background else []), *first]), mean(later)
+    harmonic = None
     if old is not None and new is not None:
         harmonic = 2 * old * new / (old + new) if old + new else 0.0
     return {"old": old, "new": new, "hIoU": harmonic, "all": everything}
@@ -250,23 +254,27 @@ def flows(result: Result, schedule: Schedule) -> dict[str, float] | None:
     return {name: 100 * float(pixels) / float(total) for name, pixels in parts.items()}
 
 
-def run_figures(run: Run, schedule: Schedule, last: int, joint: Run | None) -> dict[str, Any]:
-    """The figures of a run at a schedule's step `last`, by key of `FIGURES`; None where unknown."""
+def run_figures(run: Run, schedule: Schedule, upper: np.ndarray | None) -> dict[str, Any]:
+    """The figures of a run at the last step of a schedule, by key of `FIGURES`; None where unknown.
+
+    Args:
+        run: those over steps need the tests of all of them.
+        schedule: of the classes up to that step.
+        upper: [classes of the schedule] IoU under joint training, if there is any.
+    """
     told: dict[str, Any] = dict.fromkeys(FIGURES)
+    last = len(schedule) - 1
     if last not in run.results:
         return told
-    told |= grouped(run.results[last], schedule[: last + 1])
-    if run.last.joint:
+    told |= grouped(run.results[last], schedule)
+    if run.last.joint or last == 0 or any(step not in run.results for step in range(last)):
         return told
-    labels = labels_of(schedule[: last + 1])
-    arrival = np.array([step for step, ids in enumerate(schedule[: last + 1]) for _ in ids])
+    labels = labels_of(schedule)
+    arrival = np.array([step for step, ids in enumerate(schedule) for _ in ids])
     iou = iou_over_steps(run, labels, last + 1)
-    if last > 0:
-        told |= over_steps(iou, arrival)
-    seen = [grouped(run.results[t], schedule)["all"] for t in range(last + 1) if t in run.results]
-    if len(seen) == last + 1 and None not in seen:
-        told["average"] = float(np.mean([value for value in seen if value is not None]))
-    if joint is not None and last > 0:
-        upper = iou_over_steps(joint, labels, last + 1)[:, -1]
+    seen = [grouped(run.results[step], schedule)["all"] for step in range(last + 1)]
+    told |= over_steps(iou, arrival)
+    told["average"] = float(np.mean([value for value in seen if value is not None]))
+    if upper is not None:
         told["intransigence"] = intransigence(iou, arrival, upper)
     return told

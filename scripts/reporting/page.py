@@ -17,9 +17,10 @@ import matplotlib
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
 from scripts.reporting import charts
+from scripts.reporting.sentences import MARKED
+from scripts.reporting.sentences import lost as lost_of
 from utils.misc import atomic_path
 
-FORGOTTEN = 10.0  # a class is marked that lost as many points of IoU since its best step
 FOLD = 40  # with more classes, the groups of a map are folded and sorted by what was lost
 TILES = 8  # of a picture in a line of the page
 SWATCHES = 30  # a longer legend of pictures is folded
@@ -80,7 +81,7 @@ def write_page(report: Mapping[str, Any], file: Path) -> None:
         looks=looks,
         flows=charts.FLOWS,
         ramp=_ramp(),
-        forgotten=FORGOTTEN,
+        forgotten=MARKED,
         fold=FOLD,
         swatches=SWATCHES,
     )
@@ -181,9 +182,9 @@ def history(task: Mapping[str, Any], method: Mapping[str, Any]) -> Map | None:
     if len(steps) < 2:
         return None
     rows = [[row[t] for t in steps] for row in iou]
-    marks = [[False] * (len(steps) - 1) + [(_lost(row) or 0) >= FORGOTTEN] for row in rows]
+    marks = [[False] * (len(steps) - 1) + [(lost_of(row) or 0) >= MARKED] for row in rows]
     names = [f"step {t}" for t in steps]
-    return _map(task, method["label"], names, rows, marks, [_lost(row) for row in rows])
+    return _map(task, method["label"], names, rows, marks, [lost_of(row) for row in rows])
 
 
 def compared(task: Mapping[str, Any]) -> Map:
@@ -191,8 +192,8 @@ def compared(task: Mapping[str, Any]) -> Map:
     methods = [method for method in task["methods"] if method.get("iou")]
     classes = range(len(task["classes"]))
     rows = [[method["iou"][c][task["last"]] for method in methods] for c in classes]
-    lost = [[_lost(method["iou"][c]) for method in methods] for c in classes]
-    marks = [[(value or 0) >= FORGOTTEN for value in row] for row in lost]
+    lost = [[lost_of(method["iou"][c]) for method in methods] for c in classes]
+    marks = [[(value or 0) >= MARKED for value in row] for row in lost]
     labels = [method["label"] for method in methods]
     return _map(task, None, labels, rows, marks, [_mean(row) for row in lost])
 
@@ -220,13 +221,6 @@ def _map(
             ours.sort(key=lambda row: -(row.lost or 0))
         groups.append(Group(step, mean, ours, sum(any(marks[i]) for i in mine)))
     return Map(label, columns, groups)
-
-
-def _lost(row: Values) -> float | None:
-    """Points from the best step before the last one to the last one."""
-    *earlier, last = row
-    known = [value for value in earlier if value is not None]
-    return max(known) - last if known and last is not None else None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -37,33 +37,37 @@ class Column:
 
 
 def add_pictures(
-    section: Section, task: dict[str, Any], count: int, device: torch.device, data_dir: str | None
+    section: Section,
+    task: dict[str, Any],
+    count: int,
+    device: torch.device,
+    data_dir: str | None = None,
 ) -> None:
     """Add pictures, a legend and how they were chosen to a task's report.
 
-    Without weights or test images there is a sentence that says why.
+    Without weights or test images, or where one is broken, there is a sentence that says why.
     """
     try:
         columns, pair = _columns(section, device, data_dir)
         data = build_data(pair[0].predictor.config, SINGLE)
         data.setup("test")
+        chosen, how = choose(data, *pair, count)
+        shown: set[int] = set()
+        pictures = []
+        for position, why in chosen.items():
+            sample = data.test_set[position]
+            maps = {"truth": data.task.to_ids(sample.label.numpy(), unseen=True)}
+            for column in columns:
+                maps[column.label] = column.predictor.predict(sample.image[None])[0]
+            shown |= {int(label) for labels in maps.values() for label in np.unique(labels)}
+            photo = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
+            tiles = [_tile("image", photo, "JPEG")]
+            tiles += [_tile(label, palette_image(labels), "PNG") for label, labels in maps.items()]
+            pictures.append({"image": sample.name, "why": why, "tiles": tiles})
     except UserError as error:
         task["sentences"]["pictures"] = [f"No pictures: {error}"]
         return
-    chosen, how = choose(data, *pair, count)
-    ids = np.append(data.task.label_ids(unseen=True), np.uint16(data.task.void))
-    shown: set[int] = set()
-    for position, why in chosen.items():
-        sample = data.test_set[position]
-        truth = ids[np.minimum(sample.label.numpy(), len(ids) - 1)]
-        maps = {"truth": truth}
-        for column in columns:
-            maps[column.label] = column.predictor.predict(sample.image[None])[0]
-        shown |= {int(label) for labels in maps.values() for label in np.unique(labels)}
-        photo = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
-        tiles = [_tile("image", photo, "JPEG")]
-        tiles += [_tile(label, palette_image(labels), "PNG") for label, labels in maps.items()]
-        task["pictures"].append({"image": sample.name, "why": why, "tiles": tiles})
+    task["pictures"], task["sentences"]["pictures"] = pictures, [how]
     task["legend"] = [
         {
             "name": row["name"],
@@ -73,7 +77,6 @@ def add_pictures(
         for row in task["classes"]
         if row["id"] in shown
     ]
-    task["sentences"]["pictures"] = [how]
 
 
 def _columns(
@@ -81,13 +84,19 @@ def _columns(
 ) -> tuple[list[Column], tuple[Column, Column]]:
     """What is shown, and the two whose difference chooses the images: the best and the next.
 
+    Of each method, the first run that reaches the last step.
+
     Raises:
         UserError: a step's weights are missing or broken.
     """
-    groups = [group for group in section.groups if section.last in group.runs[0].results]
-    steps = [*range(section.last + 1)]
-    if len(groups) * len(steps) > MOST_COLUMNS:
-        steps = [section.last]
+    steps = range(section.last + 1)
+    done = [
+        (group, next(run for run in group.runs if section.last in run.results))
+        for group in section.groups
+        if any(section.last in run.results for run in group.runs)
+    ]
+    if len(done) * len(steps) > MOST_COLUMNS:
+        steps = range(section.last, section.last + 1)
 
     def column(group: Group, run: Run, step: int) -> Column:
         own = run.results[step].step  # joint training shown in another schedule has its own
@@ -96,21 +105,17 @@ def _columns(
             raise UserError(f"{run.step_folder(own)} holds no checkpoint-epoch*.pth.")
         return Column(f"{group.label}, step {step}", Predictor.of(weights, device, data_dir))
 
-    columns, last = [], {}
-    for group in groups:
-        run = group.runs[0]
-        own = [column(group, run, step) for step in steps if step in run.results]
-        columns += own
-        last[group.label] = own
+    def overall(run: Run) -> float:
+        return grouped(run.results[section.last], section.schedule)["all"] or 0.0
 
-    def overall(group: Group) -> float:
-        return grouped(group.runs[0].results[section.last], section.schedule)["all"] or 0.0
-
-    ranked = sorted((group for group in groups if not group.joint), key=overall, reverse=True)
-    if len(ranked) > 1:
-        return columns, (last[ranked[0].label][-1], last[ranked[1].label][-1])
-    if not columns:
-        raise UserError("no run reaches the last step.")
+    columns, rivals = [], []
+    for group, run in done:
+        columns += [column(group, run, step) for step in steps if step in run.results]
+        if not group.joint:
+            rivals.append((overall(run), columns[-1]))
+    rivals.sort(key=lambda rival: -rival[0])
+    if len(rivals) > 1:
+        return columns, (rivals[0][1], rivals[1][1])
     return columns, (columns[-1], columns[0])
 
 
@@ -140,25 +145,25 @@ def choose(
             classes[position] = {*np.unique(truth[known]).tolist()} - {BACKGROUND}
             gains[position] = _agreement(seen, mine[known]) - _agreement(seen, theirs[known])
     by_gain = sorted(gains, key=lambda position: -gains[position])
-    third = count // 3
+    each = 0 if first is second else min(max(1, count // 3), count // 2)
     chosen: dict[int, str] = {}
-    if first is not second:
-        for position in [*by_gain[:third], *by_gain[::-1][:third]]:
-            verb = "gains" if gains[position] >= 0 else "loses"
-            points = f"{abs(gains[position]):.1f} points against {second.label}"
-            chosen[position] = f"{first.label}, {verb} {points}"
+    for position in [*by_gain[:each], *by_gain[::-1][:each]]:
+        verb = "gains" if gains[position] >= 0 else "loses"
+        points = f"{abs(gains[position]):.1f} points against {second.label}"
+        chosen[position] = f"{first.label}, {verb} {points}"
     shown: set[int] = set().union(*(classes[position] for position in chosen))
     while len(chosen) < min(count, len(gains)):
         left = [position for position in gains if position not in chosen]
         best = max(left, key=lambda position: (len(classes[position] - shown), -position))
+        chosen[best] = "shows further classes" if classes[best] - shown else ""
         shown |= classes[best]
-        chosen[best] = "shows classes that the others do not"
-    how = (
-        f"Of {len(gains)} test images, evenly spread over the list: those in which {first.label} "
-        f"gains and loses most against {second.label} (mean IoU of the classes of the image), then "
-        "those that show most classes."
-    )
-    return chosen, how
+    how = [f"Of {len(gains)} test images, evenly spread over the list:"]
+    if each:
+        how.append(
+            f"those in which {first.label} gains and loses most against {second.label} (mean IoU "
+            "of the classes of the image), then"
+        )
+    return chosen, " ".join([*how, "those that show most classes."])
 
 
 def _agreement(truth: np.ndarray, preds: np.ndarray) -> float:
@@ -175,4 +180,4 @@ def _tile(label: str, picture: Image.Image, kind: str) -> dict[str, Any]:
     file = io.BytesIO()
     picture.save(file, format=kind, quality=88, optimize=True)
     data = f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
-    return {"label": label, "src": data, "full": data, "is_map": kind == "PNG"}
+    return {"label": label, "src": data, "is_map": kind == "PNG"}

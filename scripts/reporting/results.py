@@ -5,6 +5,8 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +18,7 @@ import numpy as np
 from data_loader import DATA_SETS
 from trainer.steps import METRICS
 from utils.history import FILE as HISTORY
-from utils.misc import VOID, UserError
+from utils.misc import VOID, UserError, listing
 
 PASSES = "protocol.json"  # beside `metrics.json`
 Schedule = tuple[tuple[int, ...], ...]  # label ids of each step
@@ -65,7 +67,7 @@ class Result:
             if self.content["task"] not in tables:
                 raise UserError(
                     f"{self.file} does not tell the steps of task '{self.content['task']}', and "
-                    f"there is no config.json in {models_folder(self.file.parent)} that does."
+                    f"there is no config.json in {beside(self.file.parent, 'models')} that does."
                 )
             steps = tables[self.content["task"]]
         return tuple(map(tuple, steps))
@@ -116,7 +118,8 @@ class Result:
     @property
     def memory(self) -> int:
         """Exemplars of the step."""
-        return self._memory.get("mem_size", 0) if self.step > 0 else 0
+        told = self.content.get("memory", self._memory.get("mem_size", 0))
+        return told if self.step > 0 else 0
 
     @property
     def _memory(self) -> dict[str, Any]:
@@ -131,7 +134,7 @@ class Result:
         """Loss term → (epoch, mean), of the epochs that are told."""
         told: dict[str, list[tuple[int, float]]] = {}
         for epoch in self.history.get("epochs", []):
-            for term, value in epoch["losses"].items():
+            for term, value in epoch.get("losses", {}).items():
                 told.setdefault(term, []).append((epoch["epoch"], value))
         return told
 
@@ -160,62 +163,85 @@ class Run:
 
     def step_folder(self, step: int) -> Path:
         """Where the checkpoints of a step lie."""
-        return models_folder(self.folder / f"step_{step}")
+        return beside(self.folder / f"step_{step}", "models")
 
 
 DATA_SETS_BY_NAME = {data_set.name: data_set for data_set in DATA_SETS.values()}
 
 
-def models_folder(log: Path) -> Path:
-    """The folder of checkpoints beside one of logs: models/RUN/step_t beside log/RUN/step_t."""
-    return log.parents[2] / "models" / log.parent.name / log.name
+def beside(folder: Path, kind: str) -> Path:
+    """The other folder of a step or a run: models/RUN/step_t and log/RUN/step_t lie side by side.
+
+    Args:
+        folder: below one of them.
+        kind: which is wanted, "models" or "log".
+    """
+    other = {"models": "log", "log": "models"}[kind]
+    for above in (folder, *folder.parents[:2]):
+        if above.name == other:
+            return above.with_name(kind) / folder.relative_to(above)
+    return folder
 
 
-def find_runs(paths: Iterable[str]) -> list[Run]:
-    """The runs in folders: of a run, below models or log, of one of its steps, or of many runs.
+def find_runs(paths: Iterable[str]) -> tuple[list[Run], list[str]]:
+    """The runs in folders: of a run, below models or log, of one of its steps, of many runs, or of
+    the test of some weights that an evaluation made (`eval/WEIGHTS` below a step's log).
 
     Args:
         paths: of folders, or patterns of them.
 
+    Returns:
+        Runs by folder; and in words what holds no tested step.
+
     Raises:
-        UserError: a folder does not exist, or none of a run that was tested is in it.
+        UserError: a folder does not exist, or no tested step is in any of them.
     """
-    files: dict[Path, None] = {}
+    files: dict[Path, Path] = {}  # by where it really is: a folder may be named twice, or by a link
+    empty = []
     for path in paths:
         folders = (
             [Path(path)] if Path(path).is_dir() else [Path(p) for p in sorted(glob.glob(path))]
         )
         if not folders:
             raise UserError(f"there is no folder {path}; name a run's, or one that holds runs.")
-        found = [file for folder in folders for file in _tests(folder.resolve())]
-        if not found:
-            raise UserError(
-                f"{path} holds no tested step, log/RUN/step_N/{METRICS}; train a step to its end, "
-                "or test it with --test."
-            )
-        files |= dict.fromkeys(found)
+        for folder in (folder.absolute() for folder in folders):
+            found = _tests(folder) or _tests(beside(folder, "log"))
+            files |= {file.resolve(): file for file in found}
+            empty += [] if found else [folder.name]
+    if not files:
+        raise UserError(
+            f"{listing(paths)} holds no tested step, log/RUN/step_N/{METRICS}; train a step to its "
+            "end, or evaluate weights and name the folder of the result."
+        )
     runs: dict[Path, dict[int, Result]] = {}
-    for file in files:
+    for file in files.values():
+        step = file.parent
         result = read_result(file)
-        runs.setdefault(file.parent.parent, {})[result.step] = result
-    return [Run(folder, dict(sorted(steps.items()))) for folder, steps in sorted(runs.items())]
+        runs.setdefault(step.parent if _is_step(step) else step, {})[result.step] = result
+    told = [f"No tested step (yet): {listing(empty, 8)}."] if empty else []
+    return [
+        Run(folder, dict(sorted(steps.items()))) for folder, steps in sorted(runs.items())
+    ], told
 
 
 def _tests(folder: Path) -> list[Path]:
-    """The `metrics.json` of steps in and below a folder, in log where it lies in models."""
-    parts = list(folder.parts)
-    for depth, part in reversed(list(enumerate(parts))):
-        if part == "models" and depth >= len(parts) - 3:
-            folder = Path(*parts[:depth], "log", *parts[depth + 1 :])
-            break
-    own = folder / METRICS
-    if folder.name.startswith("step_"):
-        return [own] if own.is_file() else []
-    return sorted(file for file in folder.rglob(f"step_*/{METRICS}") if _is_step(file.parent))
+    """The `metrics.json` of a folder, or those of the steps below it, through links as well."""
+    if (folder / METRICS).is_file():
+        return [folder / METRICS]
+    found, entered = [], set()
+    for where, names, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        if real in entered:
+            names.clear()  # a link that leads back
+            continue
+        entered.add(real)
+        if METRICS in files and _is_step(Path(where)):
+            found.append(Path(where, METRICS))
+    return sorted(found)
 
 
 def _is_step(folder: Path) -> bool:
-    return folder.name.removeprefix("step_").isdecimal()
+    return re.fullmatch(r"step_\d+", folder.name) is not None
 
 
 def read_result(file: Path) -> Result:
@@ -229,11 +255,17 @@ def read_result(file: Path) -> Result:
     missing = [key for key in needed if key not in content]
     if missing:
         raise UserError(f"{file} is no report of a test: it has no '{missing[0]}'.")
-    config, history = models_folder(file.parent) / "config.json", file.parent / HISTORY
+    if content.get("split", "test") != "test":
+        raise UserError(f"{file} is of a validation, which sees the labels of new classes alone.")
+    weights = Path(content.get("weights") or ".")  # beside which a config lies that is no step's
+    folders = (beside(file.parent, "models"), *([] if _is_step(file.parent) else [weights.parent]))
+    configs = [folder / "config.json" for folder in folders]
+    config = next((path for path in configs if path.is_file()), None)
+    history = file.parent / HISTORY
     return Result(
         file,
         content,
-        _read(config) if config.is_file() else {},
+        _read(config) if config else {},
         _read(history) if history.is_file() else {},
         _passes(file.parent / PASSES, content),
     )

@@ -22,7 +22,6 @@ def make(task: Mapping[str, Any]) -> dict[str, list[str]]:
         "curve": _curve(task),
         "classes": _classes(task),
         "flows": _flows(task),
-        "loss": [],
         "cost": _cost(task),
         "conventions": _conventions(task),
         "pictures": [],
@@ -56,7 +55,7 @@ def _summary(task: Mapping[str, Any]) -> list[str]:
     if len(best) > 1:
         (first, a), (second, b) = best[:2]
         gaps = _gaps(task, a, b)
-        where = f"; most of it in {listing(gaps)}" if gaps else ""
+        where = f"; it gains most in {listing(gaps)}" if gaps else ""
         told.append(
             f"{a['label']} has the highest mIoU of all classes, {first:.2f}, "
             f"{_points(first - second)} above {b['label']}{where}."
@@ -116,22 +115,35 @@ def _curve(task: Mapping[str, Any]) -> list[str]:
     return [f"Of the mIoU of all classes seen, from the first step to the last: {', '.join(few)}."]
 
 
+def lost(row: Sequence[float | None]) -> float | None:
+    """Points of IoU from the best step before the last one to the last one."""
+    *earlier, last = row
+    known = [value for value in earlier if value is not None]
+    return max(known) - last if known and last is not None else None
+
+
 def _classes(task: Mapping[str, Any]) -> list[str]:
     told = []
+    old = [row["step"] < task["last"] and not row["is_background"] for row in task["classes"]]
     for method in task["methods"]:
-        if method["joint"] or task["last"] == 0:
-            continue
-        lost = []
-        for row, values in zip(task["classes"], method["iou"], strict=True):
-            before = [value for value in values[:-1] if value is not None]
-            if before and values[-1] is not None and max(before) - values[-1] >= MARKED:
-                lost.append((max(before) - values[-1], row["name"]))
-        old = [row for row in task["classes"] if row["step"] < task["last"]]
-        lost.sort(reverse=True)
-        worst = listing(f"{name} (−{drop:.0f})" for drop, name in lost[:3])
-        words = f"{len(lost)} of {len(old)} classes by {MARKED:.0f} points or more"
-        told.append(f"{method['label']} forgets {words}{f': {worst}' if lost else ''}.")
-    return told if len(told) <= 6 else sorted(told, key=len)[:1] + told[:5]
+        drops = [
+            (drop, row["name"])
+            for row, values, counts in zip(task["classes"], method["iou"], old, strict=True)
+            if counts and (drop := lost(values)) is not None
+        ]
+        if drops:
+            gone = sorted((drop for drop in drops if drop[0] >= MARKED), reverse=True)
+            told.append((method["label"], len(gone), [f"{n} (−{d:.0f})" for d, n in gone[:3]]))
+    if not told:
+        return []
+    what = f"of {sum(old)} old classes by {MARKED:.0f} points or more"
+    if len(told) > 6:
+        counts = sorted(((number, label) for label, number, _ in told), reverse=True)
+        return [f"Forgotten {what}: {listing(f'{label} {number}' for number, label in counts)}."]
+    return [
+        f"{label} forgets {number} {what}{': ' if worst else ''}{listing(worst)}."
+        for label, number, worst in told
+    ]
 
 
 def _flows(task: Mapping[str, Any]) -> list[str]:
@@ -148,7 +160,7 @@ def _flows(task: Mapping[str, Any]) -> list[str]:
         told[0] += f", {other} {least['background']:.1f} %"
     new, which = max(ends, key=lambda end: end[0]["new"])
     if new["new"] >= 1:
-        told.append(f"{which} gives most of them to new classes, {new['new']:.1f} %")
+        told.append(f"{which} gives the largest share to new classes, {new['new']:.1f} %")
     return [f"{text}." for text in told]
 
 
@@ -168,12 +180,8 @@ def _cost(task: Mapping[str, Any]) -> list[str]:
 
 
 def _conventions(task: Mapping[str, Any]) -> list[str]:
-    told = [
-        text
-        for each in task["conventions"]
-        if (text := convention_sentence(each["method"], each["rows"]))
-    ]
-    return told[:4]
+    told = [convention_sentence(each["method"], each["rows"]) for each in task["conventions"]]
+    return [text for text in told if text] if len(told) <= 4 else []
 
 
 def convention_sentence(label: str, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -194,26 +202,28 @@ def convention_sentence(label: str, rows: Sequence[Mapping[str, Any]]) -> str:
 def warnings(section: Section) -> list[str]:
     """Why runs of a task cannot be compared with each other as they are, a sentence each."""
     told = []
+    if section.last < section.end:
+        told.append(
+            f"No run has come to step {section.end}: figures are those of step {section.last}."
+        )
     for group in section.groups:
         for run in group.runs:
+            missing = sorted({*range(section.last)} - {*run.results})
             if section.last not in run.results:
-                end = max(run.results)
+                end = f"ends at step {max(run.results)} of {section.last}"
+                told.append(f"{run.name} {end}: no figures of the end.")
+            elif missing and not group.joint:
                 told.append(
-                    f"{run.name} ends at step {end} of {section.last}: no figures of the end."
+                    f"{run.name} has no test of step {listing(missing)}: no figures over the steps."
                 )
-        seeds = [run.last.seed for run in group.runs]
+        seeds = [run.last.seed for run in group.runs if run.last.seed is not None]
         if len({*seeds}) < len(seeds):
             told.append(f"{group.label} has a seed more than once, so its deviation is too small.")
-    results = [
-        (group.label, result)
-        for group in section.groups
-        for run in group.runs
-        for result in run.results.values()
-    ]
-    ends = [(label, result) for label, result in results if result.step == section.last]
-    ends = ends or results
+        if not all(run.last.config for run in group.runs):
+            told.append(f"{group.label}: a run's config is not there, so it is known by its name.")
+    ends = section.ends
+    trained = [(label, result) for label, result in ends if not result.joint]
     told += _disagreement("test images", ends, lambda r: _list_of(r, "test"))
-    trained = [(label, r) for label, r in ends if not r.joint]
     told += _disagreement("training images", trained, lambda r: _list_of(r, "train"))
     told += _disagreement("what pixels of future classes count as", ends, lambda r: r.future)
     told += _disagreement("size of the test images", ends, lambda r: _protocol(r, "images"))
@@ -227,11 +237,8 @@ def warnings(section: Section) -> list[str]:
         told += _disagreement(words, ends, partial(_told, key))
     counts = {group.label: len(group.runs) for group in section.groups}
     if len({*counts.values()}) > 1:
-        told.append(
-            "Seeds are not equally many: "
-            + listing((f"{label} {n}" for label, n in counts.items()), 12)
-            + "."
-        )
+        numbers = listing((f"{label} {n}" for label, n in counts.items()), 12)
+        told.append(f"Seeds are not equally many: {numbers}.")
     return told
 
 

@@ -25,7 +25,7 @@ from scripts.reporting.figures import (
     published_convention,
     run_figures,
 )
-from scripts.reporting.published import published, verdict_of
+from scripts.reporting.published import published, verdict
 from scripts.reporting.results import Result, Run, Schedule, labels_of
 from utils import VERSION
 from utils.config_file import flatten
@@ -81,6 +81,7 @@ class Section:
     Attributes:
         dataset, setting, task: its names.
         schedule: label ids of each step, up to the last one that a run reached.
+        end: the last step of the whole schedule.
         groups: its rows.
     """
 
@@ -88,6 +89,7 @@ class Section:
     setting: str
     task: str
     schedule: Schedule
+    end: int
     groups: tuple[Group, ...]
 
     @property
@@ -95,32 +97,68 @@ class Section:
         """The last step that a run reached."""
         return len(self.schedule) - 1
 
+    @property
+    def runs(self) -> list[Run]:
+        """Of all rows."""
+        return [run for group in self.groups for run in group.runs]
+
+    @property
+    def ends(self) -> list[tuple[str, Result]]:
+        """The tests of the last step, with the label of their row."""
+        return [
+            (group.label, run.results[self.last])
+            for group in self.groups
+            for run in group.runs
+            if self.last in run.results
+        ]
+
     @cached_property
     def labels(self) -> list[int]:
         """Label ids in order of arrival, background first where there is one."""
-        background = any(run.last.background for group in self.groups for run in group.runs)
+        background = any(run.last.background for run in self.runs)
         return [*([BACKGROUND] if background else []), *labels_of(self.schedule)]
 
     @cached_property
     def names(self) -> dict[int, str]:
         """Label id → class name."""
-        return self.groups[0].runs[0].last.names
+        return {label: name for run in self.runs for label, name in run.last.names.items()}
 
-    @property
-    def joint(self) -> Run | None:
-        """The run of joint training that others are measured by: the best one."""
-        runs = [run for group in self.groups if group.joint for run in group.runs]
-        return max(runs, key=lambda run: grouped(run.last, self.schedule)["all"] or 0, default=None)
+    def upper(self, method: str) -> np.ndarray | None:
+        """[classes] IoU under joint training: the same method's or, without it, the best one's."""
+        labels = labels_of(self.schedule)
+        bounds = {
+            group.method: np.mean(
+                [iou_over_steps(run, labels, self.last + 1)[:, -1] for run in group.runs], axis=0
+            )
+            for group in self.groups
+            if group.joint
+        }
+        return bounds.get(method, max(bounds.values(), key=np.nanmean, default=None))
 
 
-def settings_of(result: Result) -> dict[str, str]:
-    """What decides how a step is trained, but seed and task: dotted key → value as JSON."""
-    flat, _ = flatten(result.config, str(result.file), strict=False) if result.config else ({}, [])
-    return {
-        key: json.dumps(value)
-        for key, value in flat.items()
-        if not NO_SETTING.fullmatch(key) and (key not in SCHEMA or SCHEMA[key].decides)
-    }
+def settings_of(run: Run) -> dict[str, str]:
+    """What decides how a run is trained, but seed and task: dotted key → value as JSON.
+
+    Of the last step and, where it is another one, of step 0. A run whose config is not there is
+    known by its name.
+    """
+    told: dict[str, str] = {}
+    steps = {"": run.last} | (
+        {"step 0: ": run.results[0]} if run.last.step and 0 in run.results else {}
+    )
+    for prefix, result in steps.items():
+        if "global_batch" in result.history:
+            told[f"{prefix}global batch"] = str(result.history["global_batch"])
+        if not result.config:
+            told[f"{prefix}name"] = _without_seed(result.content["name"])
+            continue
+        flat, _ = flatten(result.config, f"the config of {result.file.parent}", strict=False)
+        told |= {
+            f"{prefix}{key}": json.dumps(value)
+            for key, value in flat.items()
+            if not NO_SETTING.fullmatch(key) and (key not in SCHEMA or SCHEMA[key].decides)
+        }
+    return told
 
 
 def label_of(result: Result) -> str:
@@ -149,20 +187,25 @@ def make_sections(runs: Sequence[Run]) -> tuple[list[Section], list[str]]:
     for run in later or steps or joint:
         key = (run.last.content["setting"], run.last.content["task"], run.last.schedule)
         tasks.setdefault(key, []).append(run)
-    sections = []
-    for (setting, task, schedule), members in tasks.items():
+    sections, shown = [], set()
+    for (setting, task, whole), members in tasks.items():
         last = max(run.last.step for run in members)
-        schedule = schedule[: last + 1]
+        schedule = whole[: last + 1]
         if members[0] not in joint:
-            members += [
-                replace(run, results={last: run.last})
-                for run in joint
-                if {*labels_of(run.last.schedule[: run.last.step + 1])} == {*labels_of(schedule)}
-            ]
-        dataset = members[0].last.dataset
-        sections.append(Section(dataset, setting, task, schedule, tuple(_groups(members))))
-    out = [f"Left out, for they end at step 0: {listing(left, 8)}."] if left else []
-    return sections, out
+            for run in joint:
+                for result in run.results.values():
+                    if {*result.channels} - {BACKGROUND} == {*labels_of(schedule)} - {BACKGROUND}:
+                        members = [*members, replace(run, results={last: result})]
+                        shown.add(run.folder)
+        groups = tuple(_groups(members))
+        sections.append(
+            Section(members[0].last.dataset, setting, task, schedule, len(whole) - 1, groups)
+        )
+    told = [f"Left out, for they end at step 0: {listing(left, 8)}."] if left else []
+    lost = [run.name for run in joint if sections and later and run.folder not in shown]
+    if lost:
+        told.append(f"Left out, for they are joint training of other classes: {listing(lost, 8)}.")
+    return sections, told
 
 
 def _check_one_data_set(runs: Iterable[Run]) -> None:
@@ -183,21 +226,23 @@ def _check_one_data_set(runs: Iterable[Run]) -> None:
 def _groups(runs: Iterable[Run]) -> list[Group]:
     found: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        key = label_of(run.last), json.dumps(settings_of(run.last), sort_keys=True)
+        key = label_of(run.last), json.dumps(settings_of(run), sort_keys=True)
         found.setdefault(key, []).append(run)
     labels = [label for label, _ in found]
-    groups = []
+    groups: dict[str, Group] = {}
     for (label, settings), members in found.items():
         if labels.count(label) > 1:
             label = f"{label}, {_without_seed(members[0].last.content['name'])}"
-        groups.append(Group(label, tuple(members), json.loads(settings)))
+        again = sum(known == label or known.startswith(f"{label} #") for known in groups)
+        label = f"{label} #{again + 1}" if again else label
+        groups[label] = Group(label, tuple(members), json.loads(settings))
     order = list(NAMES)
 
     def place(group: Group) -> tuple[bool, int, str]:
         known = group.method in order
         return group.joint, order.index(group.method) if known else len(order), group.label
 
-    return sorted(groups, key=place)
+    return sorted(groups.values(), key=place)
 
 
 def _without_seed(name: str) -> str:
@@ -243,6 +288,7 @@ def make_task_report(section: Section, left_out: Sequence[str]) -> dict[str, Any
         "setting": section.setting,
         "task": section.task,
         "last": section.last,
+        "end": section.end,
         "classes": [
             {
                 "id": label,
@@ -268,8 +314,9 @@ def make_task_report(section: Section, left_out: Sequence[str]) -> dict[str, Any
 
 
 def _method(section: Section, group: Group) -> dict[str, Any]:
-    schedule, last = section.schedule, section.last
-    figures = [run_figures(run, schedule, last, section.joint) for run in group.runs]
+    schedule = section.schedule
+    upper = section.upper(group.method)
+    figures = [run_figures(run, schedule, upper) for run in group.runs]
     steps = sorted({step for run in group.runs for step in run.results})
     at = {step: [run.results[step] for run in group.runs if step in run.results] for step in steps}
     means = {
@@ -291,7 +338,7 @@ def _method(section: Section, group: Group) -> dict[str, Any]:
             if (terms := _losses(results))
         ],
         "cost": [{"step": step} | cost for step, results in at.items() if (cost := _cost(results))],
-        "published": _published(section, group, [f["all"] for f in figures]),
+        "published": _published(section, group),
         "runs": [
             {
                 "name": run.name,
@@ -356,32 +403,47 @@ def _cost(results: Sequence[Result]) -> dict[str, Any] | None:
     }
 
 
-def _published(
-    section: Section, group: Group, overall: Sequence[float | None]
-) -> list[dict[str, Any]]:
-    """Published figures beside those of a group, if it was tested on the published images."""
-    ours = [value for value in overall if value is not None]
+def _published(section: Section, group: Group) -> list[dict[str, Any]]:
+    """Published figures beside those of a group, counted as they were.
+
+    Only of the whole task, tested on the published images as the published code crops them.
+    """
+    alike = {_tested_on(result) for _, result in section.ends if _is_published(result)}
     results = [run.results[section.last] for run in group.runs if section.last in run.results]
-    same = {result.content["lists"]["test"]["sha256"] for result in _on_published_lists(section)}
-    if not ours or any(_test_list(result) not in {*same, None} for result in results) or not same:
+    if section.last < section.end or not results or not {*map(_tested_on, results)} <= alike:
         return []
     label = "joint" if group.joint else label_of(group.runs[0].last)
-    found = published(section.dataset, section.setting, section.task, label)
-    return [verdict_of(theirs, ours) for theirs in found]
+    rows = []
+    for theirs in published(section.dataset, section.setting, section.task, label):
+        counted = Convention(results[0].future, background=theirs.background)
+        ours = [grouped(result, section.schedule, counted) for result in results]
+        rows.append(
+            {
+                "source": theirs.source,
+                "hIoU": theirs.harmonic,
+                "all": theirs.overall,
+                "std": theirs.std,
+                "n": theirs.runs,
+                "here": {
+                    key: (over_seeds(v[key] for v in ours) or {}).get("mean")
+                    for key in ("hIoU", "all")
+                },
+                "verdict": verdict(theirs, [v["all"] for v in ours if v["all"] is not None]),
+            }
+        )
+    return rows
 
 
-def _on_published_lists(section: Section) -> list[Result]:
-    """Tests of the last step on just the published images."""
-    results = [run.results.get(section.last) for group in section.groups for run in group.runs]
-    return [
-        result
-        for result in results
-        if result and result.content.get("lists", {}).get("test", {}).get("published")
-    ]
+def _is_published(result: Result) -> bool:
+    """Whether a test was on the published images, as the published code crops them."""
+    told = result.content.get("lists", {}).get("test", {}).get("published")
+    return bool(told) and result.content["protocol"]["images"] == "centre crop 512"
 
 
-def _test_list(result: Result) -> str | None:
-    return result.content.get("lists", {}).get("test", {}).get("sha256")
+def _tested_on(result: Result) -> tuple[object, object]:
+    """Which images, and how they are cropped."""
+    images = result.content.get("lists", {}).get("test", {}).get("sha256")
+    return images, result.content.get("protocol", {}).get("images")
 
 
 def _about(result: Result) -> dict[str, Any]:
@@ -397,9 +459,8 @@ def _about(result: Result) -> dict[str, Any]:
 def _conventions(section: Section, group: Group) -> dict[str, Any]:
     """The last step under every convention that its matrix tells, means over the seeds."""
     results = [run.results[section.last] for run in group.runs if section.last in run.results]
-    if not results:
-        return {"method": group.label, "rows": []}
-    return {"method": group.label, "rows": convention_rows(results, section.schedule)}
+    rows = convention_rows(results, section.schedule) if results else []
+    return {"method": group.label, "rows": rows}
 
 
 def convention_rows(results: Sequence[Result], schedule: Schedule) -> list[dict[str, Any]]:
