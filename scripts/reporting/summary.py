@@ -201,7 +201,7 @@ def make_sections(runs: Sequence[Run]) -> tuple[list[Section], list[str]]:
         sections.append(
             Section(members[0].last.dataset, setting, task, schedule, len(whole) - 1, groups)
         )
-    told = [f"Left out, for they end at step 0: {listing(left, 8)}."] if left else []
+    told = [f"Left out, for they end at step 0: {listing(left, 2)}."] if left else []
     lost = [run.name for run in joint if sections and later and run.folder not in shown]
     if lost:
         told.append(f"Left out, for they are joint training of other classes: {listing(lost, 8)}.")
