@@ -30,8 +30,9 @@ import torch
 
 from scripts.predicting.student import Predictor, one_device
 from scripts.reporting.results import PASSES, Result, beside, fingerprint, read_result
+from scripts.reporting.sections import label_of
 from scripts.reporting.sentences import convention_sentence
-from scripts.reporting.summary import convention_rows, label_of
+from scripts.reporting.summary import convention_rows
 from trainer.build import build_data
 from trainer.evaluation import Evaluation
 from trainer.run import evaluation_dir

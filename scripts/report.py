@@ -33,7 +33,8 @@ from scripts.reporting.figures import FIGURES
 from scripts.reporting.page import write_page
 from scripts.reporting.pictures import add_pictures
 from scripts.reporting.results import find_runs
-from scripts.reporting.summary import make_report, make_sections
+from scripts.reporting.sections import make_sections
+from scripts.reporting.summary import make_report
 from utils.misc import UserError, atomic_path, one_sentence_errors, write_json
 
 SHOWN = ("old", "new", "hIoU", "all", "forgetting")  # in the terminal

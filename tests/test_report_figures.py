@@ -8,6 +8,7 @@ import pytest
 from scripts.reporting import figures, published, summary
 from scripts.reporting.figures import Convention
 from scripts.reporting.results import Run, find_runs, fingerprint
+from scripts.reporting.sections import make_sections
 from utils.metric import Mean_Intersection_over_Union, fold
 from utils.misc import UserError
 from utils.report import metrics_json
@@ -165,7 +166,7 @@ def test_a_joint_run_is_seen_in_any_schedule(tmp_path):
     file = a_test(tmp_path / "b", STEP_1, 0, name="j-s1-joint", method="ft", joint=True)
     content = json.loads(file.read_text()) | {"steps": [[1, 2, 3]]}
     file.write_text(json.dumps(content))
-    sections, _ = summary.make_sections(found(tmp_path))
+    sections, _ = make_sections(found(tmp_path))
     (section,) = sections
     assert [group.label for group in section.groups] == ["DKD", "joint (FT)"]
     (task,) = summary.make_report(sections, [], [])["tasks"]
@@ -182,7 +183,7 @@ def test_seeds_are_one_row_and_other_methods_others(tmp_path):
     for seed in (1, 2, 3):
         a_run(tmp_path, name=f"DKD-s{seed}", seed=seed)
     a_run(tmp_path, name="MIB-s1", seed=1, method="mib")
-    sections, _ = summary.make_sections(found(tmp_path))
+    sections, _ = make_sections(found(tmp_path))
     (task,) = summary.make_report(sections, [], [])["tasks"]
     assert [(m["label"], m["seeds"]) for m in task["methods"]] == [("MiB", [1]), ("DKD", [1, 2, 3])]
     assert task["methods"][1]["summary"]["all"]["n"] == 3
@@ -195,7 +196,7 @@ def test_a_comparison_that_is_not_fair_is_told(tmp_path):
     a_run(tmp_path, name="A-s1")
     other = {"test": {"images": 9, "sha256": "cd" * 32, "published": None}}
     a_run(tmp_path, name="B-s1", method="mib", lists=other, version="0.1", future=0)
-    sections, _ = summary.make_sections(found(tmp_path))
+    sections, _ = make_sections(found(tmp_path))
     told = summary.make_report(sections, [], [])["tasks"][0]["warnings"]
     assert "Not the same test images: 9 (cdcdcdcd): MiB; 7 (abababab): DKD." in told
 
@@ -280,11 +281,11 @@ def test_what_is_no_run_is_told(tmp_path):
     a_run(tmp_path, name="A")
     a_run(tmp_path, name="B", dataset="ade")
     with pytest.raises(UserError, match=r"sets: the data set is .voc. in .*_A and .ade. in"):
-        summary.make_sections(found(tmp_path))
+        make_sections(found(tmp_path))
     other = tmp_path / "log/overlap_2-1_B/step_1/metrics.json"
     other.write_text(other.read_text().replace('"ade"', '"voc"').replace('"cat"', '"car"'))
     with pytest.raises(UserError, match=r"label id 1 is 'cat' in .*_A and 'car' in .*_B; give one"):
-        summary.make_sections(found(tmp_path))
+        make_sections(found(tmp_path))
     file = tmp_path / "log/overlap_2-1_A/step_0/metrics.json"
     file.write_text('{"dataset": "voc"}')
     with pytest.raises(UserError, match=r"metrics.json is no report of a test: it has no 'task'"):
@@ -292,7 +293,7 @@ def test_what_is_no_run_is_told(tmp_path):
 
 
 def one_task(*paths):
-    sections, left = summary.make_sections(found(*paths))
+    sections, left = make_sections(found(*paths))
     (task,) = summary.make_report(sections, left, [])["tasks"]
     return task
 

@@ -47,7 +47,7 @@ FIGURES = {
     ),
     "BWT": Figure("BWT", "backward transfer: last IoU less that right after its step, mean"),
     "intransigence": Figure(
-        "intransigence", "IoU under joint training less that right after its step, mean", False
+        "intrans.", "intransigence: IoU under joint training less that right after its step", False
     ),
 }
 

@@ -15,7 +15,7 @@ from data_loader.data_loaders import IncrementalDataLoader
 from scripts.predicting.student import Predictor
 from scripts.reporting.figures import grouped
 from scripts.reporting.results import Run
-from scripts.reporting.summary import Group, Section
+from scripts.reporting.sections import Group, Section
 from trainer.build import build_data
 from utils import checkpoint as files
 from utils.distributed import SINGLE

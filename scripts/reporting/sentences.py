@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scripts.reporting.results import Result
+from scripts.reporting.sections import Section
 from utils.misc import listing
-
-if TYPE_CHECKING:
-    from scripts.reporting.summary import Section
 
 MARKED = 10.0  # points of IoU that a class must lose to be called forgotten
 

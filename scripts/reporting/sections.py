@@ -1,0 +1,236 @@
+"""Runs put together: those that learn the same classes in the same steps are a section of the
+report, those that differ in their seeds alone a row of its tables.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from scripts.reporting.figures import iou_over_steps
+from scripts.reporting.results import Result, Run, Schedule, labels_of
+from utils.config_file import flatten
+from utils.config_schema import SCHEMA
+from utils.misc import BACKGROUND, UserError, listing
+
+# How methods are called, in the order of the tables; others come by their own names after them.
+NAMES = {
+    "finetune": "finetune",
+    "ft": "FT",
+    "lwf_mc": "LwF-MC",
+    "lwf": "LwF",
+    "ilt": "ILT",
+    "mib": "MiB",
+    "sdr": "SDR",
+    "plop": "PLOP",
+    "ssul": "SSUL",
+    "dkd": "DKD",
+}
+# They say which run or which step it is, not how it is trained.
+NO_SETTING = re.compile(r"seed|data_loader\.args\.task\..*|arch\.args\.backbone_pretrained")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of a task that differ in their seeds alone: a row of the tables.
+
+    Attributes:
+        label: of the method.
+        runs: by name; that of joint training has its one result at the last step.
+        settings: of their last step, what decides the weights: dotted key → value as JSON.
+    """
+
+    label: str
+    runs: tuple[Run, ...]
+    settings: Mapping[str, str]
+
+    @property
+    def joint(self) -> bool:
+        """Whether all classes were learnt at once."""
+        return self.runs[0].last.joint
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return self.runs[0].last.content["method"]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A task: runs that learn the same classes in the same steps.
+
+    Attributes:
+        dataset, setting, task: its names.
+        schedule: label ids of each step, up to the last one that a run reached.
+        end: the last step of the whole schedule.
+        groups: its rows.
+    """
+
+    dataset: str
+    setting: str
+    task: str
+    schedule: Schedule
+    end: int
+    groups: tuple[Group, ...]
+
+    @property
+    def last(self) -> int:
+        """The last step that a run reached."""
+        return len(self.schedule) - 1
+
+    @property
+    def runs(self) -> list[Run]:
+        """Of all rows."""
+        return [run for group in self.groups for run in group.runs]
+
+    @property
+    def ends(self) -> list[tuple[str, Result]]:
+        """The tests of the last step, with the label of their row."""
+        return [
+            (group.label, run.results[self.last])
+            for group in self.groups
+            for run in group.runs
+            if self.last in run.results
+        ]
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """Label ids in order of arrival, background first where there is one."""
+        background = any(run.last.background for run in self.runs)
+        return [*([BACKGROUND] if background else []), *labels_of(self.schedule)]
+
+    @cached_property
+    def names(self) -> dict[int, str]:
+        """Label id → class name."""
+        return {label: name for run in self.runs for label, name in run.last.names.items()}
+
+    def upper(self, method: str) -> np.ndarray | None:
+        """[classes] IoU under joint training: the same method's or, without it, the best one's."""
+        labels = labels_of(self.schedule)
+        bounds = {
+            group.method: np.mean(
+                [iou_over_steps(run, labels, self.last + 1)[:, -1] for run in group.runs], axis=0
+            )
+            for group in self.groups
+            if group.joint
+        }
+        return bounds.get(method, max(bounds.values(), key=np.nanmean, default=None))
+
+
+def settings_of(run: Run) -> dict[str, str]:
+    """What decides how a run is trained, but seed and task: dotted key → value as JSON.
+
+    Of the last step and, where it is another one, of step 0. A run whose config is not there is
+    known by its name.
+    """
+    told: dict[str, str] = {}
+    steps = {"": run.last} | (
+        {"step 0: ": run.results[0]} if run.last.step and 0 in run.results else {}
+    )
+    for prefix, result in steps.items():
+        if "global_batch" in result.history:
+            told[f"{prefix}global batch"] = str(result.history["global_batch"])
+        if not result.config:
+            told[f"{prefix}name"] = _without_seed(result.content["name"])
+            continue
+        flat, _ = flatten(result.config, f"the config of {result.file.parent}", strict=False)
+        told |= {
+            f"{prefix}{key}": json.dumps(value)
+            for key, value in flat.items()
+            if not NO_SETTING.fullmatch(key) and (key not in SCHEMA or SCHEMA[key].decides)
+        }
+    return told
+
+
+def label_of(result: Result) -> str:
+    """How a method is called in tables: DKD-M, or joint with the method in brackets."""
+    name = NAMES.get(result.content["method"], result.content["method"])
+    if result.joint:
+        return f"joint ({name})"
+    return f"{name}-M" if result.memory else name
+
+
+def make_sections(runs: Sequence[Run]) -> tuple[list[Section], list[str]]:
+    """The tasks of runs.
+
+    Returns:
+        They, and what was left out, in words.
+
+    Raises:
+        UserError: the runs are of different data sets.
+    """
+    _check_one_data_set(runs)
+    steps = [run for run in runs if not run.last.joint]
+    joint = [run for run in runs if run.last.joint]
+    later = [run for run in steps if run.last.step > 0]
+    left = [run.name for run in steps if later and run.last.step == 0]
+    tasks: dict[tuple[str, str, Schedule], list[Run]] = {}
+    for run in later or steps or joint:
+        key = (run.last.content["setting"], run.last.content["task"], run.last.schedule)
+        tasks.setdefault(key, []).append(run)
+    sections, shown = [], set()
+    for (setting, task, whole), members in tasks.items():
+        last = max(run.last.step for run in members)
+        schedule = whole[: last + 1]
+        if members[0] not in joint:
+            for run in joint:
+                for result in run.results.values():
+                    if {*result.channels} - {BACKGROUND} == {*labels_of(schedule)} - {BACKGROUND}:
+                        members = [*members, replace(run, results={last: result})]
+                        shown.add(run.folder)
+        groups = tuple(_groups(members))
+        sections.append(
+            Section(members[0].last.dataset, setting, task, schedule, len(whole) - 1, groups)
+        )
+    told = [f"Left out, for they end at step 0: {listing(left, 2)}."] if left else []
+    lost = [run.name for run in joint if sections and later and run.folder not in shown]
+    if lost:
+        told.append(f"Left out, for they are joint training of other classes: {listing(lost, 8)}.")
+    return sections, told
+
+
+def _check_one_data_set(runs: Iterable[Run]) -> None:
+    first: dict[object, tuple[str, Run]] = {}
+    for run in runs:
+        told = {"the data set": run.last.dataset} | {
+            f"label id {label}": name for label, name in run.last.names.items()
+        }
+        for what, name in told.items():
+            other, theirs = first.setdefault(what, (name, run))
+            if other != name:
+                raise UserError(
+                    f"the runs are of different data sets: {what} is '{other}' in {theirs.folder} "
+                    f"and '{name}' in {run.folder}; give one report the runs of one of them."
+                )
+
+
+def _groups(runs: Iterable[Run]) -> list[Group]:
+    found: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        key = label_of(run.last), json.dumps(settings_of(run), sort_keys=True)
+        found.setdefault(key, []).append(run)
+    labels = [label for label, _ in found]
+    groups: dict[str, Group] = {}
+    for (label, settings), members in found.items():
+        if labels.count(label) > 1:
+            label = f"{label}, {_without_seed(members[0].last.content['name'])}"
+        again = sum(known == label or known.startswith(f"{label} #") for known in groups)
+        label = f"{label} #{again + 1}" if again else label
+        groups[label] = Group(label, tuple(members), json.loads(settings))
+    order = list(NAMES)
+
+    def place(group: Group) -> tuple[bool, int, str]:
+        known = group.method in order
+        return group.joint, order.index(group.method) if known else len(order), group.label
+
+    return sorted(groups.values(), key=place)
+
+
+def _without_seed(name: str) -> str:
+    """The name of a run without a seed at its end."""
+    return re.sub(r"[-_]?s(eed)?[-_]?\d+$", "", name) or name
