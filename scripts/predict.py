@@ -173,6 +173,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for numbers, images in batches(
             [path for path, _ in found],
             last.evaluated if args.mode == "crop" else NoTransform(),
+            upright=args.mode != "crop",
             pixels=args.batch * last.crop_size**2,
             workers=workers,
             tell=faults.append,

@@ -95,11 +95,13 @@ def test_any_format_becomes_the_same_rgb(image, ending, tmp_path):
     assert np.array_equal(np.asarray(read), np.stack([GREY] * 3, axis=2))
 
 
-def test_the_orientation_of_a_camera_is_applied(tmp_path):
+def test_the_orientation_of_a_camera_is_applied_where_the_evaluation_does_not_judge(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees
     Image.fromarray(GREY).save(tmp_path / "a.png", exif=exif)
     assert np.array_equal(np.asarray(read_image(tmp_path / "a.png"))[:, :, 0], np.rot90(GREY, -1))
+    as_evaluated = read_image(tmp_path / "a.png", upright=False)
+    assert np.array_equal(np.asarray(as_evaluated)[:, :, 0], GREY)
 
 
 def test_folders_are_searched_and_files_taken_as_they_are(photos):
@@ -115,7 +117,11 @@ def test_images_of_a_size_come_together_and_broken_ones_are_told(photos, workers
     (photos / "broken.jpg").write_bytes((photos / "sub/a.jpg").read_bytes()[:400])
     paths = [photos / name for name in ("a.png", "broken.jpg", "sub/b.tif", "sub/a.jpg")]
     faults = []
-    got = list(batches(paths, NoTransform(), pixels=10000, workers=workers, tell=faults.append))
+    got = list(
+        batches(
+            paths, NoTransform(), upright=True, pixels=10000, workers=workers, tell=faults.append
+        )
+    )
     assert [(numbers, list(images.shape)) for numbers, images in got] == [
         ([0, 3], [2, 3, 48, 64]),
         ([2], [1, 3, 70, 40]),
@@ -128,7 +134,7 @@ def test_images_of_a_size_come_together_and_broken_ones_are_told(photos, workers
 def test_a_batch_holds_so_many_pixels_at_most(photos):
     paths = [photos / "a.png"] * 5
     for pixels, sizes in ((3 * 64 * 48, [3, 2]), (1, [1] * 5)):
-        got = batches(paths, NoTransform(), pixels=pixels, workers=0, tell=print)
+        got = batches(paths, NoTransform(), upright=True, pixels=pixels, workers=0, tell=print)
         assert [len(images) for _, images in got] == sizes
 
 
@@ -144,7 +150,7 @@ def test_images_that_wait_for_their_like_are_few(photos):
         seen.append(image.size)
         return NoTransform()(image)
 
-    got = batches(paths, transform, pixels=40 * 50, workers=0, tell=print)
+    got = batches(paths, transform, upright=True, pixels=40 * 50, workers=0, tell=print)
     next(got)
     assert len(seen) < 20
     assert sum(len(images) for _, images in got) == 39

@@ -12,6 +12,7 @@ from base.base_trainer import parse_monitor
 from tests.helpers import evaluation, train, write_config
 from utils import VERSION
 from utils import checkpoint as files
+from utils.history import History
 from utils.metric import fold
 from utils.misc import UserError
 
@@ -98,6 +99,18 @@ def test_metrics_file(base):
         "background": True,
         "images": "centre crop 48",
     }
+
+
+def test_a_history_goes_on_where_the_checkpoint_does(tmp_path):
+    history = History(tmp_path, torch.device("cpu"), 8)
+    for epoch in (1, 2, 3):
+        history.add(epoch=epoch, losses={"loss": float(epoch)})
+    again = History(tmp_path, torch.device("cpu"), 8)
+    again.resume(2)
+    again.add(epoch=3, losses={"loss": 0.5})
+    written = json.loads((tmp_path / "history.json").read_text())
+    assert [epoch["losses"]["loss"] for epoch in written["epochs"]] == [1, 2, 0.5]
+    assert written["global_batch"] == 8
 
 
 def test_history_file(base):

@@ -63,16 +63,18 @@ def find(places: Sequence[Path]) -> list[Found]:
     return list(dict.fromkeys(found))
 
 
-def read_image(path: Path) -> Image.Image:
-    """An image as RGB, upright as its EXIF orientation says.
+def read_image(path: Path, upright: bool = True) -> Image.Image:
+    """An image as RGB; alpha is left out, as in training, and grey of 16 bits becomes 8.
 
-    As in training, which applies no orientation, alpha is left out. Grey of 16 bits becomes 8.
+    Args:
+        path: of the file.
+        upright: turn it as its EXIF orientation says, which training and evaluation do not.
 
     Raises:
         Exception: of nearly any kind where the file is damaged.
     """
     with Image.open(path, formats=FORMATS) as file:
-        image = ImageOps.exif_transpose(file)
+        image = ImageOps.exif_transpose(file) if upright else file.copy()
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
     return image.convert("RGB")
@@ -95,15 +97,15 @@ class Picture(NamedTuple):
 class Pictures(Dataset):
     """Image files, read and transformed."""
 
-    def __init__(self, paths: Sequence[Path], transform: Transform):
-        self.paths, self.transform = paths, transform
+    def __init__(self, paths: Sequence[Path], transform: Transform, upright: bool):
+        self.paths, self.transform, self.upright = paths, transform, upright
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, number: int) -> Picture:
         try:
-            (image,) = self.transform(read_image(self.paths[number]))
+            (image,) = self.transform(read_image(self.paths[number], self.upright))
         except Exception as error:  # on a damaged file Pillow raises nearly anything
             words = " ".join(str(error).split()) or type(error).__name__
             return Picture(number, torch.empty(0), f"{self.paths[number]} cannot be read: {words}")
@@ -114,6 +116,7 @@ def batches(
     paths: Sequence[Path],
     transform: Transform,
     *,
+    upright: bool,
     pixels: int,
     workers: int,
     tell: Callable[[str], None],
@@ -123,6 +126,7 @@ def batches(
     Args:
         paths: of the images.
         transform: what is made of each.
+        upright: as in `read_image`.
         pixels: of a batch, at most, unless one image alone has more.
         workers: processes that read ahead; 0: this one reads.
         tell: takes the faults of broken images, in words.
@@ -131,7 +135,7 @@ def batches(
         Places in `paths` and images, [N, 3, H, W] uint8.
     """
     loader = DataLoader(
-        Pictures(paths, transform),
+        Pictures(paths, transform, upright),
         batch_size=None,
         num_workers=workers,
         worker_init_fn=interrupt.leave_to_parent,
