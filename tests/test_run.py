@@ -102,12 +102,12 @@ def test_metrics_file(base):
 
 
 def test_a_history_goes_on_where_the_checkpoint_does(tmp_path):
-    history = History(tmp_path, torch.device("cpu"), 8)
+    history = History(tmp_path, torch.device("cpu"))
     for epoch in (1, 2, 3):
-        history.add(epoch=epoch, losses={"loss": float(epoch)})
-    again = History(tmp_path, torch.device("cpu"), 8)
+        history.add(8, epoch=epoch, losses={"loss": float(epoch)})
+    again = History(tmp_path, torch.device("cpu"))
     again.resume(2)
-    again.add(epoch=3, losses={"loss": 0.5})
+    again.add(8, epoch=3, losses={"loss": 0.5})
     written = json.loads((tmp_path / "history.json").read_text())
     assert [epoch["losses"]["loss"] for epoch in written["epochs"]] == [1, 2, 0.5]
     assert written["global_batch"] == 8

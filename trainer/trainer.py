@@ -193,7 +193,7 @@ class Trainer(BaseTrainer):
 
         on_cuda = ranks.device.type == "cuda"
         self.precision = Precision.of(config, ranks.device)
-        self.history = History(config.log_dir(), ranks.device, data.global_batch)
+        self.history = History(config.log_dir(), ranks.device)
         self.losses = LossLog(READ_EVERY if on_cuda else 1)
         self.model: BaseModel | DistributedDataParallel = student
         if ranks.world > 1:
@@ -285,7 +285,7 @@ class Trainer(BaseTrainer):
         means = losses.means(self.ranks) if losses.count else {}
         if self.ranks.is_main:
             told = {"lr": lr, "images_per_s": images / seconds, "seconds": seconds, "whole": whole}
-            self.history.add(epoch=epoch, losses=means, **told)
+            self.history.add(self.data.global_batch, epoch=epoch, losses=means, **told)
         log.info(
             "epoch %d/%d: %slr %.3e, %s%.1f images/s, %.0f s",
             epoch,

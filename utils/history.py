@@ -22,14 +22,13 @@ class History:
     seconds, whether the process trained it whole, and what its validation gave.
     """
 
-    def __init__(self, folder: Path, device: torch.device, global_batch: int):
+    def __init__(self, folder: Path, device: torch.device):
         """
         Args:
             folder: of the log.
             device: whose peak of memory is told; it begins anew.
-            global_batch: images of an iteration, over all processes.
         """
-        self.file, self.device, self.global_batch = folder / FILE, device, global_batch
+        self.file, self.device = folder / FILE, device
         self.epochs: list[dict[str, Any]] = []
         self.peak_before = 0.0  # of the processes that trained the epochs before
         forget_peak(device)
@@ -41,14 +40,14 @@ class History:
             self.epochs = [each for each in written["epochs"] if each["epoch"] <= epoch]
             self.peak_before = written["peak_memory_mib"] or 0.0
 
-    def add(self, **told: Any) -> None:
-        """Write a further epoch."""
+    def add(self, global_batch: int, **told: Any) -> None:
+        """Write a further epoch, and how many images an iteration has over all processes."""
         self.epochs.append(told)
         now = peak(self.device)
         most = None if now is None else max(now, self.peak_before)
         about = {
             "device": device_name(self.device),
-            "global_batch": self.global_batch,
+            "global_batch": global_batch,
             "peak_memory_mib": most,
         }
         write_json(self.file, {**about, "epochs": self.epochs})

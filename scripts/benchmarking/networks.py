@@ -51,8 +51,6 @@ def weighted(method: BaseMethod, terms: dict[str, torch.Tensor]) -> torch.Tensor
 class Stub(IncrementalDataLoader):
     """What a trainer reads of a loader bundle before any loading."""
 
-    global_batch = 0
-
     def __init__(self, task: Task):
         self.task = task
 
