@@ -27,7 +27,8 @@ class Sample(NamedTuple):
     Attributes:
         image: [3, H, W] uint8 RGB.
         label: [H, W] uint8; channel of the class, 0 = background, 255 = void. int32 with the
-            largest int32 = void where the channels do not fit (`Task.label_table`).
+            largest int32 = void where the channels do not fit (`Task.label_table`). Of a test, row
+            of the wide confusion matrix (`Task.wide_table`), which begins with the channels.
         name: bare image id.
         saliency: [H, W] uint8, 1 = salient; without maps [0], which costs nothing.
         replayed: whether it is an exemplar of the memory; of a batch, [N] bool.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,16 @@ class History:
             self.epochs = [each for each in written["epochs"] if each["epoch"] <= epoch]
             self.peak_before = written["peak_memory_mib"] or 0.0
 
-    def add(self, global_batch: int, **told: Any) -> None:
-        """Write a further epoch, and how many images an iteration has over all processes."""
-        self.epochs.append(told)
+    def add(self, global_batch: int, losses: Mapping[str, float], **told: Any) -> None:
+        """Write a further epoch.
+
+        Args:
+            global_batch: images of an iteration, over all processes.
+            losses: by term; those that are not finite are left out, for JSON has no such numbers.
+            told: the rest of it.
+        """
+        finite = {name: value for name, value in losses.items() if math.isfinite(value)}
+        self.epochs.append({**told, "losses": finite})
         now = peak(self.device)
         most = None if now is None else max(now, self.peak_before)
         about = {
