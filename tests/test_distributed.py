@@ -97,6 +97,7 @@ def launch_nodes(nodes, processes, *arguments):
     return out
 
 
+@pytest.mark.slow
 def test_two_processes_of_torchrun_evaluate_as_one(frozen_step):
     """Equal to the pixel for the same weights; rank and world come from the environment."""
     config, flags, one, _ = frozen_step

@@ -522,7 +522,8 @@ def test_one_folder_for_one_process(undisturbed, tmp_path):
     owner.stdout.close()
 
 
-@pytest.mark.parametrize("kind", ["writing", pytest.param("rank", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["writing", "rank"])
 def test_chaos(tmp_path, monkeypatch, kind):
     """A short form of `scripts/chaos.py`, which tries every kind of fault several times."""
     monkeypatch.setattr(Job, "steps", (0,))
