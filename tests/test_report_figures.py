@@ -253,6 +253,9 @@ def test_an_old_file_is_still_read(tmp_path):
     old = found(tmp_path)[0].results[1]
     assert (old.schedule, old.seed, old.future) == (SCHEDULE, 4, 0)
     assert figures.grouped(old, SCHEDULE) == figures.grouped(run.results[1], SCHEDULE)
+    config.unlink()
+    with pytest.raises(UserError, match=r"does not tell the steps of task '2-1', and there is no"):
+        make_sections(found(tmp_path))
 
 
 def test_runs_are_found_by_their_folders_and_by_patterns(tmp_path):

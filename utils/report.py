@@ -42,10 +42,9 @@ def metrics_json(
         for label, name, pixels in zip(label_ids, names, wide.sum(axis=1), strict=True)
     ]
     seen = len(confusion)
-    for row, row_iou, row_accuracy, pixels in zip(
-        rows, iou, accuracy, confusion.sum(axis=1), strict=False
-    ):
-        row |= {"IoU": row_iou, "accuracy": row_accuracy, "pixels": int(pixels)}
+    counted = confusion.sum(axis=1)
+    for row, *values, pixels in zip(rows[:seen], iou, accuracy, counted, strict=True):
+        row |= {"IoU": values[0], "accuracy": values[1], "pixels": int(pixels)}
     first = 0 if about["protocol"]["background"] else 1
     return {
         **about,

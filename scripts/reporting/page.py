@@ -17,8 +17,7 @@ import matplotlib
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
 from scripts.reporting import charts
-from scripts.reporting.sentences import MARKED
-from scripts.reporting.sentences import lost as lost_of
+from scripts.reporting.sentences import MARKED, lost_of
 from utils.misc import atomic_path
 
 FOLD = 40  # with more classes, the groups of a map are folded and sorted by what was lost

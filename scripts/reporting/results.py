@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -55,7 +55,7 @@ class Result:
 
     @property
     def dataset(self) -> str:
-        """Short name of the data set, and where its lists are not the published ones "own"."""
+        """Short name of the data set."""
         return self.content["dataset"]
 
     @cached_property
@@ -63,7 +63,8 @@ class Result:
         """Label ids of each step; of files older than the key, from the config or the tables."""
         steps = self.content.get("steps") or self._task.get("steps")
         if not steps:
-            tables = DATA_SETS_BY_NAME[self.dataset].tables
+            named = (each for each in DATA_SETS.values() if each.name == self.dataset)
+            tables = {task: ids for each in named for task, ids in each.tables.items()}
             if self.content["task"] not in tables:
                 raise UserError(
                     f"{self.file} does not tell the steps of task '{self.content['task']}', and "
@@ -164,9 +165,6 @@ class Run:
     def step_folder(self, step: int) -> Path:
         """Where the checkpoints of a step lie."""
         return beside(self.folder / f"step_{step}", "models")
-
-
-DATA_SETS_BY_NAME = {data_set.name: data_set for data_set in DATA_SETS.values()}
 
 
 def beside(folder: Path, kind: str) -> Path:
@@ -294,6 +292,6 @@ def _read(file: Path) -> dict[str, Any]:
     return content
 
 
-def labels_of(schedule: Schedule | Sequence[Sequence[int]]) -> list[int]:
+def labels_of(schedule: Schedule) -> list[int]:
     """All label ids of a schedule, in order of arrival."""
     return [label for ids in schedule for label in ids]

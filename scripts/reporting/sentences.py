@@ -113,7 +113,7 @@ def _curve(task: Mapping[str, Any]) -> list[str]:
     return [f"Of the mIoU of all classes seen, from the first step to the last: {', '.join(few)}."]
 
 
-def lost(row: Sequence[float | None]) -> float | None:
+def lost_of(row: Sequence[float | None]) -> float | None:
     """Points of IoU from the best step before the last one to the last one."""
     *earlier, last = row
     known = [value for value in earlier if value is not None]
@@ -127,7 +127,7 @@ def _classes(task: Mapping[str, Any]) -> list[str]:
         drops = [
             (drop, row["name"])
             for row, values, counts in zip(task["classes"], method["iou"], old, strict=True)
-            if counts and (drop := lost(values)) is not None
+            if counts and (drop := lost_of(values)) is not None
         ]
         if drops:
             gone = sorted((drop for drop in drops if drop[0] >= MARKED), reverse=True)
