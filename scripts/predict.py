@@ -120,8 +120,9 @@ def check_files(
                     f"{other} and {path} would both be written to {target}; rename one of them, or "
                     "call twice with another --out."
                 )
+    targets = {target.resolve() for target in whose}
     for path, _ in found:
-        if path.resolve() in {target.resolve() for target in whose}:
+        if path.resolve() in targets:
             raise UserError(f"{path} would be overwritten by an answer; give another --out.")
 
 

@@ -143,21 +143,16 @@ def batches(
     with interrupt.shield():
         pictures = iter(loader)
     waiting: dict[tuple[int, int], list[Picture]] = {}
-    held = 0
     for picture in pictures:
         if picture.fault:
             tell(picture.fault)
             continue
         height, width = size = size_of(picture.image)
         waiting.setdefault(size, []).append(picture)
-        held += height * width
         if (1 + len(waiting[size])) * height * width > pixels:
-            held -= len(waiting[size]) * height * width
             yield _batch(waiting.pop(size))
-        elif held > HELD * pixels:
-            fullest = max(waiting, key=lambda size: len(waiting[size]))
-            held -= len(waiting[fullest]) * fullest[0] * fullest[1]
-            yield _batch(waiting.pop(fullest))
+        elif sum(len(group) * h * w for (h, w), group in waiting.items()) > HELD * pixels:
+            yield _batch(waiting.pop(max(waiting, key=lambda size: len(waiting[size]))))
     for group in waiting.values():
         yield _batch(group)
 
