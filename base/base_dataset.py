@@ -73,6 +73,10 @@ class BaseDataset(ABC):
         evaluation: how images are evaluated unless `transform` is false: "crop", the shorter side
             resized to the crop size and the centre cropped, "whole", as they are, or resized to
             (height, width).
+        future: what pixels of future classes count as in published tests: 0, background, or 255,
+            nothing.
+        unlabelled: whether label id 0 says that nobody labelled the pixel; some papers do not
+            count it.
         class_names: name by label id.
         ids: the label ids that have a name, ascending.
         void: label id of void in the masks that are handed out.
@@ -86,6 +90,8 @@ class BaseDataset(ABC):
     advice: ClassVar[Mapping[str, str]] = {}
     background: ClassVar[bool] = True
     evaluation: ClassVar[str | tuple[int, int]] = "crop"
+    future: ClassVar[int] = BACKGROUND
+    unlabelled: ClassVar[bool] = False
 
     def __init__(
         self,

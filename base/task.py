@@ -182,7 +182,8 @@ class Task:
 
     def to_ids(self, labels: np.ndarray, *, unseen: bool = False) -> np.ndarray:
         """Channels [H, W], of any type whose largest number is void, as label ids."""
-        ids = np.append(self.label_ids(unseen=unseen), np.uint16(self.void))
+        ids = self.label_ids(unseen=unseen)
+        ids = np.append(ids, ids.dtype.type(self.void))
         return ids[np.minimum(labels, len(ids) - 1)]
 
     def channel_names(self, *, unseen: bool = False) -> tuple[str, ...]:

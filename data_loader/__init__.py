@@ -8,3 +8,8 @@ DATA_SETS: dict[str, type[BaseDataset]] = {
     "VOCIncrementalDataLoader": VOC,
     "ADEIncrementalDataLoader": ADE,
 }
+
+
+def data_set(name: str) -> type[BaseDataset] | None:
+    """The data set of a short name, where it is known."""
+    return next((each for each in DATA_SETS.values() if each.name == name), None)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from base.base_dataset import BaseDataset, Entry, read_list
 from data_loader.task_tables import ADE_TASKS
-from utils.misc import UserError
+from utils.misc import VOID, UserError
 
 _ZIP = "ADEChallengeData2016.zip of the MIT scene parsing benchmark"
 
@@ -21,6 +21,8 @@ class ADE(BaseDataset):
     default_root = "/dataset/ADEChallengeData2016"
     root_variable = "DKD_ADE_ROOT"
     tables = ADE_TASKS
+    future = VOID
+    unlabelled = True
     complete: ClassVar = {"train": 20210, "val": 2000}
     advice: ClassVar = {
         "root": "name the folder with --data_dir, data_loader.args.data_dir or DKD_ADE_ROOT; "

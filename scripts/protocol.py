@@ -48,13 +48,14 @@ def tested(predictor: Predictor, device: torch.device) -> Result:
     """The test of some weights: the run's own, that of an evaluation, or one made now."""
     weights, config = predictor.weights.resolve(), predictor.config
     own = beside(weights.parent, "log") / METRICS
-    for file in (own, evaluation_dir(config) / METRICS):
+    other = evaluation_dir(config) / METRICS
+    for file in (own, other):
         if file.is_file():
             result = read_result(file)
             if Path(result.content["weights"]).name == weights.name and result.wide is not None:
                 return result
-    evaluation(predictor, config, device).test(file, str(weights), 0)
-    return read_result(file)
+    evaluation(predictor, config, device).test(other, str(weights), predictor.epoch)
+    return read_result(other)
 
 
 def evaluation(predictor: Predictor, config: ConfigParser, device: torch.device) -> Evaluation:

@@ -139,6 +139,23 @@ def test_a_protocol_card(runs, tmp_path, capsys):
     assert file.stat().st_mtime_ns == before
 
 
+def test_weights_of_elsewhere_are_tested_once_as_an_evaluation_does(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("config.json", "checkpoint-epoch1.pth"):
+        shutil.copy(runs / "models/overlap_15-5_DKD/step_0" / name, tmp_path)
+    protocol.main(["-r", "checkpoint-epoch1.pth", "-d", "cpu"])
+    (file,) = tmp_path.rglob("metrics.json")
+    own = json.loads((runs / "log/overlap_15-5_DKD/step_0/metrics.json").read_text())
+    made = json.loads(file.read_text())
+    assert (made["epoch"], made["wide"]) == (own["epoch"], own["wide"])
+    report.main([str(file.parent), "--out", "out", "--pictures", "21", "-d", "cpu"])
+    task = content(tmp_path / "out")
+    assert len(task["pictures"]) == 21, "the weights are those that were tested"
+    future = {row["name"] for row in task["legend"] if row["step"] is None}
+    assert future
+    assert future <= {row["name"] for row in own["future_classes"]}
+
+
 def test_passes_of_other_weights_are_not_shown(runs, tmp_path):
     log = tmp_path / "log/overlap_15-5_DKD/step_0"
     shutil.copytree(runs / "log/overlap_15-5_DKD/step_0", log)

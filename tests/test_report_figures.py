@@ -1,11 +1,12 @@
 """The figures of reports, from matrices written by hand and worked out on paper."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from scripts.reporting import figures, published, summary
+from scripts.reporting import figures, pictures, published, summary
 from scripts.reporting.figures import Convention
 from scripts.reporting.results import Run, find_runs, fingerprint
 from scripts.reporting.sections import make_sections
@@ -369,6 +370,110 @@ def test_another_global_batch_is_another_row(tmp_path):
     task = one_task(tmp_path)
     assert [m["label"] for m in task["methods"]] == ["DKD, A", "DKD, A #2"], "a label of its own"
     assert task["configs"] == [{"key": "global batch", "values": ["16", "24"]}]
+
+
+def test_a_number_at_the_end_of_a_name_is_no_seed(tmp_path):
+    a_run(tmp_path, name="bs8")
+    a_run(tmp_path, name="bs16")
+    assert [m["label"] for m in one_task(tmp_path)["methods"]] == ["DKD, bs16", "DKD, bs8"]
+
+
+@pytest.mark.parametrize("batch", [16, 24])
+def test_a_step_0_that_was_taken_is_one_that_was_trained(tmp_path, batch):
+    """With --base: it has no history of its own, and tells its batch elsewhere."""
+    trained = a_run(tmp_path, name="DKD-s1", seed=1).results[0].file.parent
+    history = {"device": "cpu", "global_batch": 16, "peak_memory_mib": 1.0, "epochs": []}
+    (trained / "history.json").write_text(json.dumps(history))
+    a_run(tmp_path, name="DKD-s2", seed=2)
+    base = tmp_path / "models/overlap_2-1_DKD-s2/step_0/base.json"
+    base.parent.mkdir(parents=True)
+    base.write_text(json.dumps({"record": {"settings": {"global batch": batch}}}))
+    task = one_task(tmp_path)
+    assert len(task["methods"]) == (1 if batch == 16 else 2)
+    differs = [{"key": "step 0: global batch", "values": ["16", "24"]}]
+    assert task["configs"] == ([] if batch == 16 else differs)
+
+
+def test_a_step_0_that_joint_training_lacks_is_no_difference(tmp_path):
+    for name, joint in (("A", False), ("J", True)):
+        for step, wide in enumerate((STEP_0, STEP_1)):
+            if step or not joint:
+                a_test(tmp_path, wide, step, name=name, joint=joint)
+            config = tmp_path / f"models/overlap_2-1_{name}/step_{step}/config.json"
+            config.parent.mkdir(parents=True)
+            config.write_text(json.dumps({"trainer": {"epochs": 3 + joint}}))
+    assert [row["key"] for row in one_task(tmp_path)["configs"]] == ["trainer.epochs"]
+
+
+def test_sentences_of_the_last_step_are_of_no_other(tmp_path):
+    """Of a method that ends before it, or was not tested before it."""
+    later = {"task": "1-1-1", "steps": [[1], [2], [3]]}
+    for name, method, steps in (("A", "dkd", (0, 1, 2)), ("B", "mib", (0, 1)), ("C", "ft", (2,))):
+        for step in steps:
+            wide = STEP_1[:, : 2 + step]
+            a_test(tmp_path, wide, step, name=name, method=method, **later)
+    said = one_task(tmp_path)["sentences"]
+    assert said["curve"][0].count("points") == 1
+    assert "DKD loses" in said["curve"][0]
+    flows = " ".join(said["flows"])
+    assert "MiB" not in flows
+    assert flows.count("% of the pixels") == 1, "FT and DKD give the same share: one is named"
+
+
+def test_the_best_method_and_its_rival_choose_the_pictures(tmp_path, monkeypatch):
+    """A method alone is compared with its own first step; joint training is no rival."""
+    monkeypatch.setattr(pictures.Predictor, "of", lambda weights, *_: weights)
+
+    def columns():
+        for test in tmp_path.rglob("metrics.json"):
+            step = tmp_path / "models" / test.parent.relative_to(tmp_path / "log")
+            step.mkdir(parents=True, exist_ok=True)
+            (step / "checkpoint-epoch1.pth").touch()
+        (section,), _ = make_sections(found(tmp_path))
+        columns, pair = pictures._columns(section, None, None)
+        return {c.label: c.predictor for c in columns}, [c.label for c in pair]
+
+    a_run(tmp_path, name="A")
+    a_test(tmp_path, STEP_1, 1, name="J", method="ft", joint=True)
+    shown, pair = columns()
+    joint = tmp_path / "models/overlap_2-1_J/step_1/checkpoint-epoch1.pth"
+    assert shown["joint (FT), step 1"] == joint
+    assert pair == ["DKD, step 1", "DKD, step 0"]
+    a_run(tmp_path, name="B", method="mib")
+    assert columns()[1] == ["MiB, step 1", "DKD, step 1"]
+
+
+def test_a_test_of_other_weights_names_them(tmp_path):
+    own = a_test(tmp_path, STEP_0, 0, weights="far/away.pth")
+    other = own.parent / "eval/away-0123/metrics.json"
+    other.parent.mkdir(parents=True)
+    other.write_text(own.read_text())
+    assert [found(file.parent)[0].results[0].weights for file in (own, other)] == [
+        None,
+        Path("far/away.pth"),
+    ]
+
+
+def test_the_published_convention_is_one_row(tmp_path):
+    (run,) = found(a_test(tmp_path, STEP_0, 0, dataset="ade", future=0).parent)
+    rows = summary.convention_rows([run.results[0]], SCHEDULE)
+    assert [r["convention"] for r in rows if r["published"]] == ["as DKD's published code counts"]
+
+
+def test_without_background_there_is_no_convention_about_it(tmp_path):
+    file = a_test(tmp_path, STEP_1, 1)
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"classes": content["classes"][1:]}))
+    (run,) = found(file.parent)
+    rows = summary.convention_rows([run.results[1]], SCHEDULE)
+    assert not [r for r in rows if "background" in r["convention"].removeprefix("future classes")]
+
+
+def test_a_joint_run_beside_base_steps_is_told(tmp_path):
+    a_test(tmp_path, STEP_0, 0, name="A")
+    a_test(tmp_path, STEP_1, 1, name="j", method="ft", joint=True)
+    told = one_task(tmp_path)["sentences"]["summary"]
+    assert "Left out, for they are joint training of other classes: overlap_2-1_j." in told
 
 
 def test_a_joint_run_of_other_classes_is_told(tmp_path):

@@ -125,7 +125,7 @@ def fake_task(labels, seeds, groups, task="15-1", names=None, tiles=PIXEL, joint
         ],
         "pictures": [
             {"image": "2007_000033", "why": f"most gained by {labels[0]}: +31.2 points", "tiles": [
-                {"label": label, "src": tiles, "is_map": label != "image"}
+                {"label": label, "src": tiles, "is_map": label != "image", "width": 1, "height": 1}
                 for label in ["image", "truth", *(f"{m}, step {len(groups) - 1}" for m in labels)]]}
         ],
         "legend": [
@@ -323,6 +323,16 @@ def test_forgotten_classes_are_marked(tmp_path):
     assert ["class 2", "80.00", "▼ 20.00", "60.00"] in rows
     assert ["background", "80.00", "70.01", "9.99"] in rows
     assert ["class 3", "–", "5.00", "–"] in rows
+
+
+def test_a_fold_names_forgotten_classes_and_no_others(tmp_path):
+    task = fake_task(["DKD"], [1], [30, 20])
+    task["methods"][0]["iou"][:30] = [[80, 75 - (i == 4) * 20] for i in range(30)]
+    html = written(fake_report(task), tmp_path).text
+    words = " ".join(
+        re.sub(r"<[^>]*>", "", re.search(r"<summary>(Step 0.*?)</summary>", html, re.S)[1]).split()
+    )
+    assert words == "Step 0, 30 classes, ▼ 1 forgotten: class 4 25.00"
 
 
 def test_every_sentence_and_warning_is_told_below_its_question(html, task):

@@ -17,6 +17,8 @@ from utils.logger import log
 from utils.misc import UserError, write_json
 from utils.parse_config import ConfigParser
 
+FILE = "base.json"  # in the folder of a step that was taken
+
 
 def check_base(config: ConfigParser, base: Path, data: IncrementalDataLoader) -> None:
     """Whether the step in `base`, the folder of `--base`, is the one that this run would train.
@@ -56,7 +58,7 @@ def adopt(config: ConfigParser, base: Path, ranks: Ranks, data: IncrementalDataL
         folder = config.step_dir()
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", config.as_dict())
-        write_json(folder / "base.json", {"checkpoint": str(path.resolve()), "record": theirs})
+        write_json(folder / FILE, {"checkpoint": str(path.resolve()), "record": theirs})
         files.keep(path, path.name, folder)
         log.info("step 0 is taken from %s: everything that decides its weights is equal", path)
     ranks.barrier()

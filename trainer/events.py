@@ -1,7 +1,7 @@
 """TensorBoard's events of a step: scalars, the config, pictures of validations.
 
-Made by the `Trainer`. Without `trainer.tensorboard`, and on all ranks but the first, nothing of
-this is imported, computed or written.
+Made by the `Trainer`. Without `trainer.tensorboard`, and on all ranks but the first, TensorBoard is
+not imported and nothing is computed or written.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from PIL import Image
 from trainer.evaluation import Evaluation
 from utils.distributed import Ranks
 from utils.parse_config import ConfigParser
+from utils.pictures import occurring, palette_image, sheet
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -69,8 +70,6 @@ class Events:
         """Write the first validation images, their labels and the student's answers."""
         if self.writer is None:
             return
-        from utils.pictures import occurring, palette_image, sheet
-
         rows, maps = [], list[np.ndarray]()
         for image, labels, preds in evaluation.examples():
             rows.append([Image.fromarray(image), palette_image(labels), palette_image(preds)])

@@ -22,8 +22,8 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def read_json(path: Path) -> Any:
-    """Parse the JSON file `path`.
+def read_json(path: Path, what: str = "config file") -> Any:
+    """Parse the JSON file `path`; `what` it is, for messages.
 
     Raises:
         UserError: the file is missing, unreadable or broken (with line and column).
@@ -31,9 +31,9 @@ def read_json(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"config file {path} does not exist.") from None
+        raise UserError(f"{what} {path} does not exist.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"config file {path} cannot be read: {error}.") from None
+        raise UserError(f"{what} {path} cannot be read: {error}.") from None
     try:
         return json.loads(text, object_pairs_hook=_no_duplicates)
     except json.JSONDecodeError as error:

@@ -21,7 +21,7 @@ class History:
     """The epochs of a step, written anew after each.
 
     An epoch holds the means of the loss terms, the learning rate at its end, images per second,
-    seconds, whether the process trained it whole, and what its validation gave.
+    seconds, and whether the process trained it whole.
     """
 
     def __init__(self, folder: Path, device: torch.device):
@@ -38,7 +38,7 @@ class History:
     def resume(self, epoch: int) -> None:
         """Take over the epochs up to `epoch` that earlier processes wrote."""
         if self.file.is_file():
-            written = read_json(self.file)
+            written = read_json(self.file, "file")
             self.epochs = [each for each in written["epochs"] if each["epoch"] <= epoch]
             self.peak_before = written["peak_memory_mib"] or 0.0
 

@@ -68,6 +68,22 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return 100 * np.divide(part, whole, out=np.zeros(np.shape(part)), where=whole != 0)
 
 
+def class_iou(confusion: np.ndarray) -> np.ndarray:
+    """[classes] IoU in percent, TP / (row + column − TP); 0 for an absent class."""
+    correct = confusion.diagonal()
+    return _ratio(correct, confusion.sum(axis=1) + confusion.sum(axis=0) - correct)
+
+
+def class_accuracy(confusion: np.ndarray) -> np.ndarray:
+    """[classes] accuracy in percent, TP / row; 0 for an absent class."""
+    return _ratio(confusion.diagonal(), confusion.sum(axis=1))
+
+
+def harmonic(old: float, new: float) -> float:
+    """Harmonic mean; 0 where both are."""
+    return 2 * old * new / (old + new) if old + new else 0.0
+
+
 def Pixel_Accuracy(confusion: np.ndarray, groups: Groups) -> dict[str, Any]:
     """Correct pixels of a group over all its pixels."""
     correct, pixels = confusion.diagonal(), confusion.sum(axis=1)
@@ -78,15 +94,13 @@ def Pixel_Accuracy(confusion: np.ndarray, groups: Groups) -> dict[str, Any]:
 
 
 def Pixel_Accuracy_Class(confusion: np.ndarray, groups: Groups) -> dict[str, Any]:
-    """Accuracy per class, TP / row, and its mean over a group; 0 for an absent class."""
-    return _class_means(_ratio(confusion.diagonal(), confusion.sum(axis=1)), groups)
+    """Accuracy per class and its mean over a group."""
+    return _class_means(class_accuracy(confusion), groups)
 
 
 def Mean_Intersection_over_Union(confusion: np.ndarray, groups: Groups) -> dict[str, Any]:
-    """IoU per class, TP / (row + column − TP), and its mean over a group; 0 for an absent class."""
-    correct = confusion.diagonal()
-    union = confusion.sum(axis=1) + confusion.sum(axis=0) - correct
-    return _class_means(_ratio(correct, union), groups)
+    """IoU per class and its mean over a group."""
+    return _class_means(class_iou(confusion), groups)
 
 
 def _class_means(by_class: np.ndarray, groups: Groups) -> dict[str, Any]:
@@ -126,8 +140,7 @@ class Evaluator:
         for name in self.metrics:
             result = METRICS[name](confusion, self.groups)
             if "new" in self.groups:
-                old, new = result["old"], result["new"]
-                result["harmonic"] = 2 * old * new / (old + new) if old + new else 0.0
+                result["harmonic"] = harmonic(result["old"], result["new"])
             results[name] = result
         return results
 

@@ -7,6 +7,7 @@ model and no task.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -31,6 +32,7 @@ def colour(label: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
+@cache
 def voc_palette() -> list[int]:
     """The PASCAL VOC colour map as 768 values (r, g, b of id 0, of id 1, …)."""
     return [value for label in range(256) for value in colour(label)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.metric import Mean_Intersection_over_Union, Pixel_Accuracy_Class, fold
+from utils.metric import class_accuracy, class_iou, fold
 
 GROUPS = ("old", "new", "harmonic", "overall")
 
@@ -35,16 +35,15 @@ def metrics_json(
         `confusion` is [K, K], `wide` as given.
     """
     confusion = fold(wide, future)
-    iou = Mean_Intersection_over_Union(confusion, {})["by_class"]
-    accuracy = Pixel_Accuracy_Class(confusion, {})["by_class"]
-    rows = [
-        {"label_id": int(label), "name": name, "pixels": int(pixels)}
-        for label, name, pixels in zip(label_ids, names, wide.sum(axis=1), strict=True)
-    ]
     seen = len(confusion)
-    counted = confusion.sum(axis=1)
-    for row, *values, pixels in zip(rows[:seen], iou, accuracy, counted, strict=True):
-        row |= {"IoU": values[0], "accuracy": values[1], "pixels": int(pixels)}
+    counted = [*confusion.sum(axis=1), *wide[seen:].sum(axis=1)]
+    rows: list[dict[str, Any]] = [
+        {"label_id": int(label), "name": name, "pixels": int(pixels)}
+        for label, name, pixels in zip(label_ids, names, counted, strict=True)
+    ]
+    iou, accuracy = class_iou(confusion).tolist(), class_accuracy(confusion).tolist()
+    for row, share, correct in zip(rows[:seen], iou, accuracy, strict=True):
+        row |= {"IoU": share, "accuracy": correct}
     first = 0 if about["protocol"]["background"] else 1
     return {
         **about,

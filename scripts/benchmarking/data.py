@@ -24,7 +24,7 @@ from scripts.benchmarking.measure import Row, must_agree, say
 from scripts.benchmarking.plan import Plan, timed
 from scripts.toy_data.shapes import make_image
 from utils.misc import PROJECT_ROOT, VOID, keep_freed_memory, seed_from
-from utils.pictures import voc_palette
+from utils.pictures import palette_image
 
 
 @contextmanager
@@ -45,9 +45,7 @@ def drawn(pictures: int, masks: int) -> Iterator[Path]:
             grain = grain + rng.normal(0, 6, grain.shape)
             photo = Image.fromarray(np.clip(pixels + grain[..., None], 0, 255).astype(np.uint8))
             photo.save(root / f"JPEGImages/{number}.jpg", quality=92)
-            mask = Image.fromarray(labels)
-            mask.putpalette(voc_palette())
-            mask.save(root / f"SegmentationClass/{number}.png")
+            palette_image(labels).save(root / f"SegmentationClass/{number}.png")
         (root / "SegmentationClassAug").mkdir()
         for number in range(masks):
             source = root / f"SegmentationClass/{number % pictures}.png"

@@ -34,6 +34,7 @@ class Predictor:
 
     Attributes:
         weights: the file.
+        epoch: of the weights; 0 of released ones.
         config: its own, as an evaluation reads it.
         task, method: of the config.
         model: the student, on `device`, in eval mode.
@@ -59,6 +60,7 @@ class Predictor:
         self.method = build_method(config, self.task)
         checkpoint = files.load(weights)
         check_order(self.task, weights, checkpoint)
+        self.epoch = int(checkpoint.get("epoch", 0))
         self.model = build_student(config, self.method)
         load_strict(self.model, checkpoint["state_dict"], f"weight file {weights}")
         self.model.to(device)

@@ -88,7 +88,7 @@ def curve(
         colour = _colour(look.css)
         x, mean = [p["step"] for p in points], [p["mean"] for p in points]
         if len(points) == 1:
-            axes.axhline(mean[0], color=colour, linestyle="--", linewidth=1.5)
+            axes.axhline(mean[0], color=colour, linestyle=look.dash, linewidth=1.5)
             continue
         axes.plot(
             x, mean, look.dash, color=colour, marker=look.marker, markersize=6, linewidth=1.8,

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from base.base_dataset import BaseDataset
+from data_loader import data_set
 from scripts.reporting.results import Result, Run, Schedule, labels_of
-from utils.metric import Mean_Intersection_over_Union, fold
+from utils.metric import class_iou, fold, harmonic
 from utils.misc import BACKGROUND, VOID
 
 Values = dict[str, float | None]
@@ -74,7 +76,7 @@ class Convention:
 
 def published_convention(dataset: str) -> Convention:
     """What DKD's published figures count."""
-    return Convention(future=VOID if dataset == "ade" else BACKGROUND)
+    return Convention(future=(data_set(dataset) or BaseDataset).future)
 
 
 def others_conventions(dataset: str) -> dict[str, Convention]:
@@ -84,7 +86,7 @@ def others_conventions(dataset: str) -> dict[str, Convention]:
         "as MiB counts": Convention(
             future=VOID,
             background=False,
-            label_0=dataset != "ade",
+            label_0=not (data_set(dataset) or BaseDataset).unlabelled,
             absent=False,
             old_background=False,
         ),
@@ -92,10 +94,10 @@ def others_conventions(dataset: str) -> dict[str, Convention]:
     }
 
 
-def changes(convention: Convention, dataset: str) -> dict[str, Convention]:
+def changes(convention: Convention, dataset: str, background: bool = True) -> dict[str, Convention]:
     """A convention changed in one respect, and what that is in words.
 
-    That label 0 of the truth is not counted is a question of ADE20K, where it is "unlabelled".
+    Whether label 0 of the truth counts is a question of data sets where it is "unlabelled".
     """
     one: dict[str, dict[Any, str]] = {
         "future": {
@@ -107,8 +109,10 @@ def changes(convention: Convention, dataset: str) -> dict[str, Convention]:
         "absent": {True: "absent classes count 0", False: "absent classes left out"},
         "old_background": {True: "old with background", False: "old without background"},
     }
-    if dataset != "ade":
+    if not (data_set(dataset) or BaseDataset).unlabelled:
         del one["label_0"]
+    if not background:
+        del one["background"], one["old_background"]
     changed = {}
     for name, words in one.items():
         now = getattr(convention, name)
@@ -164,7 +168,7 @@ def mean_iou(
         counted: how.
         background: whether channel 0 is background.
     """
-    by_class = np.array(Mean_Intersection_over_Union(confusion, {})["by_class"])
+    by_class = class_iou(confusion)
     occurs = (confusion.sum(axis=0) + confusion.sum(axis=1)) > 0
     zero = [0] if background and counted.background and counted.label_0 else []
 
@@ -178,10 +182,8 @@ def mean_iou(
     if not first or not later:
         return {"old": None, "new": None, "hIoU": None, "all": everything}
     old, new = mean([*(zero if counted.old_background else []), *first]), mean(later)
-    harmonic = None
-    if old is not None and new is not None:
-        harmonic = 2 * old * new / (old + new) if old + new else 0.0
-    return {"old": old, "new": new, "hIoU": harmonic, "all": everything}
+    both = None if old is None or new is None else harmonic(old, new)
+    return {"old": old, "new": new, "hIoU": both, "all": everything}
 
 
 # -------------------------------------------------------------------------------------- over steps
@@ -189,11 +191,9 @@ def iou_over_steps(run: Run, labels: Sequence[int], steps: int) -> np.ndarray:
     """[labels, steps] IoU after each step; NaN before a class arrives or without a test."""
     values = np.full((len(labels), steps), np.nan)
     for step, result in run.results.items():
-        if step < steps:
-            by_class = Mean_Intersection_over_Union(result.confusion, {})["by_class"]
-            for row, label in enumerate(labels):
-                if label in result.channels:
-                    values[row, step] = by_class[result.channels[label]]
+        seen = [row for row, label in enumerate(labels) if label in result.channels]
+        channels = [result.channels[labels[row]] for row in seen]
+        values[seen, step] = class_iou(result.confusion)[channels]
     return values
 
 
@@ -211,7 +211,7 @@ def over_steps(iou: np.ndarray, arrival: np.ndarray) -> Values:
     rows = np.arange(len(iou))
     arrived = np.where(arrival <= last, iou[rows, np.minimum(arrival, last)], np.nan)
     earlier = arrival < last
-    best = np.array([max(row[~np.isnan(row)], default=np.nan) for row in iou[:, :last]])
+    best = np.fmax.reduce(iou[:, :last], axis=1)  # of what is no NaN
     return {
         "learning": _mean(arrived[arrival >= 1]),
         "forgetting": _mean((best - iou[:, last])[earlier]),
@@ -274,7 +274,7 @@ def run_figures(run: Run, schedule: Schedule, upper: np.ndarray | None) -> dict[
     iou = iou_over_steps(run, labels, last + 1)
     seen = [grouped(run.results[step], schedule)["all"] for step in range(last + 1)]
     told |= over_steps(iou, arrival)
-    told["average"] = float(np.mean([value for value in seen if value is not None]))
+    told["average"] = _mean(np.array(seen, float))
     if upper is not None:
         told["intransigence"] = intransigence(iou, arrival, upper)
     return told

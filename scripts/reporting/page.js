@@ -11,7 +11,7 @@ const formats = {
   }).join("\n"),
   LaTeX: (rows) => {
     const tex = (cell) => {
-      const words = text(cell).replace(/[&%$#_{}]/g, "\\$&").replace(/±/g, "$\\pm$").replace(/–/g, "--").replace(/^-(?=\d)/, "$-$");
+      const words = text(cell).replace(/[&%$#_{}]/g, "\\$&").replace(/ ?✓/g, "").replace(/±/g, "$\\pm$").replace(/–/g, "--").replace(/^-(?=\d)/, "$-$");
       return cell.querySelector("b") ? `\\textbf{${words}}` : words;
     };
     const lines = rows.map((row) => `${row.map(tex).join(" & ")} \\\\`);

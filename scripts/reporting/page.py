@@ -38,14 +38,23 @@ class Row(NamedTuple):
     cells: list[tuple[float | None, bool]]
     lost: float | None
 
+    @property
+    def forgotten(self) -> bool:
+        """Whether a cell tells of forgetting."""
+        return any(mark for _, mark in self.cells)
 
-class Group(NamedTuple):
+
+class Arrivals(NamedTuple):
     """The classes that arrived in one step."""
 
     step: int
     mean: Row
     rows: list[Row]
-    forgotten: int
+
+    @property
+    def forgotten(self) -> list[Row]:
+        """Those that were forgotten."""
+        return [row for row in self.rows if row.forgotten]
 
 
 class Map(NamedTuple):
@@ -53,7 +62,7 @@ class Map(NamedTuple):
 
     label: str | None
     columns: list[str]
-    groups: list[Group]
+    groups: list[Arrivals]
 
 
 def write_page(report: Mapping[str, Any], file: Path) -> None:
@@ -111,8 +120,8 @@ def _layout(task: Mapping[str, Any], looks: Mapping[str, charts.Style]) -> dict[
     return {
         "best": _best(task),
         "curves": [charts.curve(methods, classes, looks, width) for width in (1050, 340)],
-        "compared": compared(task) if len(methods) > 1 else None,
-        "maps": [found for method in methods if (found := history(task, method))],
+        "compared": map_of_methods(task) if len(methods) > 1 else None,
+        "maps": [found for method in methods if (found := map_of_steps(task, method))],
         "flow_charts": {m["label"]: charts.flow(m) for m in methods if m.get("flows")},
         "terms": term_looks,
         "loss_charts": {
@@ -174,7 +183,7 @@ def _about(abouts: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[st
     return {key: abouts[0][key] for key in keys if key not in differ}, differ
 
 
-def history(task: Mapping[str, Any], method: Mapping[str, Any]) -> Map | None:
+def map_of_steps(task: Mapping[str, Any], method: Mapping[str, Any]) -> Map | None:
     """A method's IoU of every class after every step; None where it was tested after one alone."""
     iou: Sequence[Values] = method.get("iou", ())
     steps = [t for t in range(task["last"] + 1) if any(row[t] is not None for row in iou)]
@@ -186,7 +195,7 @@ def history(task: Mapping[str, Any], method: Mapping[str, Any]) -> Map | None:
     return _map(task, method["label"], names, rows, marks, [lost_of(row) for row in rows])
 
 
-def compared(task: Mapping[str, Any]) -> Map:
+def map_of_methods(task: Mapping[str, Any]) -> Map:
     """The IoU of every class after the last step, method by method."""
     methods = [method for method in task["methods"] if method.get("iou")]
     classes = range(len(task["classes"]))
@@ -218,7 +227,7 @@ def _map(
         ours = [rows[i] for i in mine]
         if len(rows) > FOLD:
             ours.sort(key=lambda row: -(row.lost or 0))
-        groups.append(Group(step, mean, ours, sum(any(marks[i]) for i in mine)))
+        groups.append(Arrivals(step, mean, ours))
     return Map(label, columns, groups)
 
 

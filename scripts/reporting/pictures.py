@@ -17,7 +17,6 @@ from scripts.reporting.figures import grouped
 from scripts.reporting.results import Run
 from scripts.reporting.sections import Group, Section
 from trainer.build import build_data
-from utils import checkpoint as files
 from utils.distributed import SINGLE
 from utils.logger import progress
 from utils.misc import BACKGROUND, UserError
@@ -51,7 +50,7 @@ def add_pictures(
         columns, pair = _columns(section, device, data_dir)
         data = build_data(pair[0].predictor.config, SINGLE)
         data.setup("test")
-        chosen, how = choose(data, *pair, count)
+        chosen, how = choose_images(data, *pair, count)
         shown: set[int] = set()
         pictures = []
         for position, why in chosen.items():
@@ -68,14 +67,16 @@ def add_pictures(
         task["sentences"]["pictures"] = [f"No pictures: {error}"]
         return
     task["pictures"], task["sentences"]["pictures"] = pictures, [how]
+    steps = {row["id"]: row["step"] for row in task["classes"]}
+    future = sorted({*data.task.ids} - steps.keys())
     task["legend"] = [
         {
-            "name": row["name"],
-            "colour": "#{:02x}{:02x}{:02x}".format(*colour(row["id"])),
-            "step": row["step"],
+            "name": data.task.class_names[label],
+            "colour": "#{:02x}{:02x}{:02x}".format(*colour(label)),
+            "step": steps.get(label),
         }
-        for row in task["classes"]
-        if row["id"] in shown
+        for label in (*steps, *future)
+        if label in shown
     ]
 
 
@@ -99,27 +100,24 @@ def _columns(
         steps = range(section.last, section.last + 1)
 
     def column(group: Group, run: Run, step: int) -> Column:
-        own = run.results[step].step  # joint training shown in another schedule has its own
-        weights = files.final_checkpoint(run.step_folder(own))
+        weights = run.results[step].weights
         if weights is None:
-            raise UserError(f"{run.step_folder(own)} holds no checkpoint-epoch*.pth.")
+            raise UserError(f"there is no checkpoint-epoch*.pth of {run.results[step].file}.")
         return Column(f"{group.label}, step {step}", Predictor.of(weights, device, data_dir))
 
     def overall(run: Run) -> float:
         return grouped(run.results[section.last], section.schedule)["all"] or 0.0
 
-    columns, rivals = [], []
-    for group, run in done:
-        columns += [column(group, run, step) for step in steps if step in run.results]
-        if not group.joint:
-            rivals.append((overall(run), columns[-1]))
-    rivals.sort(key=lambda rival: -rival[0])
-    if len(rivals) > 1:
-        return columns, (rivals[0][1], rivals[1][1])
-    return columns, (columns[-1], columns[0])
+    mine = [
+        [column(group, run, step) for step in steps if step in run.results] for group, run in done
+    ]
+    columns = [each for columns in mine for each in columns]
+    rivals = [i for i, (group, _) in enumerate(done) if not group.joint] or [0]
+    best, *others = sorted(rivals, key=lambda i: -overall(done[i][1]))
+    return columns, (mine[best][-1], mine[others[0]][-1] if others else mine[best][0])
 
 
-def choose(
+def choose_images(
     data: IncrementalDataLoader, first: Column, second: Column, count: int
 ) -> tuple[dict[int, str], str]:
     """Test images that show what one gains and loses against another, and many classes.
@@ -180,4 +178,5 @@ def _tile(label: str, picture: Image.Image, kind: str) -> dict[str, Any]:
     file = io.BytesIO()
     picture.save(file, format=kind, quality=88, optimize=True)
     data = f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
-    return {"label": label, "src": data, "is_map": kind == "PNG"}
+    told = {"label": label, "src": data, "is_map": kind == "PNG"}
+    return told | {"width": picture.width, "height": picture.height}

@@ -8,6 +8,7 @@ has them; cells in which that table is visibly shifted are left out.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -85,10 +86,9 @@ def published(dataset: str, setting: str, task: str, label: str) -> list[Publish
         if here and name == label and cell != "-":
             harmonic, _, overall = cell.rpartition("/")
             mean, _, std = overall.partition("±")
-            values = [float(value) if value else None for value in (harmonic, std)]
+            first, spread = (float(value) if value else None for value in (harmonic, std))
             counted = not source.endswith(WITHOUT)
-            rest = (values[1], int(runs), counted)
-            found.append(Published(source, values[0], float(mean), *rest))
+            found.append(Published(source, first, float(mean), spread, int(runs), counted))
     return found
 
 
@@ -103,16 +103,14 @@ def verdict(theirs: Published, ours: Sequence[float]) -> str:
         theirs: the published one.
         ours: of each seed.
     """
-    mean = sum(ours) / len(ours)
+    mean = statistics.fmean(ours)
     apart = abs(mean - theirs.overall)
     if theirs.runs == 0:
         return (
             "as the released file" if apart <= RELEASED else f"{apart:.2f} from the released file"
         )
     std = theirs.std if theirs.std is not None else ASSUMED
-    own = ASSUMED
-    if len(ours) > 1:
-        own = math.sqrt(sum((value - mean) ** 2 for value in ours) / (len(ours) - 1))
+    own = statistics.stdev(ours) if len(ours) > 1 else ASSUMED
     band = 2 * math.sqrt(std**2 / theirs.runs + own**2 / len(ours))
     said = "agrees" if apart <= band else ("above" if mean > theirs.overall else "below")
     guessed = [

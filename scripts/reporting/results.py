@@ -15,10 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from data_loader import DATA_SETS
+from base.base_dataset import BaseDataset
+from data_loader import data_set
+from trainer.base_step import FILE as BASE
 from trainer.steps import METRICS
+from utils.checkpoint import final_checkpoint
+from utils.config_file import read_json
 from utils.history import FILE as HISTORY
-from utils.misc import VOID, UserError, listing
+from utils.misc import UserError, listing
 
 PASSES = "protocol.json"  # beside `metrics.json`
 Schedule = tuple[tuple[int, ...], ...]  # label ids of each step
@@ -33,6 +37,7 @@ class Result:
         content: what that holds.
         config: of the step, empty where it is not found.
         history: what training the step brought and cost, empty where nobody wrote it.
+        base: of a step 0 that was taken with `--base`, what decided its weights, else empty.
         passes: further passes over the test images (`scripts/protocol.py`), in words → the wide
             confusion matrix of each.
     """
@@ -41,7 +46,8 @@ class Result:
     content: dict[str, Any]
     config: dict[str, Any]
     history: dict[str, Any]
-    passes: dict[str, np.ndarray] = field(default_factory=dict)
+    base: dict[str, Any]
+    passes: dict[str, np.ndarray]
 
     @property
     def step(self) -> int:
@@ -63,8 +69,8 @@ class Result:
         """Label ids of each step; of files older than the key, from the config or the tables."""
         steps = self.content.get("steps") or self._task.get("steps")
         if not steps:
-            named = (each for each in DATA_SETS.values() if each.name == self.dataset)
-            tables = {task: ids for each in named for task, ids in each.tables.items()}
+            known = data_set(self.dataset)
+            tables = known.tables if known else {}
             if self.content["task"] not in tables:
                 raise UserError(
                     f"{self.file} does not tell the steps of task '{self.content['task']}', and "
@@ -114,7 +120,30 @@ class Result:
         if "protocol" in self.content:
             return self.content["protocol"]["future_classes"]
         test = self.config.get("data_loader", {}).get("args", {}).get("test", {})
-        return test.get("args", {}).get("masking_value", VOID if self.dataset == "ade" else 0)
+        published = (data_set(self.dataset) or BaseDataset).future
+        return test.get("args", {}).get("masking_value", published)
+
+    @property
+    def cropped(self) -> str | None:
+        """What the evaluation made of the images, in words; of older files None."""
+        return self.content.get("protocol", {}).get("images")
+
+    def list_of(self, kind: str) -> dict[str, Any]:
+        """What is told of the list of images "train" or "test", empty where nothing is."""
+        return self.content.get("lists", {}).get(kind, {})
+
+    @property
+    def weights(self) -> Path | None:
+        """Their file: of a step's own test the final checkpoint, wherever the run lies now."""
+        if _is_step(self.file.parent):
+            return final_checkpoint(beside(self.file.parent, "models"))
+        told = self.content.get("weights")
+        return Path(told) if told else None
+
+    @property
+    def global_batch(self) -> int | None:
+        """Images of an iteration of its training; None where nobody tells."""
+        return self.history.get("global_batch", self.base.get("global batch"))
 
     @property
     def memory(self) -> int:
@@ -161,10 +190,6 @@ class Run:
     def last(self) -> Result:
         """Its last step."""
         return self.results[max(self.results)]
-
-    def step_folder(self, step: int) -> Path:
-        """Where the checkpoints of a step lie."""
-        return beside(self.folder / f"step_{step}", "models")
 
 
 def beside(folder: Path, kind: str) -> Path:
@@ -259,12 +284,13 @@ def read_result(file: Path) -> Result:
     folders = (beside(file.parent, "models"), *([] if _is_step(file.parent) else [weights.parent]))
     configs = [folder / "config.json" for folder in folders]
     config = next((path for path in configs if path.is_file()), None)
-    history = file.parent / HISTORY
+    history, base = file.parent / HISTORY, folders[0] / BASE
     return Result(
         file,
         content,
         _read(config) if config else {},
         _read(history) if history.is_file() else {},
+        _read(base)["record"]["settings"] if base.is_file() else {},
         _passes(file.parent / PASSES, content),
     )
 
@@ -283,10 +309,7 @@ def _passes(file: Path, content: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}.") from None
+    content = read_json(file, "file")
     if not isinstance(content, dict):
         raise UserError(f"{file} is no JSON object.")
     return content

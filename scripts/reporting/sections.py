@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,6 +33,7 @@ NAMES = {
     "dkd": "DKD",
 }
 # They say which run or which step it is, not how it is trained.
+STEP_0 = "step 0: "  # before the keys of settings of a run that goes on
 NO_SETTING = re.compile(r"seed|data_loader\.args\.task\..*|arch\.args\.backbone_pretrained")
 
 
@@ -130,11 +132,11 @@ def settings_of(run: Run) -> dict[str, str]:
     """
     told: dict[str, str] = {}
     steps = {"": run.last} | (
-        {"step 0: ": run.results[0]} if run.last.step and 0 in run.results else {}
+        {STEP_0: run.results[0]} if run.last.step and 0 in run.results else {}
     )
     for prefix, result in steps.items():
-        if "global_batch" in result.history:
-            told[f"{prefix}global batch"] = str(result.history["global_batch"])
+        if result.global_batch is not None:
+            told[f"{prefix}global batch"] = str(result.global_batch)
         if not result.config:
             told[f"{prefix}name"] = _without_seed(result.content["name"])
             continue
@@ -177,7 +179,7 @@ def make_sections(runs: Sequence[Run]) -> tuple[list[Section], list[str]]:
     for (setting, task, whole), members in tasks.items():
         last = max(run.last.step for run in members)
         schedule = whole[: last + 1]
-        if members[0] not in joint:
+        if not members[0].last.joint:
             for run in joint:
                 for result in run.results.values():
                     if {*result.channels} - {BACKGROUND} == {*labels_of(schedule)} - {BACKGROUND}:
@@ -188,7 +190,7 @@ def make_sections(runs: Sequence[Run]) -> tuple[list[Section], list[str]]:
             Section(members[0].last.dataset, setting, task, schedule, len(whole) - 1, groups)
         )
     told = [f"Left out, for they end at step 0: {listing(left, 2)}."] if left else []
-    lost = [run.name for run in joint if sections and later and run.folder not in shown]
+    lost = [run.name for run in joint if steps and run.folder not in shown]
     if lost:
         told.append(f"Left out, for they are joint training of other classes: {listing(lost, 8)}.")
     return sections, told
@@ -210,27 +212,23 @@ def _check_one_data_set(runs: Iterable[Run]) -> None:
 
 
 def _groups(runs: Iterable[Run]) -> list[Group]:
-    found: dict[tuple[str, str], list[Run]] = {}
+    found: dict[tuple[str, tuple[tuple[str, str], ...]], list[Run]] = {}
     for run in runs:
-        key = label_of(run.last), json.dumps(settings_of(run), sort_keys=True)
+        key = label_of(run.last), tuple(sorted(settings_of(run).items()))
         found.setdefault(key, []).append(run)
-    labels = [label for label, _ in found]
-    groups: dict[str, Group] = {}
+    rows, uses = Counter(label for label, _ in found), Counter[str]()
+    groups = []
     for (label, settings), members in found.items():
-        if labels.count(label) > 1:
+        if rows[label] > 1:
             label = f"{label}, {_without_seed(members[0].last.content['name'])}"
-        again = sum(known == label or known.startswith(f"{label} #") for known in groups)
-        label = f"{label} #{again + 1}" if again else label
-        groups[label] = Group(label, tuple(members), json.loads(settings))
-    order = list(NAMES)
-
-    def place(group: Group) -> tuple[bool, int, str]:
-        known = group.method in order
-        return group.joint, order.index(group.method) if known else len(order), group.label
-
-    return sorted(groups.values(), key=place)
+        uses[label] += 1
+        label = f"{label} #{uses[label]}" if uses[label] > 1 else label
+        groups.append(Group(label, tuple(members), dict(settings)))
+    order = [*NAMES]
+    order += sorted({group.method for group in groups} - NAMES.keys())
+    return sorted(groups, key=lambda g: (g.joint, order.index(g.method), g.label))
 
 
 def _without_seed(name: str) -> str:
     """The name of a run without a seed at its end."""
-    return re.sub(r"[-_]?s(eed)?[-_]?\d+$", "", name) or name
+    return re.sub(r"[-_](s|seed)[-_]?\d+$", "", name) or name

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from scripts.reporting.results import Result
@@ -71,8 +70,8 @@ def _summary(task: Mapping[str, Any]) -> list[str]:
     if len(forgetting) > 1:
         (most, a), (least, b) = forgetting[0], forgetting[-1]
         told.append(
-            f"{a['label']} forgets most, {most:.1f} points of IoU per class, {b['label']} least, "
-            f"{_signed(least)}."
+            f"{a['label']} forgets most, {_signed(most)} points of IoU per class, "
+            f"{b['label']} least, {_signed(least)}."
         )
     elif forgetting:
         value, method = forgetting[0]
@@ -100,9 +99,9 @@ def _gaps(task: Mapping[str, Any], a: Mapping[str, Any], b: Mapping[str, Any]) -
 def _curve(task: Mapping[str, Any]) -> list[str]:
     told = []
     for method in task["methods"]:
-        points = method["curve"]
-        if len(points) > 1 and not method["joint"]:
-            start, end = points[0], points[-1]
+        points = {point["step"]: point for point in method["curve"]}
+        if {0, task["last"]} <= points.keys() and task["last"] and not method["joint"]:
+            start, end = points[0], points[task["last"]]
             change = end["mean"] - start["mean"]
             verb = "loses" if change < 0 else "gains"
             told.append((change, f"{method['label']} {verb} {_points(change)}"))
@@ -145,7 +144,12 @@ def _classes(task: Mapping[str, Any]) -> list[str]:
 
 
 def _flows(task: Mapping[str, Any]) -> list[str]:
-    ends = [(m["flows"][-1], m["label"]) for m in task["methods"] if m["flows"]]
+    ends = [
+        (bar, m["label"])
+        for m in task["methods"]
+        for bar in m["flows"]
+        if bar["step"] == task["last"]
+    ]
     if not ends:
         return []
     share, label = max(ends, key=lambda end: end[0]["background"])
@@ -153,8 +157,8 @@ def _flows(task: Mapping[str, Any]) -> list[str]:
         f"After the last step {label} gives {share['background']:.1f} % of the pixels of old "
         "classes to background (background shift)"
     ]
-    if len(ends) > 1:
-        least, other = min(ends, key=lambda end: end[0]["background"])
+    least, other = min(ends, key=lambda end: end[0]["background"])
+    if other != label:
         told[0] += f", {other} {least['background']:.1f} %"
     new, which = max(ends, key=lambda end: end[0]["new"])
     if new["new"] >= 1:
@@ -164,9 +168,10 @@ def _flows(task: Mapping[str, Any]) -> list[str]:
 
 def _cost(task: Mapping[str, Any]) -> list[str]:
     ends = [
-        (seconds, m["label"])
+        (cost["seconds_per_epoch"], m["label"])
         for m in task["methods"]
-        if m["cost"] and not m["joint"] and (seconds := m["cost"][-1]["seconds_per_epoch"])
+        for cost in m["cost"]
+        if not m["joint"] and cost["step"] == task["last"] and cost["seconds_per_epoch"]
     ]
     if len(ends) < 2:
         return []
@@ -220,19 +225,22 @@ def warnings(section: Section) -> list[str]:
         if not all(run.last.config for run in group.runs):
             told.append(f"{group.label}: a run's config is not there, so it is known by its name.")
     ends = section.ends
-    trained = [(label, result) for label, result in ends if not result.joint]
-    told += _disagreement("test images", ends, lambda r: _list_of(r, "test"))
-    told += _disagreement("training images", trained, lambda r: _list_of(r, "train"))
-    told += _disagreement("what pixels of future classes count as", ends, lambda r: r.future)
-    told += _disagreement("size of the test images", ends, lambda r: _protocol(r, "images"))
-    told += _disagreement("network", ends, _network)
+    asked: dict[str, list[tuple[str, Any]]] = {
+        "test images": [(label, _list_of(r, "test")) for label, r in ends],
+        "training images": [(label, _list_of(r, "train")) for label, r in ends if not r.joint],
+        "what pixels of future classes count as": [(label, r.future) for label, r in ends],
+        "size of the test images": [(label, r.cropped) for label, r in ends],
+        "network": [(label, _network(r)) for label, r in ends],
+    }
     for key, words in (
         ("version", "version of this project"),
         ("code", "source code (hash)"),
         ("torch", "torch"),
         ("precision", "precision of the evaluation"),
     ):
-        told += _disagreement(words, ends, partial(_told, key))
+        asked[words] = [(label, r.content.get(key)) for label, r in ends]
+    for what, pairs in asked.items():
+        told += _disagreement(what, pairs)
     counts = {group.label: len(group.runs) for group in section.groups}
     if len({*counts.values()}) > 1:
         numbers = listing((f"{label} {n}" for label, n in counts.items()), 12)
@@ -240,17 +248,9 @@ def warnings(section: Section) -> list[str]:
     return told
 
 
-def _told(key: str, result: Result) -> object:
-    return result.content.get(key)
-
-
 def _list_of(result: Result, kind: str) -> str | None:
-    found = result.content.get("lists", {}).get(kind)
+    found = result.list_of(kind)
     return f"{found['images']} ({found['sha256'][:8]})" if found else None
-
-
-def _protocol(result: Result, key: str) -> object:
-    return result.content.get("protocol", {}).get(key)
 
 
 def _network(result: Result) -> str | None:
@@ -259,18 +259,13 @@ def _network(result: Result) -> str | None:
     return ", stride ".join(names) or None
 
 
-def _disagreement(
-    what: str, results: Iterable[tuple[str, Result]], of: Callable[[Result], Any]
-) -> list[str]:
-    """A warning when results differ in something; those that do not tell are no disagreement."""
-    by_value: dict[Any, list[str]] = {}
-    for label, result in results:
-        value = of(result)
+def _disagreement(what: str, told: Iterable[tuple[str, Any]]) -> list[str]:
+    """A warning when (label, value) differ in their values; those without one do not disagree."""
+    by_value: dict[Any, dict[str, None]] = {}
+    for label, value in told:
         if value is not None:
-            labels = by_value.setdefault(value, [])
-            if label not in labels:
-                labels.append(label)
+            by_value.setdefault(value, {})[label] = None
     if len(by_value) < 2:
         return []
-    told = "; ".join(f"{value}: {listing(labels, 4)}" for value, labels in by_value.items())
-    return [f"Not the same {what}: {told}."]
+    each = "; ".join(f"{value}: {listing(labels, 4)}" for value, labels in by_value.items())
+    return [f"Not the same {what}: {each}."]

@@ -23,7 +23,7 @@ from scripts.reporting.figures import (
 )
 from scripts.reporting.published import published, verdict
 from scripts.reporting.results import Result, Schedule
-from scripts.reporting.sections import Group, Section, label_of
+from scripts.reporting.sections import STEP_0, Group, Section, label_of
 from utils import VERSION
 from utils.misc import listing
 
@@ -166,7 +166,7 @@ def _losses(results: Sequence[Result]) -> dict[str, list[tuple[int, float]]]:
 
 
 def _cost(results: Sequence[Result]) -> dict[str, Any] | None:
-    """Time and memory of a step, means over the seeds; None where it was not trained here."""
+    """Time of a step, means over the seeds, and its highest peak; None where it was not trained."""
     histories = [result.history for result in results if result.history.get("epochs")]
     if not histories:
         return None
@@ -214,21 +214,18 @@ def _published(section: Section, group: Group) -> list[dict[str, Any]]:
 
 def _is_published(result: Result) -> bool:
     """Whether a test was on the published images, as the published code crops them."""
-    told = result.content.get("lists", {}).get("test", {}).get("published")
-    return bool(told) and result.content["protocol"]["images"] == "centre crop 512"
+    return bool(result.list_of("test").get("published")) and result.cropped == "centre crop 512"
 
 
 def _tested_on(result: Result) -> tuple[object, object]:
     """Which images, and how they are cropped."""
-    images = result.content.get("lists", {}).get("test", {}).get("sha256")
-    return images, result.content.get("protocol", {}).get("images")
+    return result.list_of("test").get("sha256"), result.cropped
 
 
 def _about(result: Result) -> dict[str, Any]:
     keys = ("version", "code", "torch", "device", "precision", "images")
     known = {key: result.content[key] for key in keys if key in result.content}
-    tested = result.content.get("lists", {}).get("test")
-    if tested:
+    if tested := result.list_of("test"):
         words = {True: "published", False: "NOT the published list", None: "none was published"}
         known["list"] = f"{tested['sha256'][:12]}, {words[tested['published']]}"
     return known
@@ -248,7 +245,8 @@ def convention_rows(results: Sequence[Result], schedule: Schedule) -> list[dict[
     named: dict[str, Convention] = {"as evaluated": mine}
     if mine != theirs:
         named["as DKD's published code counts"] = theirs
-    named |= changes(mine, dataset)
+    changed = changes(mine, dataset, results[0].background)
+    named |= {words: each for words, each in changed.items() if each != theirs}
     counted = {
         words: [grouped(result, schedule, convention) for result in results]
         for words, convention in (named | others_conventions(dataset)).items()
@@ -267,9 +265,15 @@ def convention_rows(results: Sequence[Result], schedule: Schedule) -> list[dict[
 
 
 def _differing(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Keys of the configs whose values are not the same everywhere."""
-    keys = {key: None for group in groups for key in group.settings}
-    rows = [
-        {"key": key, "values": [group.settings.get(key, "–") for group in groups]} for key in keys
-    ]
-    return [row for row in rows if len({*row["values"]}) > 1]
+    """Keys of the configs whose values are not the same everywhere.
+
+    Joint training has no step 0 of its own, and the settings of one method are none of another's:
+    of step 0 they are shown where those that have one differ.
+    """
+    rows = []
+    for key in dict.fromkeys(key for group in groups for key in group.settings):
+        values = [group.settings.get(key) for group in groups]
+        told = {value for value in values if value is not None or not key.startswith(STEP_0)}
+        if len(told) > 1:
+            rows.append({"key": key, "values": [value or "–" for value in values]})
+    return rows

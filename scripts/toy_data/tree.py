@@ -11,7 +11,7 @@ from PIL import Image
 from scripts.toy_data.shapes import CLASS_NAMES, KINDS, VERSION, make_image
 from utils.logger import progress
 from utils.misc import UserError, atomic_path, write_json
-from utils.pictures import voc_palette
+from utils.pictures import palette_image
 
 SIDES = range(32, 2049)  # any smaller, and the void borders eat the small shapes
 
@@ -36,9 +36,7 @@ def _write(root: Path, counts: dict[str, int], size: tuple[int, int], seed: int)
             # Full colour resolution: at this size halved chroma would smear the textures.
             photo = root / "JPEGImages" / f"{names[-1]}.jpg"
             Image.fromarray(pixels).save(photo, quality=92, subsampling=0)
-            mask = Image.fromarray(labels)
-            mask.putpalette(voc_palette())
-            mask.save(root / masks / f"{names[-1]}.png")
+            palette_image(labels).save(root / masks / f"{names[-1]}.png")
         text = "".join(line.format(name) + "\n" for name in names)
         (root / "ImageSets/Segmentation" / f"{listed}.txt").write_text(text, encoding="utf-8")
     write_json(root / "class_names.json", CLASS_NAMES)
