@@ -17,7 +17,9 @@ from utils.distributed import SINGLE
 from utils.parse_config import ConfigParser
 
 SWITCHES = ("channels_last", "fold_bn", "fused_optimizer")
-WAYS = pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
+WAYS = pytest.mark.parametrize(
+    "fast", [pytest.param(False, marks=pytest.mark.slow), True], ids=["plain", "fast"]
+)
 HEADS = dkd_heads(1, 3, 2)
 
 

@@ -78,8 +78,8 @@ def stop_in_the_second(self, epoch, whole=Trainer.train_epoch):
     ("backbone", "stride", "optimizer"),
     [
         ("own_swin", 32, SGD),
-        ("own_swin", 32, ADAMW),
-        ("tiny", 16, ADAMW),
+        pytest.param("own_swin", 32, ADAMW, marks=pytest.mark.slow),
+        pytest.param("tiny", 16, ADAMW, marks=pytest.mark.slow),
         ("three_convolutions", 16, SGD),
     ],
     ids=["swin", "swin-adamw", "tiny-adamw", "convolutions"],

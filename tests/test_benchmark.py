@@ -95,6 +95,7 @@ def test_agreement():
             measure.must_agree("other", np.array([0, 1.0]), np.array(other), 0.01)
 
 
+@pytest.mark.slow
 def test_memory_of_a_call():
     """In fresh processes: upsampling 60 classes to 256×256 holds at least one such tensor."""
     used = extra_memory(SMALL, BOTH, loss.make_loss, 256, 50, 10)

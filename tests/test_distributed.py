@@ -265,13 +265,11 @@ with one_sentence_errors():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "before", "error", "words"),
     [
-        pytest.param(
-            *(1, "torch.no_grad()", "ValueError", "ValueError: the fault of rank 1."),
-            marks=pytest.mark.slow,
-        ),
+        (1, "torch.no_grad()", "ValueError", "ValueError: the fault of rank 1."),
         (0, "ranks.main_first()", "UserError", "fail.py: error: the fault of rank 0."),
     ],
 )

@@ -33,7 +33,7 @@ def relative(a, b):
 
 
 # --------------------------------------------------------------------------------------- folding
-@pytest.mark.parametrize("backbone", ["tiny", "resnet50"])
+@pytest.mark.parametrize("backbone", ["tiny", pytest.param("resnet50", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("dtype", "most"), [(torch.float32, 1e-5), (torch.float64, 1e-12)], ids=["32", "64"]
 )

@@ -94,7 +94,11 @@ LAST = {torch.float32: 0.4, torch.float64: 0.25}
 
 @pytest.mark.parametrize(
     ("dtype", "fast"),
-    [(torch.float32, False), (torch.float64, False), (torch.float64, True)],
+    [
+        pytest.param(torch.float32, False, marks=pytest.mark.slow),
+        (torch.float64, False),
+        pytest.param(torch.float64, True, marks=pytest.mark.slow),
+    ],
     ids=["float32", "float64", "float64-fast"],
 )
 def test_trajectory(golden, dtype, fast):

@@ -433,6 +433,7 @@ def test_memory_does_not_grow_with_classes_at_full_resolution(planes):
         assert one.peak < 6 * chunk + 8 * (2 * classes * 4 * 4 * 4)
 
 
+@pytest.mark.slow
 def test_memory_of_bands(planes):
     """Of one image h×W; at full resolution a band, or one row where that is more."""
     small, size = (4, 4), (256, 64)
@@ -447,6 +448,7 @@ def test_memory_of_bands(planes):
         assert used.peak < 4 * band + 4 * 4 * row, "of 256 rows"
 
 
+@pytest.mark.slow
 def test_memory_next_to_the_plain_loss():
     """At the sizes of training a sixth is the least that is asked."""
     small, size = (16, 16), (256, 256)

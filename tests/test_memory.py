@@ -702,6 +702,7 @@ def test_the_memory_is_chosen_again_to_the_same(three_steps, tmp_path):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_read_one_memory(three_steps, tmp_path):
     folder, config, (zero, one, _) = three_steps
     tree = json.loads(config.read_text())

@@ -212,6 +212,7 @@ def test_it_is_stopped_and_goes_on_to_the_same_bits(it, config, tmp_path, monkey
     same(checkpoint(again), whole)
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(it, config, tmp_path):
     """Frozen BatchNorm, no dropout: the same weights to rounding, the same sums over ranks."""
     one = checkpoint(train(config, *FLAGS))

@@ -34,7 +34,9 @@ from utils.misc import UserError
 
 # Rounding weighs more in Local POD's squares, and in L_pm, where a pixel may change its class.
 COARSE = {"pod_logits": 2, "match": 5}
-HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+HALVES = pytest.mark.parametrize(
+    "dtype", [pytest.param(torch.bfloat16, marks=pytest.mark.slow), torch.float16]
+)
 
 
 def at_step(step: int) -> Task:

@@ -94,6 +94,7 @@ def ade_task(name: str, step: int) -> Task:
     return make_task("ade", ADE_TASKS, names, name=name, setting="overlap", step=step)
 
 
+@pytest.mark.slow
 def test_the_rules_and_18_images_give_all_published_ade_lists():
     """With the 111 of VOC these are all 180."""
     published = {k: v for k, v in published_lists().items() if k.startswith("ade/")}

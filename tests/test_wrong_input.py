@@ -588,7 +588,11 @@ def test_unknown_hyperparameter_beside_a_weight(workplace):
         ("train_voc.py", "--ep 0", "flag --epochs: trainer.epochs is 0"),
         ("eval_voc.py", "", "-r/--resume"),
         ("train_voc.py", "-c {config} --task_name 15-2", "did you mean '15-5'?"),
-        ("train_voc.py", "-c {config} --task_step 1 --save_dir {runs}", "step 1 continues from"),
+        pytest.param(
+            *("train_voc.py", "-c {config} --task_step 1 --save_dir {runs}"),
+            "step 1 continues from",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_process_ends_with_one_line_and_code_2(script, flags, says, workplace):
