@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.upsampling import full_precision
+
 # Dilations per output stride, the same distances in the image; the paper's for 16 and 8.
 RATES = {32: (3, 6, 9), 16: (6, 12, 18), 8: (12, 24, 36)}
 
@@ -56,7 +58,13 @@ class ASPP(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """[N, inputs, h, w] → [N, outputs, h, w], non-negative since it ends in a ReLU."""
         branches = [conv(features) for conv in self.convs]
-        branches[-1] = F.interpolate(
-            branches[-1], size=features.shape[-2:], mode="bilinear", align_corners=False
+        # In full precision: backwards it sums h·w gradients into one number, which half precision
+        # leaves few digits.
+        pooled = F.interpolate(
+            full_precision(branches[-1]),
+            size=features.shape[-2:],
+            mode="bilinear",
+            align_corners=False,
         )
+        branches[-1] = pooled.to(branches[0].dtype)
         return self.last_conv(self.project(torch.cat(branches, dim=1)))

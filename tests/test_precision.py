@@ -19,6 +19,7 @@ from base.batch import Batch
 from base.task import Task
 from data_loader import transforms
 from data_loader.dataset import Sample
+from models import aspp
 from models.model import DeepLabV3
 from models.upsampling import PixelMean, exact_products
 from tests.helpers import train
@@ -335,6 +336,37 @@ def test_flags_come_back_after_an_error(short_products):
     with pytest.raises(ValueError, match="inside"), exact_products():
         raise ValueError("inside")
     assert [backend.fp32_precision for backend in PRODUCTS] == short_products
+
+
+def test_the_pooled_branch_is_enlarged_in_full_precision(monkeypatch):
+    """Its backward pass adds up a whole map of gradients, in the type of its input on CUDA."""
+    seen = []
+
+    def watched(pooled, **how):
+        seen.append(pooled.dtype)
+        return interpolate(pooled, **how)
+
+    interpolate = aspp.F.interpolate
+    monkeypatch.setattr(aspp.F, "interpolate", watched)
+    module = aspp.ASPP(8, 4, 16, last_conv=False).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        module.project[0].register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+        module(torch.rand(1, 8, 6, 6))
+    assert seen == [torch.float32, torch.bfloat16], "what follows is as before in half precision"
+
+
+def test_reports_tell_of_tf32():
+    assert Precision("cpu", torch.float32).name() == "float32"
+    whole, half = (Precision("cuda", dtype) for dtype in (torch.float32, torch.bfloat16))
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    try:
+        for allowed, words in (("tf32", "float32, TF32 allowed"), ("ieee", "float32")):
+            convolutions.fp32_precision = allowed
+            assert whole.name() == half.name(on=False) == words
+            assert half.name() == "bfloat16"
+    finally:
+        convolutions.fp32_precision = before
 
 
 # ------------------------------------------------------------------------------------- placement

@@ -5,6 +5,8 @@ Made by `trainer/run.py` for the trainer; knows no model and no loss term.
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 import torch
 
 from utils.parse_config import ConfigParser
@@ -41,7 +43,12 @@ class Precision:
 
     def name(self, on: bool = True) -> str:
         """The data type inside `autocast(on)`, for logs and reports."""
-        return str(self.dtype if on else torch.float32).removeprefix("torch.")
+        kind = str(self.dtype if on else torch.float32).removeprefix("torch.")
+        # By name: a type checker does not know it.
+        convolutions = attrgetter("cudnn.conv.fp32_precision")(torch.backends)
+        if kind == "float32" and self.device == "cuda" and convolutions == "tf32":
+            return "float32, TF32 allowed"  # torch's own default
+        return kind
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of `loss`, lifted by the scale, to the parameters'.

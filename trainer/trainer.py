@@ -46,7 +46,7 @@ READ_EVERY = 20  # iterations between two looks at the loss on a GPU, each of wh
 MOST_SKIPPED = 20
 
 
-# torch 2.15 renamed the switch by which ranks take over rank 0's BatchNorm statistics.
+# The switch by which ranks take over rank 0's BatchNorm statistics has a new name in newer torch.
 _SYNC_BUFFERS = (
     "forward_sync_buffers"
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
