@@ -505,9 +505,11 @@ class IncrementalDataLoader:
         return _Loader(
             dataset,
             num_workers=self.num_workers,
-            pin_memory=self.pin_memory and torch.cuda.is_available(),
+            # Asked of this run, not of the machine: pinning takes memory on the GPU as well.
+            pin_memory=self.pin_memory and self.ranks.device.type == "cuda",
             persistent_workers=self.num_workers > 0,
             worker_init_fn=_start_worker,
+            multiprocessing_context=interrupt.start_method(self.num_workers),
             # The loader draws a seed for its workers; a generator of its own keeps that draw from
             # moving torch's global one, on which dropout depends.
             generator=torch.Generator().manual_seed(0),

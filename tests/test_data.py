@@ -683,6 +683,18 @@ def test_loading_leaves_the_global_generator_alone(toy, workers):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_loading_processes_are_forked_and_memory_is_pinned_for_a_gpu_alone(toy, monkeypatch):
+    """Whatever way of starting them is the default, and also where another run has a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(multiprocessing.context._default_context, "_actual_context", None)
+    multiprocessing.set_start_method("forkserver")
+    for workers in (0, 1):
+        loaders = toy(workers=workers)
+        assert loaders.pin_memory, "as the shipped config asks"
+        assert not loaders.test_loader.pin_memory
+        next(iter(loaders.test_loader))
+
+
 def hang(number):
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     time.sleep(600)

@@ -430,7 +430,10 @@ def test_a_log_file_on_a_full_disk_does_not_stop_the_run(tmp_path, capsys):
     assert "Traceback" not in out + err
 
 
-PINNED = pytest.mark.skipif(not torch.cuda.is_available(), reason="only CUDA pins memory")
+PINNED = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="only CUDA pins memory; -m gpu"),
+]
 
 
 @pytest.mark.parametrize("pinned", [False, pytest.param(True, marks=PINNED)])
@@ -445,7 +448,7 @@ def test_a_broken_image_ends_the_run_at_once(toy_root, tmp_path, pinned):
     tree["data_loader"]["args"] |= {"num_workers": 2, "pin_memory": pinned}
     config.write_text(json.dumps(tree))
     done = subprocess.run(
-        [sys.executable, "train_voc.py", "-c", str(config), "-d", "cpu"],
+        [sys.executable, "train_voc.py", "-c", str(config), "-d", "0" if pinned else "cpu"],
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,

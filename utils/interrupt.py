@@ -175,6 +175,14 @@ def _libc() -> Any:
     return ctypes.CDLL(None)
 
 
+def start_method(workers: int) -> str | None:
+    """How loading processes are to be started, for `DataLoader`: None as ever.
+
+    Python 3.14 has them started by a server, which then is the parent that they are left to.
+    """
+    return "fork" if workers and sys.platform == "linux" else None
+
+
 def leave_to_parent(worker: int = 0) -> None:
     """Let a loading process outlive signals to its whole group: its parent will end it.
 

@@ -139,6 +139,7 @@ def batches(
         batch_size=None,
         num_workers=workers,
         worker_init_fn=interrupt.leave_to_parent,
+        multiprocessing_context=interrupt.start_method(workers),
     )
     with interrupt.shield():
         pictures = iter(loader)
