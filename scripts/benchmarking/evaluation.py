@@ -32,7 +32,7 @@ def plain_evaluate(net: Net, student: BaseModel, samples: Sequence[Sample]) -> n
         images = transforms.normalize(
             sample.image.float() / 255, list(IMAGENET_MEAN), list(IMAGENET_STD)
         )
-        with net.autocast():
+        with net.autocast("eval_amp"):
             logits = student(images.to(net.device)).logits
         size = sample.label.shape[-2:]
         logits = F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
@@ -65,7 +65,7 @@ def measure_eval(plan: Plan) -> list[Row]:
     @torch.inference_mode()
     def network_only() -> None:
         for batch in batches:
-            with net.autocast():
+            with net.autocast("eval_amp"):
                 net.student(normalize(batch.image.to(plan.device)))
 
     def ours() -> np.ndarray:

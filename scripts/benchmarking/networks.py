@@ -84,11 +84,11 @@ class Net:
         self.student.train().to(device)
         torch.backends.cudnn.benchmark = True
 
-    def autocast(self) -> torch.amp.autocast:
-        """Mixed precision where a run uses it."""
+    def autocast(self, switch: str = "use_amp") -> torch.amp.autocast:
+        """Mixed precision where a run uses it: in training, or with "eval_amp" in evaluation."""
         kind = self.device.type
         dtype = getattr(torch, self.config["amp_dtype"])
-        return torch.amp.autocast(kind, dtype, enabled=self.config["use_amp"] and kind == "cuda")
+        return torch.amp.autocast(kind, dtype, enabled=self.config[switch] and kind == "cuda")
 
     def trainer(self, ranks: Ranks | None = None) -> Trainer:
         """The project's own, made as a run makes it for training."""

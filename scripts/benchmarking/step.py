@@ -31,17 +31,26 @@ def make_step(
     return lambda: trainer.train_step([(images, labels)])
 
 
+# How cuDNN and cuBLAS tell that there is no room, and torch that a tensor has too many elements.
+NO_ROOM = ("unable to find an engine", "ALLOC_FAILED", "INT_MAX")
+
+
 def fits(plan: Plan, way: str, shape: Shape, batch: int) -> bool:
     """Whether training steps with this batch find room on the GPU."""
 
     def two_steps() -> None:
         call = make_step(way, plan.crop, shape, plan.backbone, batch, plan.device)
+        torch.backends.cudnn.benchmark = False  # a search for two steps; `Net` sets it again
         call()
         call()  # the first had no momentum yet
 
     try:
         two_steps()
     except torch.OutOfMemoryError:
+        return False
+    except RuntimeError as error:
+        if not any(words in str(error) for words in NO_ROOM):
+            raise
         return False
     finally:
         gc.collect()
