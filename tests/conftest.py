@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -20,6 +21,12 @@ from tests.helpers import DATA, write_config
 
 # The networks of the tests are tiny: a second thread takes as much time again as it saves.
 torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    """Only `-m gpu` sees GPUs: all other tests expect what a CPU computes, to the bit."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="module")
