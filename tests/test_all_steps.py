@@ -214,6 +214,7 @@ def test_a_config_beside_weights_has_no_recipe(tmp_path):
     assert config["arch"]["args"]["freeze_all_bn"] is False
 
 
+@pytest.mark.slow
 def test_help_of_a_method_lists_its_settings():
     command = [sys.executable, "train_voc.py", "--method", "dkd", "--help"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)

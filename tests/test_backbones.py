@@ -77,7 +77,7 @@ def stop_in_the_second(self, epoch, whole=Trainer.train_epoch):
 @pytest.mark.parametrize(
     ("backbone", "stride", "optimizer"),
     [
-        ("own_swin", 32, SGD),
+        pytest.param("own_swin", 32, SGD, marks=pytest.mark.slow),
         pytest.param("own_swin", 32, ADAMW, marks=pytest.mark.slow),
         pytest.param("tiny", 16, ADAMW, marks=pytest.mark.slow),
         ("three_convolutions", 16, SGD),

@@ -354,6 +354,7 @@ def test_hosts_wait_for_each_other_without_their_gpus(monkeypatch):
     assert groups == ["gloo"] * 3
 
 
+@pytest.mark.slow
 def test_a_rank_that_hears_no_signal_is_killed(toy_config, monkeypatch):
     monkeypatch.setattr(distributed, "PATIENCE", 1)
     start = time.monotonic()
@@ -390,7 +391,9 @@ def two_process_config(toy_config):
     ("worker", "message"),
     [
         (ranks.fail_on_rank_1, "rank 1 failed.*the fault of rank 1"),
-        (ranks.killed_on_rank_1, "rank 1 was killed by SIGKILL"),
+        pytest.param(
+            ranks.killed_on_rank_1, "rank 1 was killed by SIGKILL", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_dying_rank_stops_all(toy_config, worker, message):
@@ -437,6 +440,7 @@ def parsed_with(toy_config, *argv):
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_leaves_no_file_to_meet_at(toy_config, tmp_path, caplog):
     """And one that was killed does: it would make them wait, and is not used."""
     meet = tmp_path / "meet"

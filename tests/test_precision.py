@@ -89,7 +89,7 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 
 # -------------------------------------------------------------------------------- half precision
 @HALVES
-@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("step", [pytest.param(0, marks=pytest.mark.slow), 1])
 @pytest.mark.parametrize("method", METHODS)
 def test_half_precision_follows_float32(method, step, dtype):
     """Three iterations of every method: each loss to what the digits of the type allow."""

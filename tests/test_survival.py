@@ -328,7 +328,10 @@ def damage(path, how):
     path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "altered": whole}[how])
 
 
-@pytest.mark.parametrize("how", ["empty", "cut", "altered"])
+@pytest.mark.parametrize(
+    "how",
+    ["cut", *(pytest.param(how, marks=pytest.mark.slow) for how in ("empty", "altered"))],
+)
 def test_a_damaged_checkpoint_is_skipped_for_the_older_one(undisturbed, attempt, monkeypatch, how):
     interrupted_after(attempt, monkeypatch, 10)
     damage(attempt.folder(0) / "last.pth", how)
@@ -436,6 +439,7 @@ PINNED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pinned", [False, pytest.param(True, marks=PINNED)])
 def test_a_broken_image_ends_the_run_at_once(toy_root, tmp_path, pinned):
     """Also when loading processes are left to end: they heed their parent, and only that."""
