@@ -45,7 +45,7 @@ from utils.pictures import above, colour, label_image, legend, occurring, overla
 
 SIDE = 320  # pixels of a picture in a sheet of steps
 FEW = 8  # images that one process reads sooner than another one starts
-FORMATS: dict[str, dict[str, Any]] = {
+SAVING: dict[str, dict[str, Any]] = {
     ".png": {"format": "PNG"},
     ".jpg": {"format": "JPEG", "quality": 90},
 }
@@ -187,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for ending, picture in pictures.items():
                     target = args.out / f"{found[number].name}{ending}"
                     with atomic_path(target) as temporary:
-                        picture.save(temporary, **FORMATS[target.suffix])
+                        picture.save(temporary, **SAVING[target.suffix])
                 bar.update()
     for fault in faults:
         print(fault, file=sys.stderr)

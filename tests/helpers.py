@@ -15,6 +15,7 @@ from utils.parse_config import ConfigParser
 
 DATA = Path(__file__).parent / "data"
 PROJECT = Path(__file__).parent.parent
+NO_GPU = "needs a CUDA device, and -m gpu"
 
 
 def dkd_heads(*sizes: int) -> HeadPlan:

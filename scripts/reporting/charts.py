@@ -115,21 +115,21 @@ def curve(
 
 def flow(method: Mapping[str, Any]) -> Markup:
     """Where the pixels of old classes go: a stacked bar of percent per step."""
-    bars = method["flows"]
+    stacks = method["flows"]
     panel = _Panel(
-        (-0.6, max(len(bars), 4) - 0.4),
+        (-0.6, max(len(stacks), 4) - 0.4),
         (0, 100),
-        {i: str(bar["step"]) for i, bar in enumerate(bars)},
+        {i: str(bar["step"]) for i, bar in enumerate(stacks)},
         {0: "0", 50: "50", 100: "100 %"},
     )
-    for i, bar in enumerate(bars):
+    for i, bar in enumerate(stacks):
         below = 0.0
         for name in FLOWS:
             share = bar.get(name) or 0
             ends = [(i, below), (i, below + share)]
             panel.line(ends, _colour(f"f-{name}"), linewidth=134 / panel.span)
             below += share
-    kept = ", ".join(f"{bar['itself'] or 0:.2f} after step {bar['step']}" for bar in bars)
+    kept = ", ".join(f"{bar['itself'] or 0:.2f} after step {bar['step']}" for bar in stacks)
     return _svg(
         panel.figure,
         f"Stacked bars: shares of the pixels of old classes with {method['label']}. "
