@@ -29,14 +29,14 @@ import numpy as np
 import torch
 
 from scripts.predicting.student import Predictor, one_device
-from scripts.reporting.results import PASSES, Result, beside, fingerprint, read_result
+from scripts.reporting.results import Result, beside, fingerprint, read_result
 from scripts.reporting.sections import label_of
 from scripts.reporting.sentences import convention_sentence
 from scripts.reporting.summary import convention_rows
 from trainer.build import build_data
 from trainer.evaluation import Evaluation
+from trainer.results import METRICS, PASSES
 from trainer.run import evaluation_dir
-from trainer.steps import METRICS
 from utils.distributed import Ranks
 from utils.misc import one_sentence_errors, write_json
 from utils.parse_config import ConfigParser
@@ -54,7 +54,7 @@ def tested(predictor: Predictor, device: torch.device) -> Result:
             result = read_result(file)
             if Path(result.content["weights"]).name == weights.name and result.wide is not None:
                 return result
-    evaluation(predictor, config, device).test(other, str(weights), predictor.epoch)
+    evaluation(predictor, config, device).test(other, predictor.tested)
     return read_result(other)
 
 

@@ -18,13 +18,12 @@ import numpy as np
 from base.base_dataset import BaseDataset
 from data_loader import data_set
 from trainer.base_step import FILE as BASE
-from trainer.steps import METRICS
+from trainer.results import METRICS, PASSES
 from utils.checkpoint import final_checkpoint
 from utils.config_file import read_json
 from utils.history import FILE as HISTORY
 from utils.misc import UserError, listing
 
-PASSES = "protocol.json"  # beside `metrics.json`
 Schedule = tuple[tuple[int, ...], ...]  # label ids of each step
 
 
