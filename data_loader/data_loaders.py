@@ -8,8 +8,6 @@ ranks; from then on, nothing here scans, writes or waits for another rank.
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -25,6 +23,7 @@ from data_loader import DATA_SETS
 from data_loader.contents import UNREADABLE, contents_table, unreadable
 from data_loader.dataset import IncrementalDataset, Joined, OrderedShare, ShuffledBatches
 from data_loader.leakage import Part, allowed, audit
+from data_loader.loading import Loader
 from data_loader.saliency import SaliencyMaps
 from data_loader.splits import (
     HELD_OUT,
@@ -43,36 +42,6 @@ from utils import interrupt
 from utils.distributed import SINGLE, Ranks
 from utils.logger import log
 from utils.misc import UserError, keep_freed_memory, seed_from
-
-
-class _Loader(DataLoader):
-    """A loader whose processes no signal meets before they can take it, and that waits for them for
-    a limited time: one that was forked while another thread held a lock may wait for ever.
-    """
-
-    limit = 1800  # seconds for a batch; half of what ranks wait for each other
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.timeout = self.limit if self.num_workers else 0
-
-    def __iter__(self):
-        keep_freed_memory()
-        with interrupt.shield():
-            batches = super().__iter__()
-        try:
-            yield from batches
-        except RuntimeError as error:
-            if "timed out" not in str(error):
-                raise
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise as well
-            for worker in multiprocessing.active_children():  # one that hangs hears no SIGTERM
-                worker.kill()
-            raise UserError(
-                f"no batch has come from {self.num_workers} loading process(es) for {self.limit} "
-                "seconds: one hangs, or the storage of the data does; continue with -r auto or, "
-                "when it happens again, set data_loader.args.num_workers to 0."
-            ) from None
 
 
 def _start_worker(number: int) -> None:
@@ -524,7 +493,7 @@ class IncrementalDataLoader:
         return self._loader(dataset, sampler=share, batch_size=self.blocks[kind]["batch_size"])
 
     def _loader(self, dataset: IncrementalDataset | Joined, **kwargs: Any) -> DataLoader:
-        return _Loader(
+        return Loader(
             dataset,
             num_workers=self.num_workers,
             # Asked of this run, not of the machine: pinning takes memory on the GPU as well.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
+import os
 import signal
 import struct
 import time
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
@@ -23,6 +26,7 @@ from data_loader import data_loaders
 from data_loader.ade import ADE
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.dataset import IncrementalDataset, OrderedShare, Sample, ShuffledBatches
+from data_loader.loading import Loader
 from data_loader.transforms import (
     EvalTransform,
     TrainTransform,
@@ -34,6 +38,7 @@ from data_loader.voc import VOC
 from scripts.toy_data.shapes import CLASS_NAMES
 from tests.helpers import PROJECT
 from tests.trees import GREY, HEIGHT, WIDTH, mask_of, wide_mask, write_ade, write_voc
+from utils import interrupt
 from utils.distributed import Ranks
 from utils.misc import UserError, seed_from, sentence
 from utils.pictures import voc_palette
@@ -705,13 +710,72 @@ def test_a_loading_process_that_hangs_is_told(toy, monkeypatch):
     next(iter(toy(workers=1).test_loader))
     handler = signal.getsignal(signal.SIGCHLD)  # torch's, which it sets only once
     monkeypatch.setattr(data_loaders, "_start_worker", hang)
-    monkeypatch.setattr(data_loaders._Loader, "limit", 1)
+    monkeypatch.setattr(Loader, "limit", 1)
     with pytest.raises(UserError, match=r"^no batch has come from 2 loading process\(es\) for 1 s"):
         next(iter(toy(workers=2).test_loader))
     for process in multiprocessing.active_children():
         process.join(10)
         assert process.exitcode == -signal.SIGKILL
     signal.signal(signal.SIGCHLD, handler)
+
+
+WORKER = {
+    "num_workers": 1,
+    "multiprocessing_context": "fork",
+    "worker_init_fn": interrupt.leave_to_parent,
+}
+
+
+class Failing(Dataset):
+    """Samples that fail as the system makes them, or that come late."""
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        if isinstance(self.fault, Exception):
+            raise self.fault
+        if self.fault == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(self.fault)
+        return torch.zeros(1)
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (RuntimeError("unable to allocate shared memory(shm) for file </t>"), "/dev/shm; .*--shm-"),
+        (RuntimeError("unable to write to file </torch_1>: No space left on device"), "/dev/shm"),
+        (OSError(24, "Too many open files"), r"ulimit -n 65536\), or set .*num_workers"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "ulimit -v"),
+        (MemoryError(), "no more memory; set data_loader.args.num_workers or the batch size"),
+        ("killed", "a loading process died, most likely killed because the memory is full"),
+    ],
+)
+def test_a_loading_process_that_fails_is_told_with_the_remedy(fault, says):
+    loader = Loader(Failing(fault), **WORKER)
+    with pytest.raises(UserError, match=says) as caught:
+        list(loader)
+    assert str(caught.value).endswith("continue with -r auto.")
+
+
+def test_what_nobody_knows_of_a_loading_process_stays_as_it_is():
+    with pytest.raises(ZeroDivisionError):
+        list(Loader(Failing(ZeroDivisionError()), **WORKER))
+    with pytest.raises(RuntimeError, match="shared memory"):
+        list(Loader(Failing(RuntimeError("shared memory")), num_workers=0))
+
+
+def test_slow_loading_is_told(monkeypatch, caplog):
+    monkeypatch.setattr(Loader, "patience", 0.2)
+    with caplog.at_level(logging.WARNING, logger="dkd"):
+        assert len(list(Loader(Failing(0), **WORKER))) == 2
+        assert not caplog.messages
+        list(Loader(Failing(0.5), **WORKER))
+    assert "no batch has come for" in caplog.messages[0]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

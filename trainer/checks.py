@@ -78,7 +78,8 @@ def check(config: ConfigParser, plan: Launch) -> Path | None:
             that is already taken, too little room on the disk.
     """
     data = build_data(config, Ranks(0, plan.world, plan.devices[0]))
-    _check_writable(config.step_dir())
+    for folder in (config.step_dir(), config.log_dir()):
+        _check_writable(folder)
     if not config.test:
         check_training(config, data)
         if config.base is not None:
