@@ -27,13 +27,13 @@ if [ -z "${PYTHON:-}" ]; then
         # Some distributions ship venv without ensurepip; pip then installs from outside.
         "$base" -m venv .venv >/dev/null 2>&1 || "$base" -m venv --clear --without-pip .venv
     fi
-    pip="$PYTHON -m pip"
-    $pip --version >/dev/null 2>&1 || pip="$base -m pip --python $PYTHON"
+    pip=("$PYTHON" -m pip)
+    "${pip[@]}" --version >/dev/null 2>&1 || pip=("$base" -m pip --python "$PYTHON")
     for file in $requirements; do
         stamp=.venv/installed-$(echo "$file" | tr / -)
         if ! cmp -s "$file" "$stamp"; then
             echo "installing $file (torch is large: some minutes at the first time)"
-            $pip install --quiet --disable-pip-version-check -r "$file"
+            "${pip[@]}" install --quiet --disable-pip-version-check -r "$file"
             cp "$file" "$stamp"
         fi
     done

@@ -158,30 +158,43 @@ codes = [task.poll() for task in tasks]
 sys.exit(max(137 if code is None else code for code in codes))
 """
 SCONTROL = """#!/usr/bin/env bash
-if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >>"$SCONTROL_CALLS"; fi
+[ "$1" = show ] && { echo 127.0.0.1; exit; }
+echo "$@" >>"$SCONTROL_CALLS"
+exit "$SCONTROL_CODE"
+"""
+SQUEUE = """#!/usr/bin/env bash
+[[ " $* " == *" -j $JOB "* && -z "${SQUEUE_STATES:-}" && "$STATES" ]] || exit 1
+echo >>"$0.calls"
+states=($STATES)
+echo "${states[$(wc -l <"$0.calls") - 1]}"
 """
 
 
 def slurm(tmp_path, python=sys.executable):
-    """An environment with stand-ins for srun and scontrol."""
+    """An environment with stand-ins for srun, scontrol and squeue; the job is running."""
     tools = tmp_path / "bin"
     tools.mkdir()
     for name, text in (
         ("srun", SRUN.replace("/usr/bin/env python", sys.executable)),
         ("scontrol", SCONTROL),
+        ("squeue", SQUEUE),
     ):
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
+    job = str(free_port())
     return {
         **os.environ,
         "PATH": f"{tools}:{os.environ['PATH']}",
         "PYTHON": str(python),
+        "STATES": "RUNNING",
+        "JOB": job,
         "SLURM_SUBMIT_DIR": str(PROJECT),
-        "SLURM_JOB_ID": str(free_port()),
+        "SLURM_JOB_ID": job,
         "SLURM_JOB_NODELIST": "here",
         "SLURM_NTASKS": "2",
         "SLURM_NTASKS_PER_NODE": "2",
         "SCONTROL_CALLS": str(tmp_path / "calls"),
+        "SCONTROL_CODE": "0",
     }
 
 
@@ -239,6 +252,70 @@ def test_slurm_ends_ranks_that_wait_for_a_failed_one(tmp_path):
     assert time.monotonic() - start < 30
     assert done.returncode == 137
     assert not (tmp_path / "calls").exists(), "a failed job is not queued again"
+
+
+@pytest.mark.parametrize(
+    ("variables", "requeued", "words"),
+    [
+        ({}, "7", "queued again"),
+        ({"STATES": "SIGNALING SIGNALING RUNNING"}, "7", "queued again"),
+        ({"STATES": "COMPLETING"}, "", "not queued again, because the job's state is COMPLETING"),
+        ({"STATES": ""}, "", "not queued again, because the job's state is unknown"),
+        ({"SCONTROL_CODE": "1"}, "7", "Slurm did not queue it again; submit it once more"),
+        ({"SQUEUE_STATES": "PENDING"}, "7", "queued again"),
+        # The last job of an array has the array's id, with which Slurm means all of them.
+        ({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", "JOB": "7_3"}, "7_3", "queued"),
+        ({"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}, "7", "queued again"),
+        ({"CODE": "1"}, "", ""),
+        ({"CODE": "2"}, "", ""),
+        ({"CODE": "0"}, "", ""),
+    ],
+    ids=[
+        *("running", "signal on its way", "cancelled", "no answer", "refused", "own filters"),
+        *("array", "array of the parent", "failed", "wrong input", "done"),
+    ],
+)
+def test_slurm_job_is_queued_again_only_while_it_runs(variables, requeued, words, tmp_path):
+    program = tmp_path / "my python"
+    program.write_text('#!/bin/sh\nexit "${CODE:-75}"\n')
+    program.chmod(0o755)
+    environment = {**slurm(tmp_path, program), "SLURM_JOB_ID": "7", "JOB": "7", **variables}
+    done = subprocess.run(
+        ["bash", "scripts/slurm.sh", "train_voc.py"],
+        cwd=PROJECT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == int(variables.get("CODE", 75)), done.stderr
+    assert words in done.stdout
+    assert ("interrupted and saved" in done.stdout) == bool(words)
+    calls = tmp_path / "calls"
+    assert (calls.read_text() if calls.exists() else "") == (requeued and f"requeue {requeued}\n")
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ("SLURM_JOB_ID", "no job of Slurm"),
+        ("SLURM_SUBMIT_DIR", "not the project's folder"),
+    ],
+)
+def test_slurm_script_started_wrongly_is_told(missing, words, tmp_path):
+    environment = slurm(tmp_path)
+    del environment[missing]
+    done = subprocess.run(
+        ["bash", str(PROJECT / "scripts/slurm.sh"), "train_voc.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1, "one sentence"
 
 
 FAILING = """
