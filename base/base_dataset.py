@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -48,13 +47,9 @@ class Entry:
         """What is wrong with it, told with its place in the list."""
         return UserError(f"{self.where}: {words}.", kind)
 
-    @contextmanager
-    def names(self, what: str, path: Path) -> Iterator[None]:
-        """Name the file, and its place in the list, in what is said about it."""
-        try:
-            yield
-        except UserError as fault:
-            raise self.fault(f"{what} {path} {fault}", f"{what} {fault.kind}") from None
+    def of_file(self, fault: UserError, what: str, path: Path) -> UserError:
+        """What is wrong with a file, as `base/image_files.py` has it, told with its name."""
+        return self.fault(f"{what} {path} {fault}", f"{what} {fault.kind}")
 
 
 class BaseDataset(ABC):
@@ -253,8 +248,10 @@ class BaseDataset(ABC):
 
     def as_rgb(self, picture: Picture, entry: Entry) -> Image.Image:
         """`to_rgb` of the decoded image of an entry, whose faults name it."""
-        with entry.names("image", entry.image):
+        try:
             return to_rgb(picture)
+        except UserError as fault:
+            raise entry.of_file(fault, "image", entry.image) from None
 
     def check_sizes(self, entry: Entry, image: tuple[int, int], mask: tuple[int, ...]) -> None:
         """Raise `UserError` when width and height of an image are not those of its mask, [H, W]."""
@@ -349,22 +346,25 @@ class BaseDataset(ABC):
         Raises:
             UserError: it is missing or unreadable, or lies elsewhere.
         """
-        with entry.names(what, path):
-            try:
-                leaves, (parent, name) = folder is None and self.leaves(path), os.path.split(path)
-                real = _real_folder(parent) + name
-                if os.path.islink(real):
-                    real = os.path.realpath(real)
-                inside = real.startswith(_real_folder(os.fspath(folder or self.root)))
-            except (OSError, ValueError) as error:
-                raise UserError(f"cannot be read: {error}", "damaged") from None
-            if not leaves and (self.follow_links or inside):
-                return decode(path)
-        raise entry.fault(
-            f"{what} {path} is a link to {real}, outside the folder {folder or self.root}; "
-            "if that is meant, pass --follow_links",
-            "leaves" if leaves else "link",
-        )
+        try:
+            leaves, (parent, name) = folder is None and self.leaves(path), os.path.split(path)
+            real = _real_folder(parent) + name
+            if os.path.islink(real):
+                real = os.path.realpath(real)
+            inside = real.startswith(_real_folder(os.fspath(folder or self.root)))
+        except (OSError, ValueError) as error:  # of an impossible name
+            fault = UserError(f"cannot be read: {error}", "damaged")
+            raise entry.of_file(fault, what, path) from None
+        if leaves or not (self.follow_links or inside):
+            raise entry.fault(
+                f"{what} {path} is a link to {real}, outside the folder {folder or self.root}; "
+                "if that is meant, pass --follow_links",
+                "leaves" if leaves else "link",
+            )
+        try:
+            return decode(real)
+        except UserError as fault:
+            raise entry.of_file(fault, what, path) from None
 
 
 @lru_cache(maxsize=4096)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from utils.misc import UserError, listing
 
@@ -101,17 +102,19 @@ def decode(path: str | os.PathLike[str], formats: tuple[str, ...] = FORMATS) -> 
             raise OSError("it is no regular file")  # a pipe would block for ever
         if status.st_size > LARGEST_FILE:
             raise OSError(f"it has {status.st_size:,} bytes")
-        with Image.open(path, formats=formats) as file:
-            size = file.size
-            deep = file.format in ("PNG", "TIFF") and any(";16" in str(t[3]) for t in file.tile)
-            tags = getattr(file, "tag_v2", None)  # of a TIFF, which Pillow turns by itself
-            orientation = 1 if tags is None else tags.get(ORIENTATION, 1)
-            file.load()
-            if tags is not None:
-                return Picture(file, "TIFF", orientation if orientation in TURNS else 1, deep)
-            orientation = exif_orientation(file.info.get("exif", b""))
-            image = file if orientation == 1 else file.transpose(TURNS[orientation])
-            return Picture(image, file.format or "", orientation, deep)
+        file = Image.open(path, formats=formats)
+        size, kind, deep, orientation = file.size, file.format or "", False, 1
+        if kind in ("PNG", "TIFF"):  # whose tiles tell in what form the decoder takes the pixels
+            deep = any(";16" in str(tile[3]) for tile in file.tile[:1])
+        if isinstance(file, TiffImageFile):
+            tag = file.tag_v2.get(ORIENTATION)
+            file.load()  # which turns it
+            return Picture(file, kind, tag if tag in TURNS else 1, deep)
+        file.load()
+        if exif := file.info.get("exif"):
+            orientation = exif_orientation(exif)
+        image = file if orientation == 1 else file.transpose(TURNS[orientation])
+        return Picture(image, kind, orientation, deep)
     except FileNotFoundError:
         raise UserError("does not exist", "missing") from None
     except Image.DecompressionBombError as error:
