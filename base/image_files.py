@@ -180,8 +180,10 @@ def to_rgb(picture: Picture) -> Image.Image:
     if not wide and mode not in EIGHT_BITS:
         words = f"has the mode {mode}, of which there is no faithful RGB"
         raise UserError(f"{words}; save it as RGB of 8 bits", "mode")
-    if (wide or picture.deep) and 0 < (peak := picture.peak) < DARK:
-        words = f"has 16 bits, but uses {peak.bit_length()} of them and would be nearly black"
+    # Black is black at any scale, if only it is known: of colours the lower 8 bits are not.
+    if (wide or picture.deep) and (peak := picture.peak) < DARK and not (wide and peak == 0):
+        bits = max(8, peak.bit_length())
+        words = f"has 16 bits, but uses at most {bits} of them and would be nearly black"
         raise UserError(f"{words}; {advice}", "depth")
     if wide:
         # Rounded: 65,535 is 255 × 257.

@@ -308,7 +308,7 @@ FILE_FAULTS: dict[str, tuple[Plant, str, str, str, str]] = {
     "12 bit image": (
         *(change("image", lambda image: Image.new("I;16", SIZE, 4095), "PNG"), "error"),
         "training image whose depth cannot be read faithfully",
-        *("image {image} has 16 bits, but uses 12 of them", "4,095 for 12 bits"),
+        *("image {image} has 16 bits, but uses at most 12", "4,095 for 12 bits"),
     ),
     "float image": (
         *(change("image", lambda image: Image.new("F", SIZE, 0.5), "TIFF"), "error"),

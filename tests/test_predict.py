@@ -418,7 +418,7 @@ def test_with_little_memory_all_but_the_large_image_are_answered(run, photos, tm
         "sys.exit(main(sys.argv[1:]))"
     )
     words = ["-r", run[0], "--out", tmp_path / "out", "--workers", "0", "-d", "cpu", photos]
-    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, words)]
+    command = [sys.executable, "-c", code, *map(str, words)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
     told = done.stderr.splitlines()
     assert done.returncode == 1, done.stderr

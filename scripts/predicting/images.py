@@ -5,7 +5,7 @@ Used by `scripts/predict.py`; knows no model. A broken image is told and does no
 
 from __future__ import annotations
 
-import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from utils import interrupt
 from utils.misc import UserError
 
 Image.init()
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large is told
 # Of the formats that Pillow knows, EPS starts another program, the others it cannot decode itself.
 FORMATS = tuple(sorted(Image.OPEN.keys() - {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}))
 ENDINGS = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
@@ -53,16 +54,8 @@ def find(places: Sequence[Path]) -> tuple[list[Found], str]:
     found, left_out = [], Listing([], [], [], [])
     for place in places:
         if place.is_dir():
-            paths = []
-            for folder, folders, _ in os.walk(place):
-                listed = list_folder(folder, ENDINGS)
-                folders[:] = listed.folders
-                paths += [Path(folder, name) for name in listed.images]
-                left_out.hidden.extend(listed.hidden)
-                left_out.others.extend(listed.others)
-            found += [
-                Found(path, path.relative_to(place).with_suffix("")) for path in sorted(paths)
-            ]
+            images = sorted(_images_below(place, left_out))
+            found += [Found(path, path.relative_to(place).with_suffix("")) for path in images]
         elif place.is_file():
             found.append(Found(place, Path(place.stem)))
         else:
@@ -74,6 +67,23 @@ def find(places: Sequence[Path]) -> tuple[list[Found], str]:
             "what else Pillow reads."
         )
     return list(dict.fromkeys(found)), left_out.left_out
+
+
+def _images_below(folder: Path, left_out: Listing) -> list[Path]:
+    """The images of a folder and of those in it; what else lies there is added to `left_out`."""
+    try:
+        listed = list_folder(folder, ENDINGS)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be listed: {error.strerror}.") from None
+    left_out.hidden.extend(listed.hidden)
+    left_out.others.extend(listed.others)
+    images = [folder / name for name in listed.images]
+    for below in (folder / name for name in listed.folders):
+        if below.is_symlink():  # which may lead back
+            left_out.folders.append(below.name)
+        else:
+            images += _images_below(below, left_out)
+    return images
 
 
 class Sample(NamedTuple):
