@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from base.base_dataset import BaseDataset, Entry, label_ids
-from base.image_files import DARK, Picture, list_folder
+from base.image_files import DARK, FORMATS, Picture, list_folder
 from base.task import Task
 from data_loader.saliency import SaliencyMaps
 from scripts.doctor.findings import Found
@@ -141,7 +141,7 @@ def several_frames(path: Path, kind: str) -> bool:
     """Whether an image file of a format, as Pillow names it, has more frames than the first."""
     if kind not in ("GIF", "PNG", "TIFF", "WEBP", "MPO"):
         return False
-    with contextlib.suppress(Exception), Image.open(path) as file:  # the first one could be read
+    with contextlib.suppress(Exception), Image.open(path, formats=FORMATS) as file:
         return getattr(file, "is_animated", False)
     return False
 
