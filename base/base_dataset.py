@@ -6,7 +6,6 @@ Subclassed once per data set in `data_loader/`; used by `IncrementalDataset` and
 from __future__ import annotations
 
 import os
-import stat
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,12 +17,10 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
+from base.image_files import Listing, Picture, decode, list_folder, to_rgb
 from base.task import ClassNames, ids_of
-from utils.misc import BACKGROUND, VOID, WIDE_VOID, UserError, ranges, void_id
+from utils.misc import BACKGROUND, VOID, WIDE_VOID, UserError, listing, ranges, void_id
 
-# Pillow knows more, some of which start other programs or fail in ways of their own.
-IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")
-LARGEST_FILE = 2**30  # bytes; no image of a data set comes near
 # Pillow's names of what a mask may be: palette or grey of 8 bits, grey of 16.
 MASK_MODES = ("P", "L", "I;16", "I;16B", "I")
 
@@ -49,6 +46,10 @@ class Entry:
     def fault(self, words: str, kind: str) -> UserError:
         """What is wrong with it, told with its place in the list."""
         return UserError(f"{self.where}: {words}.", kind)
+
+    def of_file(self, fault: UserError, what: str, path: Path) -> UserError:
+        """What is wrong with a file, as `base/image_files.py` has it, told with its name."""
+        return self.fault(f"{what} {path} {fault}", f"{what} {fault.kind}")
 
 
 class BaseDataset(ABC):
@@ -80,6 +81,7 @@ class BaseDataset(ABC):
         class_names: name by label id.
         ids: the label ids that have a name, ascending.
         void: label id of void in the masks that are handed out.
+        listings: what lies in the folders whose images are the entries, where no list names them.
     """
 
     name: ClassVar[str]
@@ -133,6 +135,7 @@ class BaseDataset(ABC):
         self.class_names, self.ids = names, ids_of(names)
         self.void = void_id(self.ids)
         self._valid = frozenset(self.ids)
+        self.listings: dict[Path, Listing] = {}
         self.entries: list[Entry] = []
         try:
             self.entries = self.read_entries()
@@ -178,10 +181,30 @@ class BaseDataset(ABC):
     def read_entries(self) -> list[Entry]:
         """The images of the split, in list order."""
 
+    def list_images(self, folder: Path) -> list[Path]:
+        """The images of a folder, sorted by name; for `read_entries` where no list names them.
+
+        Raises:
+            UserError: it cannot be listed.
+        """
+        try:
+            found = self.listings[folder] = list_folder(folder)
+        except OSError as error:
+            reason = "does not exist" if isinstance(error, FileNotFoundError) else f"fails: {error}"
+            raise UserError(f"the image folder {folder} {reason}.") from None
+        return [folder / name for name in found.images]
+
+    @property
+    def left_out(self) -> str:
+        """What of the folders that were listed is no image, in words; mostly empty."""
+        words = ((folder, found.left_out) for folder, found in self.listings.items())
+        return listing(f"{folder}: {left_out}" for folder, left_out in words if left_out)
+
     def _check_entries(self) -> None:
         if not self.entries and not self.faults:
-            what = f"{self.root}: the {self.split} list of the data set is empty."
-            self.tell(UserError(what, "empty"))
+            what = f"{self.root}: the {self.split} list of the data set is empty"
+            without = f" without what is left out of {self.left_out}" if self.left_out else ""
+            self.tell(UserError(f"{what}{without}.", "empty"))
         first: dict[str, Entry] = {}
         for entry in self.entries:
             for path in filter(self.leaves, (entry.image, entry.mask)):
@@ -190,6 +213,8 @@ class BaseDataset(ABC):
             earlier = first.setdefault(entry.id, entry)
             if earlier is not entry:
                 what = f"image {entry.id} stands in the list twice, first at {earlier.where}"
+                files = f" ({earlier.image} and {entry.image})"
+                what += files if earlier.image != entry.image else ""
                 self.tell(entry.fault(what, "twice"))
 
     def leaves(self, path: Path) -> bool:
@@ -202,31 +227,51 @@ class BaseDataset(ABC):
         return len(self.entries)
 
     def load(self, index: int) -> tuple[Image.Image, np.ndarray]:
-        """Read one RGB image and its mask, as of `load_mask`.
+        """Read one image, as of `read_image`, and its mask, as of `load_mask`.
 
         Raises:
             UserError: a file is missing or unreadable, the sizes differ or an id is out of range.
         """
         entry = self.entries[index]
         image = self.read_image(entry)
-        if image.mode != "RGB":  # else `convert` would copy it
-            image = image.convert("RGB")
         mask = self.load_mask(index)
         self.check_sizes(entry, image.size, mask.shape)
         return image, mask
 
     def read_image(self, entry: Entry) -> Image.Image:
-        """The picture of an image file, of any mode; `UserError` when there is none to read."""
-        return self.open_picture(entry.image, "image", entry)
+        """An image as the network sees it: upright, RGB of 8 bits.
+
+        Raises:
+            UserError: the file is missing or unreadable, or there is no faithful way.
+        """
+        return self.as_rgb(self.open_picture(entry.image, "image", entry), entry)
+
+    def as_rgb(self, picture: Picture, entry: Entry) -> Image.Image:
+        """`to_rgb` of the decoded image of an entry, whose faults name it."""
+        try:
+            return to_rgb(picture)
+        except UserError as fault:
+            raise entry.of_file(fault, "image", entry.image) from None
 
     def check_sizes(self, entry: Entry, image: tuple[int, int], mask: tuple[int, ...]) -> None:
         """Raise `UserError` when width and height of an image are not those of its mask, [H, W]."""
-        if image != mask[::-1]:
-            raise entry.fault(
-                f"image {entry.image} is {image[0]}×{image[1]} pixels, but its mask {entry.mask} "
-                f"is {mask[1]}×{mask[0]}",
-                "sizes",
-            )
+        if image == mask[::-1]:
+            return
+        words = (
+            f"image {entry.image} is {image[0]}×{image[1]} pixels, but its mask {entry.mask} "
+            f"is {mask[1]}×{mask[0]}"
+        )
+        if image == mask:
+            for what, path in (("image", entry.image), ("mask", entry.mask)):
+                picture = self.open_picture(path, what, entry)
+                if picture.swapped:
+                    words += (
+                        f"; the {what} has the EXIF orientation {picture.orientation}, which is "
+                        "applied, and without which both would fit: where the mask was drawn on "
+                        f"the pixels as they are stored, delete that tag from the {what}, else "
+                        "make the mask anew"
+                    )
+        raise entry.fault(words, "sizes")
 
     def load_mask(self, index: int) -> np.ndarray:
         """Read one mask: [H, W] label ids, uint8 with 255 = void, or uint16 with 65,535 = void."""
@@ -262,14 +307,15 @@ class BaseDataset(ABC):
         Raises:
             UserError: the file is missing, unreadable or no index mask.
         """
-        mask = self.open_picture(entry.mask, "mask", entry)
+        picture = self.open_picture(entry.mask, "mask", entry)
+        mask = picture.image
         if mask.mode not in MASK_MODES:
             raise entry.fault(
                 f"mask {entry.mask} has the mode {mask.mode}; it must be a palette PNG of 8 bits "
                 "or a grey one of 8 or 16 whose pixel value is the label id",
                 "mask mode",
             )
-        if mask.format == "JPEG":
+        if picture.format in ("JPEG", "MPO"):
             raise entry.fault(
                 f"mask {entry.mask} is a JPEG, which invents label ids at every border; make it "
                 "anew from its source, as a PNG",
@@ -290,8 +336,8 @@ class BaseDataset(ABC):
 
     def open_picture(
         self, path: Path, what: str, entry: Entry, folder: Path | None = None
-    ) -> Image.Image:
-        """A file of an entry, decoded, of any mode; one that lies outside is not touched.
+    ) -> Picture:
+        """A file of an entry, decoded; one that lies outside is not touched.
 
         Args:
             what: what it is, for messages.
@@ -306,28 +352,19 @@ class BaseDataset(ABC):
             if os.path.islink(real):
                 real = os.path.realpath(real)
             inside = real.startswith(_real_folder(os.fspath(folder or self.root)))
-            if leaves or not (self.follow_links or inside):
-                raise entry.fault(
-                    f"{what} {path} is a link to {real}, outside the folder {folder or self.root}; "
-                    "if that is meant, pass --follow_links",
-                    "leaves" if leaves else "link",
-                )
-            status = os.stat(real)
-            if not stat.S_ISREG(status.st_mode):
-                raise OSError("it is no regular file")  # a pipe would block for ever
-            if status.st_size > LARGEST_FILE:
-                raise OSError(f"it has {status.st_size:,} bytes")
-            image = Image.open(path, formats=IMAGE_FORMATS)
-            image.load()
-            return image
-        except UserError:
-            raise
-        except FileNotFoundError:
-            raise entry.fault(f"{what} {path} does not exist", f"{what} missing") from None
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            # Pillow tells a broken file by any of these, and an absurd size by the last.
-            words = f"{what} {path} cannot be read: {error}"
-            raise entry.fault(words, f"{what} damaged") from None
+        except (OSError, ValueError) as error:  # of an impossible name
+            fault = UserError(f"cannot be read: {error}", "damaged")
+            raise entry.of_file(fault, what, path) from None
+        if leaves or not (self.follow_links or inside):
+            raise entry.fault(
+                f"{what} {path} is a link to {real}, outside the folder {folder or self.root}; "
+                "if that is meant, pass --follow_links",
+                "leaves" if leaves else "link",
+            )
+        try:
+            return decode(real)
+        except UserError as fault:
+            raise entry.of_file(fault, what, path) from None
 
 
 @lru_cache(maxsize=4096)

@@ -53,10 +53,7 @@ class ADE(BaseDataset):
         part = {"train": "training", "val": "validation"}[self.split]
         folder = self.root / "images" / part
         masks = self.root / "annotations" / part
-        if not folder.is_dir():
-            raise UserError(f"the image folder {folder} does not exist.")
-        images = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".jpg")
         return [
             Entry(path.stem, path.stem, path, masks / f"{path.stem}.png", f"{folder}, file {n}")
-            for n, path in enumerate(images, start=1)
+            for n, path in enumerate(self.list_images(folder), start=1)
         ]

@@ -31,6 +31,7 @@ from data_loader.splits import (
     derive,
     equals_published,
     has_published,
+    holding_void,
     list_hash,
     presence_table,
     published_file,
@@ -41,7 +42,7 @@ from data_loader.transforms import NoTransform, TrainTransform, Transform, eval_
 from utils import interrupt
 from utils.distributed import SINGLE, Ranks
 from utils.logger import log
-from utils.misc import UserError, keep_freed_memory, seed_from
+from utils.misc import VOID, WIDE_VOID, UserError, keep_freed_memory, ranges, seed_from
 
 
 def _start_worker(number: int) -> None:
@@ -149,6 +150,11 @@ class IncrementalDataLoader:
             for split in sorted(splits):
                 self._presences[split] = presence_table(self.raw[split], self.cache_dir)
         self._sets = {kind: self._make(kind) for kind in kinds}
+        for split in sorted(splits) if self.ranks.is_main else ():
+            if words := self.raw[split].left_out:
+                log.info("%s images: left out of %s", split, words)
+            if words := self._without_class(split):
+                log.warning("%s", words)
 
     def _split(self, kind: str) -> str:
         """The split whose images a set takes."""
@@ -356,6 +362,36 @@ class IncrementalDataLoader:
         assert split in self._presences, "setup() comes first, on all ranks"
         return self._presences[split]
 
+    def _without_class(self, split: str) -> str:
+        """A warning where masks hold no class, or the training masks not all of the step."""
+        presence = self._presence(split)
+        absent = [
+            label for label in self.task.new if not presence[:, self.task.columns([label])].any()
+        ]
+        if absent and split == "train":
+            return f"no training mask holds {ranges(absent)}{self._void(split, absent)}"
+        rows = np.flatnonzero(~presence[:, self.task.columns(self.task.classes)].any(axis=1))
+        void = self._void(split, self.task.new, rows)
+        return f"{len(rows)} {split} masks hold no class{void}" if void else ""
+
+    def _void(self, split: str, labels: Sequence[int], rows: np.ndarray | None = None) -> str:
+        """What void is, where masks hold it and these label ids were most likely meant; else empty.
+
+        Args:
+            split: whose masks.
+            labels: of classes.
+            rows: which masks; default: all.
+        """
+        rows = np.arange(len(self.raw[split])) if rows is None else rows
+        count, looked_at = holding_void(self.raw[split], rows)
+        if not count:
+            return ""
+        return (
+            f"; {count} of {looked_at} that were looked at hold {VOID} (in 16 bits {WIDE_VOID}), "
+            "which is void, neither trained on nor counted: where it shall be foreground, write "
+            f"the label id of its class, such as {labels[0]}"
+        )
+
     def _indices(self, task: Task, kind: str) -> np.ndarray:
         """Images of a step: from the published list when it is there, else by the rule."""
         split = "train" if kind == "train" else "val"
@@ -372,9 +408,14 @@ class IncrementalDataLoader:
         if len(indices) == 0 and kind == "val":
             log.warning("no validation image holds a new class: validations will say nothing")
         elif len(indices) == 0:
+            labels = task.seen if kind == "test" else task.new
+            why = advice = "; choose another task or setting"
+            if not presence[:, task.columns(labels)].any():
+                why = f": no mask of the {split} list holds {ranges(labels)}"
+                why += self._void(split, labels) or advice
             raise UserError(
                 f"no image of {raw.root} belongs to the {kind} set of step {task.step} of "
-                f"task '{task.name}' ({task.setting}); choose another task or setting."
+                f"task '{task.name}' ({task.setting}){why}."
             )
         ids = [raw.entries[index].id for index in indices]
         log.info(

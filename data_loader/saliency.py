@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from base.base_dataset import BaseDataset, Entry
-from utils.misc import UserError
+from base.image_files import list_folder
+from utils.misc import UserError, listing
 
 KEY = "data_loader.args.saliency_dir (--saliency_dir)"
 MODES = ("1", "L", "P")  # Pillow's names of 1 bit, grey and palette of 8 bits
@@ -43,9 +44,12 @@ class SaliencyMaps:
             )
         without = [entry for entry in entries if not self.file(entry).is_file()]
         if without:
+            first, images = without[0], list_folder(self.folder).images
+            others = [name for name in images if Path(name).stem == first.id]
+            instead = f", only {listing(others)}, which is not looked for" if others else ""
             raise UserError(
                 f"{KEY}: {len(without)} of {len(entries)} training images have no saliency map, "
-                f"the first of them is {without[0].id}: {self.file(without[0])} does not exist; "
+                f"the first of them is {first.id}: {self.file(first)} does not exist{instead}; "
                 "make those with the same detector, or name a complete folder."
             )
 
@@ -61,16 +65,17 @@ class SaliencyMaps:
         """
         path = self.file(entry)
         picture = raw.open_picture(path, WHAT, entry, self.folder)
-        if picture.mode not in MODES or picture.format == "JPEG":
+        image = picture.image
+        if image.mode not in MODES or picture.format in ("JPEG", "MPO"):
             raise entry.fault(
-                f"{WHAT} {path} is a {picture.format} of the mode {picture.mode}; it must be a PNG "
+                f"{WHAT} {path} is a {picture.format} of the mode {image.mode}; it must be a PNG "
                 "of 1 bit, grey of 8, or with a palette, 0 where nothing is salient",
                 f"{WHAT} mode",
             )
-        if size is not None and picture.size != size:
+        if size is not None and image.size != size:
             raise entry.fault(
                 f"image {entry.image} is {size[0]}×{size[1]} pixels, but its {WHAT} {path} is "
-                f"{picture.width}×{picture.height}",
+                f"{image.width}×{image.height}",
                 f"{WHAT} size",
             )
-        return (np.asarray(picture) > 0).view(np.uint8)
+        return (np.asarray(image) > 0).view(np.uint8)

@@ -25,6 +25,7 @@ from utils.misc import UserError, atomic_path, cores, keep_freed_memory
 
 HELD_OUT = 0.2  # share of the training images that cross_val validates on
 CHUNK = 128  # masks per job of the scan
+LOOKED_AT = 64  # masks that are searched for void at most: a few hundredths of a second
 PUBLISHED_AS = {"joint": "offline"}  # schedules whose published lists have another name
 THREADS = 6  # of the scan at most: a fifth of a mask's time holds the interpreter's lock
 
@@ -136,6 +137,13 @@ def select(presence: np.ndarray, task: Task, kind: str) -> np.ndarray:
     if kind == "train" and task.setting != "overlap":
         chosen &= ~_holds(presence, task, set(task.classes).difference(task.seen))
     return np.flatnonzero(chosen)
+
+
+def holding_void(dataset: BaseDataset, rows: np.ndarray) -> tuple[int, int]:
+    """How many masks hold void, of how many: of `rows`, evenly spread, `LOOKED_AT` at most."""
+    chosen = rows[:: max(1, -(-len(rows) // LOOKED_AT))].tolist()
+    masks = map(dataset.load_mask, chosen)
+    return sum(bool((mask == dataset.void).any()) for mask in masks), len(chosen)
 
 
 # ---------------------------------------------------------------------------------- published lists

@@ -30,7 +30,9 @@ from scripts.doctor.findings import WORDS, Finding, collect, failed, printable, 
 from scripts.doctor.lists import read_lists
 from scripts.doctor.pictures import (
     absent_classes,
+    all_void,
     copies,
+    extra_maps,
     followed,
     presence_of,
     read_pictures,
@@ -70,12 +72,13 @@ def check_tree(known: type[BaseDataset], config: ConfigParser, steps: bool) -> l
     counts = (f"{len(reader)} {WORDS[split]} images" for split, reader in readers.items())
     print(f"{printable(str(root))}: {listing(counts)}, {len(task.classes)} classes")
     maps, fault = saliency_maps(args["saliency_dir"])
-    findings += collect(known, fault)
+    findings += collect(known, [*fault, *extra_maps(maps, readers["train"].entries)])
     inspections, presence = read_pictures(readers, maps), {}
     for split, reader in readers.items():
         presence[split] = presence_of(reader, inspections[split])
         found = [fault for seen in inspections[split] for fault in seen.found]
-        found += [*followed(reader), *absent_classes(split, presence[split], task)]
+        found = [*all_void(found, presence[split], task), *followed(reader)]
+        found += absent_classes(split, presence[split], task)
         findings += collect(known, found, split)
     findings += collect(known, copies(readers, inspections))
 

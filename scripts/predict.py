@@ -11,15 +11,16 @@ weights; no data set is needed. Per image, in the folders below --out that it ha
     NAME_score.png    with --scores: how sure the network is, 255 = certain
     NAME_steps.jpg    with --steps, instead of these: what each step of a run sees, side by side
 
-and once classes.json, id, name, step and colour of each class. A broken image is told and left out.
-Exit code: 0 all done; 1 some image is broken; 2 wrong usage.
+and once classes.json, id, name, step and colour of each class. An image that is broken, or too
+large for the memory, is told and left out. Exit code: 0 all done; 1 some image is broken or too
+large; 2 wrong usage.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from base.image_files import too_large
 from data_loader.transforms import NoTransform
+from models.upsampling import size_of
 from scripts.predicting.images import Found, batches, find
+from scripts.predicting.memory import TooLarge, enough_memory
 from scripts.predicting.student import Predictor, one_device, trained_steps
 from utils.logger import progress
 from utils.misc import UserError, atomic_path, cores, one_sentence_errors, write_json
@@ -82,6 +86,33 @@ def sheets(
         photo = Image.fromarray(image.permute(1, 2, 0).numpy())
         row = [photo, *(overlay(photo, ids, last.label_ids[0]) for ids in seen)]
         yield {"_steps.jpg": sheet(headings, [row], occurring(last.names, *seen), SIDE)}
+
+
+def answer_all(
+    answer: Callable[[Sequence[int], torch.Tensor], None],
+    numbers: Sequence[int],
+    images: torch.Tensor,
+) -> list[int]:
+    """Answer a batch; one image after the other when there is too little memory for all at once.
+
+    Args:
+        answer: takes the numbers of images and themselves.
+        numbers: of the images of the batch.
+        images: [N, 3, H, W] uint8.
+
+    Returns:
+        The numbers of those for which there is too little memory.
+    """
+    try:
+        with enough_memory(images):
+            answer(numbers, images)
+        return []
+    except TooLarge:
+        if len(numbers) == 1:
+            return [*numbers]
+    # Not above, where the exception holds on to the memory.
+    alone = zip(numbers, images.split(1), strict=True)
+    return [number for one, image in alone for number in answer_all(answer, [one], image)]
 
 
 def classes(predictor: Predictor) -> list[dict[str, Any]]:
@@ -160,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--batch must be at least 1 and --workers at least 0.")
     if args.scores and args.steps:
         raise UserError("--scores is for the weights of -r; a sheet of --steps has no scores.")
-    found = find(args.images)
+    found, left_out = find(args.images)
     endings = [".png", "_overlay.jpg", *["_score.png"] * args.scores]
     check_files(found, args.images, args.out, ["_steps.jpg"] if args.steps else endings)
     device = one_device(args.device)
@@ -170,27 +201,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_json(args.out / "classes.json", classes(last))
     slide, faults = args.mode == "slide", list[str]()
     workers = min(4, cores(), len(found) // FEW) if args.workers is None else args.workers
+
+    def answer(numbers: Sequence[int], images: torch.Tensor) -> None:
+        if args.steps:
+            results = sheets(predictors, images, slide)
+        else:
+            results = answers(last, images, slide, args.scores)
+        for number, pictures in zip(numbers, results, strict=True):
+            for ending, picture in pictures.items():
+                target = args.out / f"{found[number].name}{ending}"
+                with atomic_path(target) as temporary:
+                    picture.save(temporary, **SAVING[target.suffix])
+
     with progress(total=len(found), desc="predict", unit="image") as bar:
         for numbers, images in batches(
             [path for path, _ in found],
             last.evaluated if args.mode == "crop" else NoTransform(),
-            upright=args.mode != "crop",
             pixels=args.batch * last.crop_size**2,
             workers=workers,
             tell=faults.append,
         ):
-            if args.steps:
-                results = sheets(predictors, images, slide)
-            else:
-                results = answers(last, images, slide, args.scores)
-            for number, pictures in zip(numbers, results, strict=True):
-                for ending, picture in pictures.items():
-                    target = args.out / f"{found[number].name}{ending}"
-                    with atomic_path(target) as temporary:
-                        picture.save(temporary, **SAVING[target.suffix])
-                bar.update()
+            for number in answer_all(answer, numbers, images):
+                height, width = size_of(images)
+                words = too_large((width, height), "" if slide else "try --mode slide, ")
+                faults.append(f"{found[number].path} {words}.")
+            bar.update(len(numbers))
     for fault in faults:
         print(fault, file=sys.stderr)
+    if left_out:
+        print(f"left out of the folders: {left_out}")
     print(f"{len(found) - len(faults)} of {len(found)} images: {args.out.resolve()}")
     return 1 if faults else 0
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from base import base_dataset
+from base import image_files
 from base.base_dataset import Entry
 from data_loader.voc import VOC, VOC_CLASSES
 from scripts.check_data import DATA_SETS, check_tree, main
@@ -182,6 +182,19 @@ def label(value: int) -> Plant:
     return change("mask", edit, "PNG")
 
 
+def upside_down(path: Path) -> None:
+    """Store an image turned by 180 degrees, with the orientation that says so."""
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(path).transpose(Image.Transpose.ROTATE_180).save(path, "JPEG", exif=exif)
+
+
+def animate(path: Path) -> None:
+    """Make two frames of an image."""
+    image = Image.open(path).convert("RGB")
+    image.save(path, "WEBP", save_all=True, append_images=[Image.new("RGB", image.size)])
+
+
 def turned(picture: Image.Image) -> Image.Image:
     return picture.transpose(Image.Transpose.ROTATE_90)
 
@@ -236,11 +249,8 @@ FILE_FAULTS: dict[str, tuple[Plant, str, str, str, str]] = {
         *("image {image} cannot be read: it is no regular file", "replace the file"),
     ),
     "bomb": (
-        *(at("mask", inflate), "error", "training mask cannot be read"),
-        *(
-            "mask {mask} cannot be read: Image size (3600000000 pixels) exceeds limit",
-            "replace the file",
-        ),
+        *(at("mask", inflate), "error", "training mask that is too large to be read"),
+        *("mask {mask} cannot be read: Image size (3600000000 pixels) exceeds limit", "scale it"),
     ),
     "colour": (
         *(change("mask", lambda mask: mask.convert("RGB"), "PNG"), "error"),
@@ -272,7 +282,7 @@ FILE_FAULTS: dict[str, tuple[Plant, str, str, str, str]] = {
     ),
     "sizes": (
         *(change("image", turned, "JPEG"), "error", "training image and mask differ in size"),
-        *("image {image} is 48×64 pixels, but its mask {mask} is 64×48", "EXIF rotation"),
+        *("image {image} is 48×64 pixels, but its mask {mask} is 64×48", "EXIF orientation"),
     ),
     "link": (
         *(at("image", link), "error"),
@@ -288,13 +298,44 @@ FILE_FAULTS: dict[str, tuple[Plant, str, str, str, str]] = {
         *("training image is not RGB", "{image} has the mode CMYK", "nothing; it becomes RGB"),
     ),
     "16 bit image": (
-        *(change("image", lambda image: Image.new("I;16", SIZE), "PNG"), "warning"),
-        *("training image with more than 8 bits per channel", "{image} has the mode I;16"),
-        "values above 255 are cut off",
+        *(change("image", lambda image: Image.new("I;16", SIZE, 40000), "PNG"), "note"),
+        *("training image with 16 bits per channel", "{image}", "65,535 becomes 0 to 255"),
+    ),
+    "14 bit image": (
+        *(change("image", lambda image: Image.new("I;16", SIZE, 16383), "PNG"), "warning"),
+        *("training image of 16 bits that uses 14 of them at most", "{image}", "scale all images"),
+    ),
+    "12 bit image": (
+        *(change("image", lambda image: Image.new("I;16", SIZE, 4095), "PNG"), "error"),
+        "training image whose depth cannot be read faithfully",
+        *("image {image} has 16 bits, but uses at most 12", "4,095 for 12 bits"),
+    ),
+    "float image": (
+        *(change("image", lambda image: Image.new("F", SIZE, 0.5), "TIFF"), "error"),
+        "training image whose depth cannot be read faithfully",
+        *("image {image} holds floats that do not say what is white", "nothing in the file says"),
+    ),
+    "LAB image": (
+        *(change("image", lambda image: Image.new("LAB", SIZE), "TIFF"), "error"),
+        "training image of colours that cannot be read faithfully",
+        *("image {image} has the mode LAB", "as RGB of 8 bits"),
+    ),
+    "turned image": (
+        *(at("image", lambda path: upside_down(path)), "note"),
+        *("training image with an EXIF orientation", "{image} has the EXIF orientation 3"),
+        "as viewers show it",
+    ),
+    "frames": (
+        *(at("image", lambda path: animate(path)), "note"),
+        *("training image of several frames", "{image}", "the first one is read"),
     ),
     "void": (
-        *(change("mask", lambda mask: Image.new("L", SIZE, 255), "PNG"), "note"),
-        *("training mask with nothing but background and void", "{mask}", "no step uses"),
+        *(change("mask", lambda mask: Image.new("L", SIZE, 255), "PNG"), "warning"),
+        *("training mask with void, but without a class", "{mask}", "the label id of its class"),
+    ),
+    "background": (
+        *(change("mask", lambda mask: Image.new("L", SIZE), "PNG"), "note"),
+        *("training mask with nothing but background", "{mask}", "no step uses"),
     ),
 }
 
@@ -329,7 +370,7 @@ def test_an_enormous_image(tree, monkeypatch):
     finding = check(tree)["training image or mask is enormous"]
     assert (finding.severity, len(finding.where)) == ("warning", 2)
     assert finding.where[0].endswith(f"{entry.image} is 80×60")
-    monkeypatch.setattr(base_dataset, "LARGEST_FILE", 500)
+    monkeypatch.setattr(image_files, "LARGEST_FILE", 500)
     assert "it has 1," in check(tree)["validation image cannot be read"].where[0]
 
 
@@ -390,6 +431,20 @@ def test_every_fault_of_a_tree_is_found(tree, capsys):
     assert order == sorted(order, key=("error", "warning", "note").index)
 
 
+def test_masks_of_background_and_void_alone_are_an_error(tree):
+    """Of a split; single ones are a warning."""
+    for entry in entries_of(tree, "val"):
+        Image.new("L", SIZE, 255).save(entry.mask)
+    entry = entries_of(tree)[3]
+    Image.fromarray(np.eye(*SIZE[::-1], dtype=np.uint8) * 255).save(entry.mask)
+    found = check(tree)
+    finding = found["no validation mask with a class, but such with void"]
+    assert (finding.severity, len(finding.where)) == ("error", 24)
+    assert "write the label id of its class, such as 1; 255" in finding.advice
+    finding = found["training mask with void, but without a class"]
+    assert (finding.severity, finding.where) == ("warning", (f"{entry.where}: {entry.mask}",))
+
+
 # ----------------------------------------------------------------------------------- saliency maps
 @pytest.fixture
 def maps(toy_root, tmp_path) -> Path:
@@ -445,6 +500,22 @@ def test_faulty_saliency_maps(toy_root, maps, monkeypatch):
             for number, place in zip(numbers, found[what].where, strict=True):
                 start = f"{toy_root / TRAIN_LIST}, line {number}: {words.format(lines[number])}"
                 assert place.startswith(start)
+
+
+def test_files_among_the_maps_that_are_of_no_image(toy_root, maps):
+    (maps / "toy_000003.png").rename(maps / "toy_000003.jpg")
+    for name in ("._toy_000001.png", "other.png", "notes.txt"):
+        (maps / name).write_bytes((maps / "toy_000001.png").read_bytes())
+    found = check(toy_root, maps=maps)
+    assert set(found) == {
+        NOT_COMPARED,
+        "training image without a saliency map",
+        "file among the saliency maps that is of no training image",
+    }
+    extra = found["file among the saliency maps that is of no training image"].where
+    assert extra == tuple(
+        f"{maps / name}" for name in ("other.png", "toy_000003.jpg", "._toy_000001.png")
+    )
 
 
 def test_a_damaged_image_hides_no_fault_of_its_map(tree, maps):
@@ -563,7 +634,14 @@ def test_images_of_both_lists(tree):
 def test_files_that_no_list_names(tree):
     rewrite(TRAIN_LIST, lambda lines: lines[1:])(tree)
     (tree / "JPEGImages" / "notes.txt").touch()
-    finding = check(tree)["image or mask that no list names"]
+    hidden = [tree / f"JPEGImages/{name}" for name in (".DS_Store", "._toy_000000.jpg")]
+    for path in hidden:
+        path.touch()
+    found = check(tree)
+    assert found["hidden file, or one of another system, beside images or masks"].where == tuple(
+        map(str, hidden)
+    )
+    finding = found["image or mask that no list names"]
     assert finding.severity == "note"
     assert finding.where == tuple(
         f"{tree / name}"
@@ -591,13 +669,30 @@ def test_an_ade_tree(ade, capsys):
     assert f"{ade}: 3 training images, 3 validation images, 150 classes" in capsys.readouterr().out
 
 
+def test_what_lies_beside_the_images_of_an_ade_tree(ade):
+    before = check(ade, "ade")
+    folder = ade / "images/training"
+    for path in [*folder.iterdir(), *(ade / "annotations/training").iterdir()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\26\7")
+    (folder / "Thumbs.db").touch()
+    (folder / "ADE_training_4.heic").touch()
+    (folder / "more").mkdir()
+    found = check(ade, "ade")
+    left_out = found.pop("file in the folder of training images that has the ending of none")
+    hidden = found.pop("hidden file, or one of another system, beside images or masks")
+    assert (left_out.severity, hidden.severity) == ("warning", "note")
+    assert left_out.where == (f"{folder}/ADE_training_4.heic", f"{folder}/more")
+    assert len(hidden.where) == 3 + 3 + 1
+    assert found == before, "nothing else is said of them"
+
+
 def test_faults_of_an_ade_tree(ade):
     (ade / "annotations/training/ADE_training_3.png").unlink()
     shutil.rmtree(ade / "images/validation")
     names = (ade / "objectInfo150.txt").read_text().splitlines()
     (ade / "objectInfo150.txt").write_text("\n".join(names[:100]))
     Image.new("L", (9, 6), 151).save(ade / "annotations/training/ADE_training_1.png")
-    (ade / "images/training/ADE_training_4.png").touch()
+    shutil.copy(ade / "annotations/training/ADE_training_2.png", ade / "annotations/training/x.png")
     found = check(ade, "ade")
     errors = {what: found[what] for what in found if found[what].severity == "error"}
     places = {
@@ -611,7 +706,7 @@ def test_faults_of_an_ade_tree(ade):
         assert finding.where[0].startswith(places[what])
         assert "ADEChallengeData2016.zip" in finding.advice or "correct the mask" in finding.advice
     extra = found["image or mask that no list names"].where
-    assert extra == (f"{ade}/images/training/ADE_training_4.png",)
+    assert extra == (f"{ade}/annotations/training/x.png",)
 
 
 @pytest.mark.parametrize("file", ["objectInfo150.txt", "annotations", "images", ""])

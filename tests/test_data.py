@@ -40,6 +40,7 @@ from tests.helpers import PROJECT
 from tests.trees import GREY, HEIGHT, WIDTH, mask_of, wide_mask, write_ade, write_voc
 from utils import interrupt
 from utils.distributed import Ranks
+from utils.logger import log
 from utils.misc import UserError, seed_from, sentence
 from utils.pictures import voc_palette
 
@@ -104,6 +105,14 @@ def voc(tmp_path) -> Path:
 @pytest.fixture
 def ade(tmp_path) -> Path:
     return write_ade(tmp_path / "ade")
+
+
+@pytest.fixture
+def logged(caplog, monkeypatch) -> Callable[[], list[str]]:
+    """What was logged about voids and files that are left out."""
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level("INFO", logger=log.name)
+    return lambda: [line for line in caplog.messages if "left out" in line or "hold" in line]
 
 
 def cut(path: Path) -> None:
@@ -338,6 +347,108 @@ def test_faults_of_an_ade_tree(ade):
     (ade / "objectInfo150.txt").unlink()
     with pytest.raises(UserError, match=r"list file .*objectInfo150.txt does not exist"):
         ADE("val", str(ade))
+
+
+def test_ade_takes_images_of_any_format_and_tells_what_it_leaves_out(ade, tmp_path, logged):
+    folder = ade / "images" / "training"
+    twins = [f"._{path.name}" for path in folder.iterdir()]
+    GREY.save(folder / "ADE_training_4.JPEG", "JPEG")
+    GREY.save(folder / "ADE_training_5.png")
+    for name in (*twins, ".DS_Store", "Thumbs.db", "list.txt", "ADE_training_6.heic"):
+        (folder / name).write_bytes(b"\0\5\26\7")
+    (folder / "more").mkdir()
+    for k in (4, 5):
+        mask_of([k]).save(ade / f"annotations/training/ADE_training_{k}.png")
+    loaders = bundle(ADE, ade, tmp_path, name="own", steps=[[1, 2, 3, 4, 5]])
+    assert loaders.train_set.names == [f"ADE_training_{k}" for k in range(1, 6)]
+    assert [path.suffix for path in folder.glob("ADE_training_[45]*")].count(".png") == 1
+    assert logged() == [
+        f"train images: left out of {folder}: 5 hidden, 2 with an ending of no image "
+        "(.heic, .txt), 1 in the form of folders"
+    ]
+
+
+def test_two_images_of_one_id(ade):
+    folder = ade / "images" / "training"
+    GREY.save(folder / "ADE_training_2.png")
+    message = (
+        f"{folder}, file 3: image ADE_training_2 stands in the list twice, first at {folder}, file "
+        f"2 ({folder / 'ADE_training_2.jpg'} and {folder / 'ADE_training_2.png'})."
+    )
+    with pytest.raises(UserError) as caught:
+        ADE("train", str(ade))
+    assert str(caught.value) == message
+
+
+def test_a_folder_without_images_tells_what_lies_there(ade):
+    folder = ade / "images" / "training"
+    for path in list(folder.iterdir()):
+        path.rename(path.with_suffix(".heic"))
+    message = f"train list of the data set is empty without what is left out of {folder}: 3 with an"
+    with pytest.raises(UserError, match=message):
+        ADE("train", str(ade))
+
+
+# ------------------------------------------------------------------------------ void for foreground
+BINARY = ("background", "crack")
+VOID_IS = "hold 255 (in 16 bits 65535), which is void, neither trained on nor counted: where it"
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_masks_of_background_and_void_alone_are_told(tmp_path, wide):
+    root = write_voc(tmp_path / "voc", dict.fromkeys("abcdef", (0, 255)))
+    if wide:
+        for path in (root / "SegmentationClassAug").iterdir():
+            wide_mask([0, 65535]).save(path)
+    with pytest.raises(UserError) as caught:
+        bundle(VOC, root, tmp_path, class_names=BINARY, name="x", steps=[[1]])
+    assert str(caught.value) == (
+        f"no image of {root} belongs to the train set of step 0 of task 'x' (overlap): no mask of "
+        f"the train list holds 1; 6 of 6 that were looked at {VOID_IS} shall be foreground, write "
+        "the label id of its class, such as 1."
+    )
+
+
+def test_void_for_foreground_in_the_test_masks_alone(tmp_path):
+    root = write_voc(tmp_path / "voc", dict.fromkeys("abcdef", (0, 1)))
+    for path in (root / "SegmentationClass").iterdir():
+        mask_of([0, 255]).save(path)
+    with pytest.raises(
+        UserError,
+        match=r"belongs to the test set .* no mask of the val list holds "
+        r"1; 6 of 6 that were looked at hold 255",
+    ):
+        bundle(VOC, root, tmp_path, class_names=BINARY, name="x", steps=[[1]])
+
+
+def test_a_class_that_occurs_as_void_alone(tmp_path, logged):
+    """Beside another class of the step, and as the only one of its step."""
+    root = write_voc(tmp_path / "voc", dict.fromkeys("abcdef", (0, 1, 255)))
+    bundle(VOC, root, tmp_path, class_names=NAMES, name="x", steps=[[1, 3], [2]])
+    told = f"no training mask holds 3; 6 of 6 that were looked at {VOID_IS} shall be foreground, "
+    assert logged() == [f"{told}write the label id of its class, such as 3"]
+    with pytest.raises(UserError, match=r"train list holds 2; 6 of 6 .* such as 2\.$"):
+        bundle(VOC, root, tmp_path, class_names=NAMES, name="x", steps=[[1, 3], [2]], step=1)
+
+
+def test_some_masks_with_void_for_foreground(tmp_path, logged):
+    masks = {"a": (0, 1), "b": (0, 1, 255), "c": (0, 255), "d": (0,), "e": (1,), "f": (255,)}
+    root = write_voc(tmp_path / "voc", masks)
+    bundle(VOC, root, tmp_path, class_names=BINARY, name="x", steps=[[1]])
+    words = f"masks hold no class; 2 of 3 that were looked at {VOID_IS} shall be foreground, write "
+    assert logged() == [
+        f"3 {split} {words}the label id of its class, such as 1" for split in ("train", "val")
+    ]
+
+
+def test_void_beside_classes_and_masks_of_background_are_no_news(tmp_path, logged, monkeypatch):
+    masks = {"a": (0, 1, 255), "b": (2, 255), "c": (0,), "d": (0, 2), "e": (1,)}
+    root = write_voc(tmp_path / "voc", masks)
+    read = []
+    monkeypatch.setattr(VOC, "load_mask", lambda raw, index: read.append(index) or np.zeros(1))
+    bundle(VOC, root, tmp_path, class_names=NAMES[:3], name="x", steps=[[1, 2]])
+    assert logged() == []
+    assert read == [2, 2], "what has a class is not read again"
 
 
 # -------------------------------------------------------------------- images and labels of a step

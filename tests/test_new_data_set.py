@@ -399,5 +399,5 @@ def test_the_doctor_reads_it_through_its_class(config, root, tmp_path, capsys):
     (wrong,) = found["label id out of range in a training mask"]
     assert f"file 4: mask {masks[3]} holds the label id 40001; valid are 0, 7, 255" in wrong
     assert len(found["class without a pixel in any training mask"]) == 50
-    (silent,) = found["training mask with nothing but background and void"]
+    (silent,) = found["training mask with void, but without a class"]
     assert silent.endswith(f"file 5: {masks[4]}")

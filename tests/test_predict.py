@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from base.base_model import ModelOutput
+from base.image_files import decode, to_rgb
 from data_loader.transforms import EvalTransform, NoTransform
 from scripts.predict import main
-from scripts.predicting.images import Found, batches, find, read_image
+from scripts.predicting.images import FORMATS, Found, batches, find
 from scripts.predicting.student import Predictor, spans, trained_steps
 from tests.helpers import PROJECT, train, write_config
 from tests.networks import fill_by_name
@@ -78,7 +80,7 @@ GREY = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (8, 1))
         (Image.fromarray(GREY), "png"),
         (Image.fromarray(GREY.astype(np.uint16) * 257), "png"),
         (Image.fromarray(GREY.astype(np.uint16) * 257), "tif"),
-        (Image.fromarray(GREY.astype(np.int32) * 257), "tif"),
+        (Image.fromarray(GREY.astype(np.uint16) * 257), "pgm"),
         (Image.fromarray(GREY).convert("P"), "gif"),
         (Image.fromarray(GREY).convert("LA"), "png"),
         (Image.fromarray(GREY).convert("RGBA"), "webp"),
@@ -90,26 +92,33 @@ GREY = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (8, 1))
 def test_any_format_becomes_the_same_rgb(image, ending, tmp_path):
     path = tmp_path / f"image.{ending}"
     image.save(path, **({"lossless": True} if ending == "webp" else {}))
-    read = read_image(path)
+    read = to_rgb(decode(path, FORMATS))
     assert read.mode == "RGB"
     assert np.array_equal(np.asarray(read), np.stack([GREY] * 3, axis=2))
 
 
-def test_the_orientation_of_a_camera_is_applied_where_the_evaluation_does_not_judge(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    Image.fromarray(GREY).save(tmp_path / "a.png", exif=exif)
-    assert np.array_equal(np.asarray(read_image(tmp_path / "a.png"))[:, :, 0], np.rot90(GREY, -1))
-    as_evaluated = read_image(tmp_path / "a.png", upright=False)
-    assert np.array_equal(np.asarray(as_evaluated)[:, :, 0], GREY)
-
-
 def test_folders_are_searched_and_files_taken_as_they_are(photos):
     (photos / "notes.txt").write_text("no image")
-    assert find([photos, photos / "a.png"]) == [
+    found, left_out = find([photos, photos / "a.png"])
+    assert found == [
         Found(photos / name, Path(name).with_suffix("")) for name in ("a.png", "sub/a.jpg")
     ] + [Found(photos / "sub/b.tif", Path("sub/b"))]
-    assert find([photos / "notes.txt"]) == [Found(photos / "notes.txt", Path("notes"))]
+    assert left_out == "1 with an ending of no image (.txt)"
+    assert find([photos / "notes.txt"]) == ([Found(photos / "notes.txt", Path("notes"))], "")
+
+
+def test_hidden_files_and_those_of_other_systems_are_no_images(photos):
+    for name in ("._a.png", ".DS_Store", "Thumbs.db", "__MACOSX/sub/a.jpg", "@eaDir/b.jpg"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes((photos / "sub/a.jpg").read_bytes())
+    found, left_out = find([photos])
+    assert [str(name) for _, name in found] == ["a", "sub/a", "sub/b"]
+    assert left_out == "5 hidden"
+    assert find([photos / "._a.png"])[0] == [Found(photos / "._a.png", Path("._a"))], "named"
+    (photos / "empty").mkdir()
+    (photos / "empty/.DS_Store").touch()
+    with pytest.raises(UserError, match=r"no image below .*/empty \(left out: 1 hidden\): no"):
+        find([photos / "empty"])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -117,11 +126,7 @@ def test_images_of_a_size_come_together_and_broken_ones_are_told(photos, workers
     (photos / "broken.jpg").write_bytes((photos / "sub/a.jpg").read_bytes()[:400])
     paths = [photos / name for name in ("a.png", "broken.jpg", "sub/b.tif", "sub/a.jpg")]
     faults = []
-    got = list(
-        batches(
-            paths, NoTransform(), upright=True, pixels=10000, workers=workers, tell=faults.append
-        )
-    )
+    got = list(batches(paths, NoTransform(), pixels=10000, workers=workers, tell=faults.append))
     assert [(numbers, list(images.shape)) for numbers, images in got] == [
         ([0, 3], [2, 3, 48, 64]),
         ([2], [1, 3, 70, 40]),
@@ -134,7 +139,7 @@ def test_images_of_a_size_come_together_and_broken_ones_are_told(photos, workers
 def test_a_batch_holds_so_many_pixels_at_most(photos):
     paths = [photos / "a.png"] * 5
     for pixels, sizes in ((3 * 64 * 48, [3, 2]), (1, [1] * 5)):
-        got = batches(paths, NoTransform(), upright=True, pixels=pixels, workers=0, tell=print)
+        got = batches(paths, NoTransform(), pixels=pixels, workers=0, tell=print)
         assert [len(images) for _, images in got] == sizes
 
 
@@ -150,7 +155,7 @@ def test_images_that_wait_for_their_like_are_few(photos):
         seen.append(image.size)
         return NoTransform()(image)
 
-    got = batches(paths, transform, upright=True, pixels=40 * 50, workers=0, tell=print)
+    got = batches(paths, transform, pixels=40 * 50, workers=0, tell=print)
     next(got)
     assert len(seen) < 20
     assert sum(len(images) for _, images in got) == 39
@@ -177,6 +182,36 @@ def test_crop_mode_sees_what_the_evaluation_sees(run, toy_root, tmp_path, monkey
     for name, preds in zip(names, seen, strict=True):
         assert np.array_equal(pixels_of(out / f"{name}.png"), preds), name
     assert len(np.unique(seen)) > 10, "one class everywhere proves nothing"
+
+
+@pytest.mark.parametrize("mode", ["crop", "whole"])
+def test_evaluation_and_prediction_see_the_same_image(run, toy_root, tmp_path, mode):
+    """Of images that could be read in more than one way: turned by EXIF, or of 16 bits."""
+    root = Path(shutil.copytree(toy_root, tmp_path / "toy"))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for number, path in enumerate(sorted((root / "JPEGImages").iterdir())):
+        image = Image.open(path)
+        if number % 2:
+            image.transpose(Image.Transpose.ROTATE_180).save(path, "PNG", exif=exif)
+        else:
+            grey = np.asarray(image.convert("L")).astype(np.uint16)
+            Image.fromarray(grey * 257).save(path, "PNG")
+    flags = ["-r", str(run[1]), "--data_dir", str(root)]
+    if mode == "whole":
+        flags += ["--set", "data_loader.args.test.args.transform=false"]
+        flags += ["--set", "data_loader.args.test.batch_size=1"]
+    data = build_data(ConfigParser.from_args("eval", "configs/config_voc.json", argv=flags), SINGLE)
+    data.setup("test")
+    samples, predictor = (
+        [data.test_set[position] for position in range(6)],
+        Predictor.of(run[1], CPU),
+    )
+    photos = [str(root / f"JPEGImages/{sample.name}.jpg") for sample in samples]
+    assert main(["-r", str(run[1]), "--mode", mode, "--out", str(tmp_path / "out"), *photos]) == 0
+    for sample in samples:
+        (preds,) = predictor.predict(sample.image[None])
+        assert np.array_equal(pixels_of(tmp_path / f"out/{sample.name}.png"), preds), sample.name
 
 
 def test_an_own_order_of_classes_gives_label_ids(toy_root, tmp_path):
@@ -321,6 +356,77 @@ def test_a_broken_image_does_not_stop_the_others(run, photos, tmp_path, capsys):
     assert f"{photos / 'broken.png'} cannot be read: " in told.err
     assert "3 of 4 images" in told.out
     assert (tmp_path / "out/sub/b.png").is_file()
+
+
+def refuse_above(limit, monkeypatch, error):
+    """Let the network have memory for so many pixels at once."""
+    network = Predictor._network
+
+    def limited(predictor, pixels):
+        if pixels.shape[0] * pixels.shape[2] * pixels.shape[3] > limit:
+            raise error
+        return network(predictor, pixels)
+
+    monkeypatch.setattr(Predictor, "_network", limited)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to …"),
+        MemoryError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_image_too_large_for_the_memory_is_named(
+    run, photos, tmp_path, monkeypatch, capsys, error
+):
+    Image.new("RGB", (200, 100)).save(photos / "large.png")
+    refuse_above(64 * 48, monkeypatch, error)
+    for number, flags in enumerate((["-r", str(run[0])], ["--steps", str(run[0].parents[1])])):
+        out = tmp_path / f"out{number}"
+        assert main([*flags, "--out", str(out), str(photos)]) == 1
+        told = capsys.readouterr()
+        assert told.err == (
+            f"{photos / 'large.png'} of 200×100 pixels is too large for the memory; try --mode "
+            "slide, scale it down or cut it into parts.\n"
+        )
+        assert "3 of 4 images" in told.out
+        answered = {path.stem.split("_")[0] for path in out.rglob("*.*") if path.suffix != ".json"}
+        assert answered == {"a", "b"}, "also those of a batch that was too large"
+    assert main(["-r", str(run[0]), "--mode", "slide", "--out", str(out), str(photos)]) == 0
+
+
+def test_other_errors_are_no_want_of_memory(run, photos, tmp_path, monkeypatch):
+    refuse_above(0, monkeypatch, RuntimeError("shapes do not fit"))
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        main(["-r", str(run[0]), "--out", str(tmp_path / "out"), str(photos)])
+
+
+@pytest.mark.slow
+def test_with_little_memory_all_but_the_large_image_are_answered(run, photos, tmp_path):
+    """On the machine's own allocators, in a process that may have 400 MB more than it has."""
+    Image.new("RGB", (12000, 9000), "red").save(photos / "large.png")
+    Image.new("RGB", (3000, 2600), "red").save(photos / "sub/larger.jpg")
+    code = (
+        "import resource, sys; from scripts.predict import main; import torch\n"
+        "torch.set_num_threads(1)\n"
+        "pages = int(open('/proc/self/statm').read().split()[0])\n"
+        "limit = pages * resource.getpagesize() + (400 << 20)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    words = ["-r", run[0], "--out", tmp_path / "out", "--workers", "0", "-d", "cpu", photos]
+    command = [sys.executable, "-c", code, *map(str, words)]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=120)
+    told = done.stderr.splitlines()
+    assert done.returncode == 1, done.stderr
+    assert "3 of 5 images" in done.stdout
+    assert [line.split(";")[0] for line in told] == [
+        f"{photos / name} of {size} pixels is too large for the memory"
+        for name, size in (("large.png", "12000×9000"), ("sub/larger.jpg", "3000×2600"))
+    ]
 
 
 def test_the_steps_of_a_run_side_by_side(run, photos, tmp_path):

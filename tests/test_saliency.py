@@ -143,6 +143,15 @@ def test_only_what_is_trained_on_reads_maps(root, maps):
     load(root, root / "nowhere", "val", "test")
 
 
+def test_a_map_of_another_ending_is_told(root, maps):
+    first = maps / "i0.png"
+    first.rename(first.with_suffix(".PNG"))
+    (maps / "._i0.png").touch()
+    words = rf"{first} does not exist, only i0\.PNG, which is not looked for; make those with the"
+    with pytest.raises(UserError, match=words):
+        load(root, maps, "train")
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P"])
 def test_modes_of_a_map(root, tmp_path, mode):
     values = np.zeros((37, 50), np.uint8)

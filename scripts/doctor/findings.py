@@ -15,6 +15,11 @@ ADVICE = textwrap.TextWrapper(
     width=100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
 )
 SEVERITIES = ("error", "warning", "note")
+_SMALLER = "scale it down, or cut it into parts (masks and maps by nearest neighbour)"
+_VOID = (
+    "where it shall be foreground, write the label id of its class, such as 1; 255 (in masks of 16 "
+    "bits 65,535) is void, which is neither trained on nor counted"
+)
 _SHARED = "delete it from one of the lists: results on images that were trained on mean nothing"
 
 # Kind of fault → severity, what is wrong, what to do. The words in braces are the split and the
@@ -42,11 +47,18 @@ FAULTS = {
     "image missing": ("error", "{split} image does not exist", "{image}"),
     "image damaged": ("error", "{split} image cannot be read",
         "replace the file, which is damaged or no picture: {image}"),
+    "image too large": ("error", "{split} image that is too large to be read", _SMALLER),
+    "image depth": ("error", "{split} image whose depth cannot be read faithfully",
+        "scale it to 8 bits over the range of the sensor (such as 4,095 for 12 bits), all images "
+        "alike; nothing in the file says what is white"),
+    "image mode": ("error", "{split} image of colours that cannot be read faithfully",
+        "save it as RGB of 8 bits"),
     "enormous": ("warning", "{split} image or mask is enormous",
         "scale both down (the mask by nearest neighbour); every epoch decodes them anew"),
     "mask missing": ("error", "{split} mask does not exist", "{mask}"),
     "mask damaged": ("error", "{split} mask cannot be read",
         "replace the file, which is damaged or no picture: {mask}"),
+    "mask too large": ("error", "{split} mask that is too large to be read", _SMALLER),
     "mask mode": ("error", "{split} mask is no index mask",
         "save it as a palette or grey PNG of 8 or 16 bits whose pixel value is the class; in a "
         "colour picture, map each colour back to its class"),
@@ -56,8 +68,8 @@ FAULTS = {
         "correct the mask or, when the data have own classes, name them all in "
         "data_loader.args.class_names of a config and pass it with --config"),
     "sizes": ("error", "{split} image and mask differ in size",
-        "make the mask anew for this image; where width and height are swapped, the image has an "
-        "EXIF rotation, which training does not apply: rotate the pixels themselves"),
+        "make the mask anew for this image; where width and height are swapped, look for an EXIF "
+        "orientation, which is applied as viewers do: the mask shall be drawn on what they show"),
     "saliency folder": ("error", "folder of saliency maps does not exist",
         "name the folder that holds a map ID.png for every training image, or leave it out: a "
         "method that can do without maps then does"),
@@ -65,24 +77,41 @@ FAULTS = {
         "run the detector that made the others on this image, too, and save its map as ID.png"),
     "saliency map damaged": ("error", "saliency map cannot be read",
         "replace the file, which is damaged or no picture"),
+    "saliency map too large": ("error", "saliency map that is too large to be read", _SMALLER),
     "saliency map mode": ("error", "saliency map is no grey PNG",
         "save it as a PNG of 1 bit or grey of 8, 0 where nothing is salient"),
     "saliency map size": ("error", "saliency map and image differ in size",
         "make the map anew for this image, or scale it by nearest neighbour; where width and "
-        "height are swapped, the detector has applied an EXIF rotation, which training does not"),
+        "height are swapped, the detector has not applied an EXIF orientation, which training "
+        "does"),
     "saliency map empty": ("warning", "saliency map that is 0 everywhere",
         "nothing, when there is nothing to see in these images; if they are many, look whether "
         "the detector ran with the right threshold"),
-    "deep": ("warning", "{split} image with more than 8 bits per channel",
-        "save it with 8 bits per channel: values above 255 are cut off on reading"),
+    "saliency map extra": ("note", "file among the saliency maps that is of no training image",
+        "nothing; a map is looked for by the name of its image, as ID.png"),
+    "dim": ("warning", "{split} image of 16 bits that uses 14 of them at most",
+        "scale all images to 8 bits over the range of the sensor (such as 16,383 for 14 bits): as "
+        "they are, they are read as dark, with few shades"),
+    "deep": ("note", "{split} image with 16 bits per channel",
+        "nothing; 0 to 65,535 becomes 0 to 255 on reading"),
+    "turned": ("note", "{split} image with an EXIF orientation",
+        "nothing, when its mask was drawn on the image as viewers show it: so it is read"),
+    "frames": ("note", "{split} image of several frames", "nothing; the first one is read"),
     "grey": ("note", "{split} image is greyscale", "nothing; it becomes RGB on reading"),
     "mode": ("note", "{split} image is not RGB", "nothing; it becomes RGB on reading"),
     "absent train": ("warning", "class without a pixel in any training mask",
-        "add images that show it, or leave it out of the task: it cannot be learnt"),
+        "add images that show it, or leave it out of the task: it cannot be learnt; pixels of 255 "
+        "(65,535) are void and no class"),
     "absent val": ("warning", "class without a pixel in any validation mask",
         "add images that show it, or leave it out of the task: its IoU will be 0"),
-    "no class": ("note", "{split} mask with nothing but background and void",
+    "all void": ("error", "no {split} mask with a class, but such with void", _VOID),
+    "void": ("warning", "{split} mask with void, but without a class", _VOID),
+    "no class": ("note", "{split} mask with nothing but background",
         "nothing; no step uses the image"),
+    "hidden": ("note", "hidden file, or one of another system, beside images or masks",
+        "nothing; it is not read"),
+    "left out": ("warning", "file in the folder of {split} images that has the ending of none",
+        "nothing, when it shall not be used; else save it as a JPEG or PNG in the folder itself"),
     "extra": ("note", "image or mask that no list names",
         "nothing, when the lists are meant so; it is not used"),
     "refusal": ("error", "the data loader refuses", "correct what it names"),

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from base.base_dataset import BaseDataset, Entry
+from base.image_files import list_folder
 from scripts.doctor.findings import WORDS, Finding, Found, collect
 from utils.misc import UserError
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
 def read_lists(
@@ -31,7 +30,8 @@ def read_lists(
         readers[split] = known(split, str(root), own, follow_links, faults)
         # Both splits have the same names.
         found = [(f.kind, str(f)) for f in faults if f.kind != "names" or split == "val"]
-        findings += collect(known, [*found, *garbled(readers[split].entries)], split)
+        found += [*garbled(readers[split].entries), *left_out(readers[split])]
+        findings += collect(known, found, split)
     entries = {split: reader.entries for split, reader in readers.items()}
     outside = {path for reader in readers.values() for path, _, _ in strays(reader)}
     findings += collect(known, [*overlap(**entries), *extra_files(entries, outside)])
@@ -63,13 +63,21 @@ def strays(reader: BaseDataset) -> Iterator[tuple[Path, Entry, str]]:
                     yield path, entry, real
 
 
+def left_out(reader: BaseDataset) -> Found:
+    """What lies in the folders whose images are the list, and is no image."""
+    for folder, found in reader.listings.items():
+        for name in (*found.others, *found.folders):
+            yield "left out", f"{folder / name}"
+
+
 def extra_files(entries: Mapping[str, Sequence[Entry]], outside: set[Path]) -> Found:
-    """Pictures that are not listed, in the folders of the listed files."""
+    """Images that are not listed, and hidden files, in the folders of the listed files."""
     files = {path for listed in entries.values() for e in listed for path in (e.image, e.mask)}
     listed = {os.path.normpath(path) for path in files}
     for folder in sorted({os.path.dirname(os.path.normpath(path)) for path in files - outside}):
         with contextlib.suppress(OSError, ValueError):  # told where its files are missing
-            for name in sorted(os.listdir(folder)):
-                path = os.path.join(folder, name)
-                if path not in listed and os.path.splitext(name)[1].lower() in SUFFIXES:
-                    yield "extra", path
+            found = list_folder(folder)
+            for kind, names in (("extra", found.images), ("hidden", found.hidden)):
+                for path in (os.path.join(folder, name) for name in names):
+                    if path not in listed:
+                        yield kind, path

@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from copy import copy
 from multiprocessing import get_context
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from base.base_dataset import BaseDataset, Entry, label_ids
+from base.image_files import DARK, FORMATS, Picture, list_folder
 from base.task import Task
 from data_loader.saliency import SaliencyMaps
 from scripts.doctor.findings import Found
@@ -25,6 +27,7 @@ from utils.logger import progress
 from utils.misc import BACKGROUND, VOID, UserError, cores, keep_freed_memory, sha256
 
 CHUNK = 128  # files per job of the reading processes
+DIM = 4 * DARK  # of 65,536; the same for sensors of 14 bits
 PARALLEL = 8  # jobs; with fewer, starting processes would take longer than the reading
 
 
@@ -54,6 +57,17 @@ def noted(found: list[tuple[str, str]], what: str, place: str) -> Iterator[None]
         found.append((f"{what} damaged", f"{place}: {str(error) or type(error).__name__}"))
 
 
+def extra_maps(maps: SaliencyMaps | None, entries: Sequence[Entry]) -> Found:
+    """Images and hidden files in the folder of the maps that are no training image's map."""
+    if maps is not None:
+        known = {maps.file(entry).name for entry in entries}
+        with contextlib.suppress(OSError):  # told where its files cannot be read
+            listed = list_folder(maps.folder)
+            for name in (*listed.images, *listed.hidden):
+                if name not in known:
+                    yield "saliency map extra", f"{maps.folder / name}"
+
+
 def saliency_maps(folder: str | None) -> tuple[SaliencyMaps | None, Found]:
     """The maps of a folder, None when there is none, and what is wrong with it."""
     if folder is None:
@@ -71,31 +85,33 @@ def inspect(reader: BaseDataset, maps: SaliencyMaps | None, entry: Entry) -> Ins
     found: list[tuple[str, str]] = []
     ids: list[int] = []
     digest = ""
-    image = mask = None
+    size = mask = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         place = f"{entry.where}: {entry.image}"
         with noted(found, "image", place):
-            image = reader.read_image(entry)
-            found += [*enormous(place, image.size), *colours(place, image.mode)]
-            image.convert("RGB")
+            picture = reader.open_picture(entry.image, "image", entry)
+            size = picture.image.size
+            found += enormous(place, size)
             digest = sha256(entry.image)
+            reader.as_rgb(picture, entry)
+            found += kinds(place, picture, entry.image)
         place = f"{entry.where}: {entry.mask}"
         with noted(found, "mask", place):
             mask = reader.read_mask(entry)
             found += enormous(place, mask.shape[::-1])
             ids = reader.ids_of_mask(mask, entry)
             if not {*ids} - ({BACKGROUND} if reader.background else set()):
-                found.append(("no class", place))
+                found.append(("void" if np.iinfo(mask.dtype).max in mask else "no class", place))
         if mask is not None and not ids:  # beside a wrong id there may be right ones
             ids = [label for label in label_ids(mask) if label in reader.ids and label != VOID]
-        if image is not None and mask is not None:
+        if size is not None and mask is not None:
             with noted(found, "mask", place):
-                reader.check_sizes(entry, image.size, mask.shape)
+                reader.check_sizes(entry, size, mask.shape)
         if maps is not None:
             place = f"{entry.where}: {maps.file(entry)}"
             with noted(found, "saliency map", place):
-                if not maps.read(reader, entry, image.size if image is not None else None).any():
+                if not maps.read(reader, entry, size).any():
                     found.append(("saliency map empty", place))
     return Inspection(found, ids, digest)
 
@@ -106,13 +122,28 @@ def enormous(place: str, size: tuple[int, ...]) -> Found:
         yield "enormous", f"{place} is {'×'.join(map(str, size))}"
 
 
-def colours(place: str, mode: str) -> Found:
-    """Images that are not RGB."""
-    if mode == "L":
+def kinds(place: str, picture: Picture, path: Path) -> Found:
+    """What is uncommon about a picture that can be read."""
+    mode = picture.image.mode
+    if picture.orientation != 1:
+        yield "turned", f"{place} has the EXIF orientation {picture.orientation}"
+    if several_frames(path, picture.format):
+        yield "frames", place
+    if picture.deep:
+        yield "dim" if DARK <= picture.peak < DIM else "deep", f"{place} has the mode {mode}"
+    elif mode == "L":
         yield "grey", place
     elif mode != "RGB":
-        # Pillow's modes of 16 and 32 bits are I, I;16, F and the like.
-        yield "deep" if mode[0] in "IF" else "mode", f"{place} has the mode {mode}"
+        yield "mode", f"{place} has the mode {mode}"
+
+
+def several_frames(path: Path, kind: str) -> bool:
+    """Whether an image file of a format, as Pillow names it, has more frames than the first."""
+    if kind not in ("GIF", "PNG", "TIFF", "WEBP", "MPO"):
+        return False
+    with contextlib.suppress(Exception), Image.open(path, formats=FORMATS) as file:
+        return getattr(file, "is_animated", False)
+    return False
 
 
 def inspect_all(
@@ -192,6 +223,13 @@ def presence_of(reader: BaseDataset, inspections: Sequence[Inspection]) -> np.nd
     for row, seen in enumerate(inspections):
         presence[row, [columns[label] for label in seen.ids]] = True
     return presence
+
+
+def all_void(found: list[tuple[str, str]], presence: np.ndarray, task: Task) -> Found:
+    """What was found in a split, where masks with void are an error when none has a class."""
+    none = not presence[:, task.columns(task.classes)].any()
+    for kind, place in found:
+        yield "all void" if none and kind == "void" else kind, place
 
 
 def absent_classes(split: str, presence: np.ndarray, task: Task) -> Found:

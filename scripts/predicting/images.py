@@ -5,23 +5,26 @@ Used by `scripts/predict.py`; knows no model. A broken image is told and does no
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from base.image_files import Listing, decode, list_folder, to_rgb, too_large
 from data_loader.transforms import Transform
 from models.upsampling import size_of
+from scripts.predicting.memory import out_of_memory
 from utils import interrupt
 from utils.misc import UserError
 
 Image.init()
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large is told
 # Of the formats that Pillow knows, EPS starts another program, the others it cannot decode itself.
-FORMATS = sorted(Image.OPEN.keys() - {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
+FORMATS = tuple(sorted(Image.OPEN.keys() - {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}))
 ENDINGS = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
 HELD = 4  # batches of images that wait for others of their size
 
@@ -39,48 +42,51 @@ class Found(NamedTuple):
     name: Path
 
 
-def find(places: Sequence[Path]) -> list[Found]:
+def find(places: Sequence[Path]) -> tuple[list[Found], str]:
     """The files among `places`, and the images below the folders, ordered by name.
+
+    Returns:
+        The images; what of the folders is left out, in words.
 
     Raises:
         UserError: a place does not exist, or there is no image.
     """
-    found = []
+    found, left_out = [], Listing([], [], [], [])
     for place in places:
         if place.is_dir():
-            below = (path for path in place.rglob("*") if path.suffix.lower() in ENDINGS)
-            paths = sorted(path for path in below if path.is_file())
-            found += [Found(path, path.relative_to(place).with_suffix("")) for path in paths]
+            images = sorted(_images_below(place, left_out))
+            found += [Found(path, path.relative_to(place).with_suffix("")) for path in images]
         elif place.is_file():
             found.append(Found(place, Path(place.stem)))
         else:
             raise UserError(f"there is no image or folder {place}.")
     if not found:
+        without = f" (left out: {left_out.left_out})" if left_out.left_out else ""
         raise UserError(
-            f"no image below {', '.join(map(str, places))}: no file ends in .jpg, .png or what "
-            "else Pillow reads."
+            f"no image below {', '.join(map(str, places))}{without}: no file ends in .jpg, .png or "
+            "what else Pillow reads."
         )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)), left_out.left_out
 
 
-def read_image(path: Path, upright: bool = True) -> Image.Image:
-    """An image as RGB; alpha is left out, as in training, and grey of 16 bits becomes 8.
+def _images_below(folder: Path, left_out: Listing) -> list[Path]:
+    """The images of a folder and of those in it; what else lies there is added to `left_out`."""
+    try:
+        listed = list_folder(folder, ENDINGS)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be listed: {error.strerror}.") from None
+    left_out.hidden.extend(listed.hidden)
+    left_out.others.extend(listed.others)
+    images = [folder / name for name in listed.images]
+    for below in (folder / name for name in listed.folders):
+        if below.is_symlink():  # which may lead back
+            left_out.folders.append(below.name)
+        else:
+            images += _images_below(below, left_out)
+    return images
 
-    Args:
-        path: of the file.
-        upright: turn it as its EXIF orientation says, which training and evaluation do not.
 
-    Raises:
-        Exception: of nearly any kind where the file is damaged.
-    """
-    with Image.open(path, formats=FORMATS) as file:
-        image = ImageOps.exif_transpose(file) if upright else file.copy()
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).astype(np.uint8))
-    return image.convert("RGB")
-
-
-class Picture(NamedTuple):
+class Sample(NamedTuple):
     """What became of an image file.
 
     Attributes:
@@ -94,29 +100,34 @@ class Picture(NamedTuple):
     fault: str = ""
 
 
-class Pictures(Dataset):
+class Images(Dataset):
     """Image files, read and transformed."""
 
-    def __init__(self, paths: Sequence[Path], transform: Transform, upright: bool):
-        self.paths, self.transform, self.upright = paths, transform, upright
+    def __init__(self, paths: Sequence[Path], transform: Transform):
+        self.paths, self.transform = paths, transform
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, number: int) -> Picture:
+    def __getitem__(self, number: int) -> Sample:
+        path, size = self.paths[number], None
         try:
-            (image,) = self.transform(read_image(self.paths[number], self.upright))
-        except Exception as error:  # on a damaged file Pillow raises nearly anything
-            words = " ".join(str(error).split()) or type(error).__name__
-            return Picture(number, torch.empty(0), f"{self.paths[number]} cannot be read: {words}")
-        return Picture(number, image)
+            picture = decode(path, FORMATS)
+            size = picture.image.size
+            (image,) = self.transform(to_rgb(picture))
+        except UserError as fault:
+            return Sample(number, torch.empty(0), f"{path} {fault}.")
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            return Sample(number, torch.empty(0), f"{path} {too_large(size)}.")
+        return Sample(number, image)
 
 
 def batches(
     paths: Sequence[Path],
     transform: Transform,
     *,
-    upright: bool,
     pixels: int,
     workers: int,
     tell: Callable[[str], None],
@@ -126,7 +137,6 @@ def batches(
     Args:
         paths: of the images.
         transform: what is made of each.
-        upright: as in `read_image`.
         pixels: of a batch, at most, unless one image alone has more.
         workers: processes that read ahead; 0: this one reads.
         tell: takes the faults of broken images, in words.
@@ -135,7 +145,7 @@ def batches(
         Places in `paths` and images, [N, 3, H, W] uint8.
     """
     loader = DataLoader(
-        Pictures(paths, transform, upright),
+        Images(paths, transform),
         batch_size=None,
         num_workers=workers,
         worker_init_fn=interrupt.leave_to_parent,
@@ -143,7 +153,7 @@ def batches(
     )
     with interrupt.shield():
         pictures = iter(loader)
-    waiting: dict[tuple[int, int], list[Picture]] = {}
+    waiting: dict[tuple[int, int], list[Sample]] = {}
     for picture in pictures:
         if picture.fault:
             tell(picture.fault)
@@ -158,5 +168,8 @@ def batches(
         yield _batch(group)
 
 
-def _batch(pictures: list[Picture]) -> tuple[list[int], torch.Tensor]:
-    return [each.number for each in pictures], torch.stack([each.image for each in pictures])
+def _batch(pictures: list[Sample]) -> tuple[list[int], torch.Tensor]:
+    first, *others = (each.image for each in pictures)
+    # A single one may be so large that there is no room for its copy.
+    images = torch.stack([first, *others]) if others else first[None]
+    return [each.number for each in pictures], images

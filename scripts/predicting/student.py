@@ -19,6 +19,7 @@ from data_loader import DATA_SETS
 from data_loader.transforms import NoTransform, Transform, eval_transform, normalize
 from models.upsampling import full_precision, size_of
 from models.weights import load_strict
+from scripts.predicting.memory import enough_memory
 from trainer.build import apply_fast, build_method, build_student, build_task
 from trainer.checks import check_names, check_order, with_settings
 from trainer.evaluation import Weights
@@ -117,11 +118,15 @@ class Predictor:
             images: [N, 3, H, W] uint8 RGB, on any device.
             slide: as `windows` sees them instead of as a whole.
 
+        Raises:
+            TooLarge: there is too little memory.
+
         Returns:
             [N, H, W] uint8 or uint16, as `label_ids` has them.
         """
-        output, size = self._see(images, slide)
-        return self._ids(self.method.predict(output, size), images)
+        with enough_memory(images):
+            output, size = self._see(images, slide)
+            return self._ids(self.method.predict(output, size), images)
 
     @torch.inference_mode()
     def scored(self, images: torch.Tensor, *, slide: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -130,16 +135,21 @@ class Predictor:
         Args:
             images, slide: as in `predict`.
 
+        Raises:
+            TooLarge: as `predict`.
+
         Returns:
             Label ids as of `predict`, and [N, H, W] float32 from 0 to 1: the score of the class as
             the method's `confident` has it; where background won, what the likeliest class leaves
             of 1.
         """
-        output, size = self._see(images, slide)
-        preds, (_, score) = self.method.predict(output, size), self.method.confident(output, size)
-        score = torch.where(preds == BACKGROUND, 1 - score, score)
-        height, width = size_of(images)
-        return self._ids(preds, images), score[:, :height, :width].float().cpu().numpy()
+        with enough_memory(images):
+            output, size = self._see(images, slide)
+            preds = self.method.predict(output, size)
+            _, score = self.method.confident(output, size)
+            score = torch.where(preds == BACKGROUND, 1 - score, score)
+            height, width = size_of(images)
+            return self._ids(preds, images), score[:, :height, :width].float().cpu().numpy()
 
     def _ids(self, preds: torch.Tensor, images: torch.Tensor) -> np.ndarray:
         height, width = size_of(images)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from base.image_files import list_folder
 from scripts.toy_data.shapes import CLASS_NAMES, KINDS, VERSION, make_image
 from utils.logger import progress
 from utils.misc import UserError, atomic_path, write_json
@@ -46,8 +47,8 @@ def make_saliency(root: Path, out: Path) -> None:
     """Write saliency maps of the training images of a data set: whatever is drawn is salient."""
     folder = root / SPLITS["train"][1]
     out.mkdir(parents=True, exist_ok=True)
-    for file in progress(sorted(folder.iterdir()), desc="saliency", unit="image"):
-        with Image.open(file) as mask, atomic_path(out / file.name) as temporary:
+    for name in progress(list_folder(folder).images, desc="saliency", unit="image"):
+        with Image.open(folder / name) as mask, atomic_path(out / name) as temporary:
             mask.convert("L").point([0, *[255] * 255]).save(temporary, format="PNG")
 
 
