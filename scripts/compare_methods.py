@@ -26,6 +26,7 @@ from trainer.steps import unfinished
 from utils.config_file import read_json
 from utils.misc import PROJECT_ROOT, choose, one_sentence_errors, write_json
 from utils.parse_config import ConfigParser
+from utils.recipe import BLOCKS, read_layers
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,24 @@ TASKS = {"15-5": (FIRST, tuple(range(16, 21))), "15-3-2": (FIRST, (16, 17, 18), 
 
 def make_config(args: argparse.Namespace, steps: Sequence[Sequence[int]]) -> Path:
     """The configuration that all runs of a schedule share: that of `--config`, on this data."""
+    read_layers(args.config)  # tells what is wrong with it
     tree = read_json(args.config)
-    for block in ("hyperparameter", "optimizer"):
-        tree.pop(block, None)
+    _drop_rates(tree)
     data = tree["data_loader"]["args"]
     data |= {"data_dir": str(args.data_dir), "num_workers": 0}
     data["task"] |= {"idxs_path": str(args.out / "lists"), "steps": [list(ids) for ids in steps]}
     path = args.out / f"config-{'-'.join(str(len(ids)) for ids in steps)}-s{args.seed}.json"
     write_json(path, tree)
     return path
+
+
+def _drop_rates(tree: dict[str, Any]) -> None:
+    """Leave out, also in blocks, what this file and the recipes say: rates and loss weights."""
+    for block in ("hyperparameter", "optimizer"):
+        tree.pop(block, None)
+    for part in (*map(tree.get, BLOCKS), *tree.get("tasks", {}).values()):
+        if part is not None:
+            _drop_rates(part)
 
 
 def train(args: argparse.Namespace) -> None:

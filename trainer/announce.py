@@ -38,6 +38,9 @@ def announce(
     log.info("%d process(es) on %s", ranks.world, device)
     if config.test:
         return
+    if len(task.schedule) > 1:
+        for warning in config.warnings:
+            log.warning("%s", warning)
     _announce_batches(ranks, data, frozen=config["arch"]["args"]["freeze_all_bn"])
     if task.published and config.recipe is not None:
         _compare_with_recipe(config.recipe, config, data)
@@ -83,7 +86,11 @@ def _compare_with_recipe(recipe: Recipe, config: ConfigParser, data: Incremental
             f"the global batch is {data.global_batch} instead of {recipe.global_batch} (change "
             "--batch_size, the processes or --accumulate)"
         )
-    elif data.norm_batch < recipe.global_batch and not config["arch"]["args"]["freeze_all_bn"]:
+    elif (
+        recipe.synchronised_bn
+        and data.norm_batch < recipe.global_batch
+        and not config["arch"]["args"]["freeze_all_bn"]
+    ):
         told.append(
             f"BatchNorm sees {data.norm_batch} images at a time instead of {recipe.global_batch} "
             "(accumulation does not change that, more images per GPU or more GPUs do)"

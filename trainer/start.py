@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.advice import around_finished
 from trainer.build import build_data
 from trainer.checks import check
 from trainer.record import differences, record
@@ -64,9 +65,10 @@ def _resolve_auto(config: ConfigParser, plan: Launch) -> ConfigParser | None:
         data = build_data(config, Ranks(0, plan.world, plan.devices[0]))
         differs = differences(record(config, data, None), checkpoint["record"])
         if differs:
+            around = around_finished(config, data.task)
             raise UserError(
                 f"{config.step_dir()} holds a finished step of another run: {'; '.join(differs)}; "
-                "give the same, or another --name for a new run."
+                f"give the same, or another --name for a new run{around}."
             )
     metrics = config.log_dir() / METRICS
     if not metrics.is_file():
