@@ -18,7 +18,7 @@ import torch
 
 from data_loader.data_loaders import IncrementalDataLoader
 from utils import VERSION
-from utils.config_schema import SCHEMA
+from utils.config_schema import OLDER, SCHEMA
 from utils.misc import PROJECT_ROOT, sha256
 from utils.parse_config import ConfigParser
 
@@ -76,7 +76,7 @@ def differences(
             f"the training data have the hash {here['data'][:12]} here and "
             f"{there['data'][:12]} there"
         )
-    mine, other = here["settings"], there["settings"]
+    mine, other = OLDER | here["settings"], OLDER | there["settings"]
     for name in mine:
         if name in other and name not in ignore and mine[name] != other[name]:
             told.append(f"{name} is {mine[name]} here and {other[name]} there")

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from models.weights import load_strict
-from trainer.announce import announce
+from trainer.announce import announce, announce_statistics
 from trainer.base_step import adopt
 from trainer.build import apply_fast, build_data, build_method, build_student, load_previous
 from trainer.checks import check_names, with_settings
@@ -144,6 +144,7 @@ def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
     if task.step > 0 and config["data_loader"]["args"]["memory"]["mem_size"] > 0:
         replay(config, ranks, data, method, student)
     iterations = data.train_batches.iterations
+    announce_statistics(config, data, student)
     log.info("%s", data.leakage())
     method.start(student, earlier)
     if ranks.world > 1 and ranks.device.type == "cuda" and not student.frozen_bn:
