@@ -60,7 +60,8 @@ class DeepLabV3(BaseModel):
         self.cls = Heads(width, plan)
         self.unknown = make_head(width, 1, plan.kind) if plan.unknown else None
         parts = self.parts()
-        for part in (parts.decoder, *parts.heads, *([parts.unknown] if parts.unknown else [])):
+        heads = (*parts.heads, *([parts.unknown] if parts.unknown else []))
+        for part in (parts.decoder, *(heads if plan.kaiming_normal else ())):
             for module in part.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight)
