@@ -267,7 +267,9 @@ def test_a_diverged_step_names_the_way_on(own_task, capsys):
         train(path, "--task_step", "all")
     message = str(caught.value)
     assert message.endswith("; to go on from step 1, call again with --task_step 1-2 --lr 1e+29.")
-    with pytest.raises(UserError, match="holds a finished step of another run: optimizer") as caught:
+    with pytest.raises(
+        UserError, match="holds a finished step of another run: optimizer"
+    ) as caught:
         train(path, "--task_step", "all", "--lr", "0.0001")
     assert str(caught.value).endswith(
         "or another --name for a new run, or leave it as it is and go on with --task_step 1-2."
