@@ -1,5 +1,7 @@
-"""Blocks of a config file by step and task: what holds, what is refused, what is warned of; and what
-a step that diverges tells."""
+"""Blocks of a config file by step and task: what holds, what is refused, what is warned of.
+
+And what a step that diverges tells.
+"""
 
 from __future__ import annotations
 
