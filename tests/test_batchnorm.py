@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +14,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from models.model import DeepLabV3
 from scripts.reporting.sections import settings_of
 from tests.helpers import DATA, PROJECT, dkd_heads, train
+from trainer.announce import _compare_with_recipe
 from trainer.record import differences
 from trainer.steps import unfinished
 from utils import checkpoint as files
 from utils.config_schema import OLDER
+from utils.logger import log
 from utils.misc import UserError
 from utils.parse_config import ConfigParser
 
@@ -48,6 +51,16 @@ def test_the_backbone_has_it_and_the_decoder_that_of_pytorch():
     model.train()(images)
     batch = model.backbone.conv1(images).mean((0, 2, 3))
     torch.testing.assert_close(norm.running_mean, 0.75 * before + 0.25 * batch)
+
+
+@pytest.mark.parametrize(("method", "tells"), [("dkd", True), ("ssul", False)])
+def test_ssul_was_published_with_statistics_of_each_gpu(method, tells, caplog, monkeypatch):
+    """So what a process sees of the batch is no difference from its authors' run."""
+    monkeypatch.setattr(log, "propagate", True)
+    config = ConfigParser.from_args("train", "configs/config_voc.json", argv=["--method", method])
+    data = SimpleNamespace(global_batch=32, norm_batch=8)
+    _compare_with_recipe(config.recipe, config, data)
+    assert ("BatchNorm sees 8 images at a time instead of 32" in caplog.text) is tells
 
 
 @pytest.mark.parametrize("dataset", ["voc", "ade"])

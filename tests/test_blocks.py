@@ -18,6 +18,7 @@ from scripts.check_data import main as check_data
 from scripts.predicting import student
 from tests.helpers import PROJECT, train, write_config
 from trainer.checks import check_names
+from utils import recipe
 from utils.misc import UserError
 from utils.parse_config import ConfigParser
 
@@ -166,6 +167,28 @@ def test_faulty_blocks(tree, says, tmp_path):
     assert str(caught.value).startswith(str(tmp_path / "own.json"))
     for part in says:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [
+        ({}, "mine_voc.json: global_batch must be there, a whole number >= 1"),
+        ({"global_batch": True}, "mine_voc.json: global_batch must be there"),
+        ({"global_batch": 8, "synchronised_bn": 1}, "synchronised_bn must be true or false"),
+        ({"global_batch": 8, "trainer": {}}, "unknown key 'trainer'; valid: every_step"),
+        ({"global_batch": 8, "step_0": 1}, "mine_voc.json: step_0 must be a block"),
+        (
+            {"global_batch": 8, "later_steps": lr(0)},
+            "mine_voc.json, later_steps: optimizer.args.lr",
+        ),
+    ],
+)
+def test_a_faulty_recipe(tree, says, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "FOLDER", tmp_path)
+    (tmp_path / "mine_voc.json").write_text(json.dumps(tree))
+    with pytest.raises(UserError) as caught:
+        recipe.read("mine", "voc", "15-1", 0)
+    assert says in str(caught.value)
 
 
 def test_a_schedule_that_nobody_knows(tmp_path):

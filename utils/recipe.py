@@ -39,7 +39,7 @@ class Part(NamedTuple):
     """Values of a file that hold together.
 
     Attributes:
-        task: the schedule whose they are; None: every one.
+        task: the schedule that they are for; None: every one.
         block: one of `BLOCKS`, or "" for plain keys.
         values: dotted key → value.
     """
@@ -119,32 +119,26 @@ def read(method: str, dataset: str, task: str, step: int) -> Recipe | None:
         raise UserError(f"{path}: unknown key '{wrong[0]}'; valid: {listing(sorted(known))}.")
     heading = {key: tree.pop(key) for key in HEADING if key in tree}
     batch, synchronised = heading.get("global_batch"), heading.get("synchronised_bn", True)
-    if type(batch) is not int or batch < 1 or type(synchronised) is not bool:
-        raise UserError(
-            f"{path}: global_batch must be there, a whole number >= 1, and synchronised_bn true or "
-            "false, where it is."
-        )
-    layers = layers_of(tree, str(path))
+    if type(batch) is not int or batch < 1:
+        raise UserError(f"{path}: global_batch must be there, a whole number >= 1.")
+    if type(synchronised) is not bool:
+        raise UserError(f"{path}: synchronised_bn must be true or false.")
+    layers = _layers_of(tree, str(path))
     by_step = tuple(lay({}, layers.at(task, number), method) for number in (0, 1))
     file = path.relative_to(PROJECT_ROOT).as_posix()
     return Recipe(file, by_step[step > 0], batch, (by_step[0], by_step[1]), synchronised)
 
 
-def read_layers(path: Path, source: str | None = None) -> Layers:
-    """A config file.
-
-    Args:
-        path: the file.
-        source: what messages call it; default: its path.
+def read_layers(path: Path) -> Layers:
+    """What a config file says.
 
     Raises:
         UserError: it cannot be read, or holds an unknown key or a wrong value, in whichever block.
     """
-    return layers_of(read_json(path), source or str(path))
+    return _layers_of(read_json(path), str(path))
 
 
-def layers_of(tree: Any, source: str) -> Layers:
-    """The same of a file that is parsed already."""
+def _layers_of(tree: Any, source: str) -> Layers:
     blocks = {}
     if isinstance(tree, dict):
         blocks = {key: tree[key] for key in ("tasks", *BLOCKS) if key in tree}
