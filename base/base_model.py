@@ -30,12 +30,14 @@ class HeadPlan:
         kind: "conv1x1", or "block": 3×3 convolution - BatchNorm - ReLU - 1×1 convolution.
         detached_first: the first head reads features without shaping them (DKD's auxiliary head).
         unknown: one more head of one output, apart from the others: `ModelOutput.unknown`.
+        kaiming_normal: how the weights of convolutions start: drawn so, or as PyTorch draws them.
     """
 
     sizes: tuple[int, ...]
     kind: str = "conv1x1"
     detached_first: bool = False
     unknown: bool = False
+    kaiming_normal: bool = True
 
     def __post_init__(self) -> None:
         assert self.kind in HEAD_KINDS, f"a head is one of {HEAD_KINDS}, not '{self.kind}'"

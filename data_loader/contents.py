@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from base.base_dataset import LARGEST_FILE, BaseDataset
+from base.base_dataset import BaseDataset
+from base.image_files import LARGEST_FILE
 from data_loader.saliency import SaliencyMaps
 from utils.logger import log, progress
 from utils.misc import UserError, atomic_path, cores, listing

@@ -18,8 +18,6 @@ from torchvision import models
 from torchvision.models import WeightsEnum, resnet
 from torchvision.models.swin_transformer import SwinTransformer
 
-TRAIN_MOMENTUM = 0.01  # of the backbone's BatchNorm statistics
-
 Features = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
 
 
@@ -59,9 +57,6 @@ class Backbone(nn.Module):
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         self.layer1, self.layer2 = net.layer1, net.layer2
         self.layer3, self.layer4 = net.layer3, net.layer4
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = TRAIN_MOMENTUM
 
     def forward(self, images: torch.Tensor, with_stages: bool = False) -> Features:
         """Features at the output stride; the stages lie at strides 4, 8 and on."""

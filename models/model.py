@@ -35,6 +35,7 @@ class DeepLabV3(BaseModel):
         norm_act: str = "bn_sync",
         backbone_pretrained: bool | str = False,
         freeze_all_bn: bool = False,
+        backbone_bn_momentum: float = 0.01,
         dropout: bool = True,
     ):
         """
@@ -52,11 +53,15 @@ class DeepLabV3(BaseModel):
         spec = BACKBONES[backbone]
         width, block = spec.aspp_channels, plan.kind == "block"
         self.backbone = spec.build(output_stride)
+        for module in self.backbone.modules():
+            if isinstance(module, _BatchNorm):
+                module.momentum = backbone_bn_momentum
         self.aspp = ASPP(spec.channels, width, output_stride, last_conv=not block)
         self.cls = Heads(width, plan)
         self.unknown = make_head(width, 1, plan.kind) if plan.unknown else None
         parts = self.parts()
-        for part in (parts.decoder, *parts.heads, *([parts.unknown] if parts.unknown else [])):
+        heads = (*parts.heads, *([parts.unknown] if parts.unknown else []))
+        for part in (parts.decoder, *(heads if plan.kaiming_normal else ())):
             for module in part.modules():
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight)

@@ -5,13 +5,16 @@ import json
 import re
 import subprocess
 
+import numpy as np
 import pytest
 
 from scripts.reporting.published import published
-from tests.helpers import PROJECT
+from scripts.toy_data.shapes import CLASS_NAMES
+from tests.helpers import PROJECT, train
 from trainer.methods import METHODS
 from utils.config_file import flatten, read_json
 from utils.config_schema import FLAGS, SCHEMA
+from utils.parse_config import ConfigParser
 
 README, REFERENCE, FAITHFUL = (
     (PROJECT / name).read_text(encoding="utf-8")
@@ -47,6 +50,43 @@ def method_rows():
 def test_reference_is_complete(rows):
     missing = [row for row in rows() if row not in REFERENCE]
     assert not missing, "rows for docs/config.md:\n" + "\n".join(rows())
+
+
+def own_data():
+    """The worked example of an own data set."""
+    section = README.split("### Own data")[1]
+    return json.loads(re.search(r"```json\n(.*?)```", section, re.DOTALL)[1])
+
+
+def test_the_example_of_own_data_has_a_rate_for_each_kind_of_step(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(own_data()))
+    argv = ["-c", str(path), "--task_step", "all"]
+    config = ConfigParser.from_args("train", "configs/config_voc.json", argv=argv)
+    steps = [config.at_step(step) for step in (0, 1)]
+    first, later = (step["optimizer"]["args"]["lr"] for step in steps)
+    assert first > later
+    assert all(step["trainer"]["clip_grad_norm"] > 0 for step in steps)
+    assert [step["arch"]["args"]["freeze_all_bn"] for step in steps] == [False, True]
+    assert config.warnings == ()
+
+
+@pytest.mark.slow
+def test_the_example_of_own_data_trains(toy_root, tmp_path):
+    """A tiny network from scratch, on other images; all else is as it stands."""
+    tree = own_data()
+    args = tree["data_loader"]["args"]
+    args |= {"data_dir": str(toy_root), "class_names": list(CLASS_NAMES), "num_workers": 0}
+    args["task"]["idxs_path"] = str(tmp_path)
+    for kind in ("train", "val", "test"):
+        args[kind] = args.get(kind, {}) | {"args": {"transform_args": {"crop_size": 32}}}
+    tree["arch"]["args"] |= {"backbone": "tiny", "backbone_pretrained": False}
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(tree))
+    parsed = train(path, "--task_step", "all", "--save_dir", str(tmp_path / "runs"), "--epochs=4")
+    for step in (0, 1):
+        history = json.loads((parsed.log_dir(step) / "history.json").read_text())
+        assert np.isfinite([epoch["losses"]["loss"] for epoch in history["epochs"]]).all()
 
 
 def test_named_files_exist():

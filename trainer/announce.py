@@ -6,14 +6,18 @@ Called by `trainer/run.py`.
 from __future__ import annotations
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from base.base_method import BaseMethod
+from base.base_model import BaseModel
 from data_loader.data_loaders import IncrementalDataLoader
 from utils.distributed import Ranks, no_gpu
 from utils.logger import log
 from utils.misc import listing
 from utils.parse_config import ConfigParser
 from utils.recipe import Recipe
+
+MOST_LEFT = 0.05  # share of BatchNorm's first statistics that a step may leave without a warning
 
 
 def announce(
@@ -45,6 +49,9 @@ def announce(
         )
     if config.test:
         return
+    if len(task.schedule) > 1:
+        for warning in config.warnings:
+            log.warning("%s", warning)
     _announce_batches(ranks, data, frozen=config["arch"]["args"]["freeze_all_bn"])
     if task.published and config.recipe is not None:
         _compare_with_recipe(config.recipe, config, data)
@@ -77,6 +84,32 @@ def _announce_batches(ranks: Ranks, data: IncrementalDataLoader, *, frozen: bool
         log.warning("step 0 with frozen BatchNorm: the ASPP keeps its initial statistics for ever")
 
 
+def announce_statistics(
+    config: ConfigParser, data: IncrementalDataLoader, student: BaseModel
+) -> None:
+    """Warn where a step is too short for the backbone's BatchNorm to learn its statistics.
+
+    Each batch leaves 1 - momentum of what they were.
+    """
+    norms = [each for each in student.parts().backbone.modules() if isinstance(each, _BatchNorm)]
+    if student.frozen_bn or not norms:
+        return
+    batches = config["trainer"]["epochs"] * data.train_batches.iterations * data.accumulate
+    momentum = norms[0].momentum or 0.0
+    left = (1 - momentum) ** batches
+    if left > MOST_LEFT:
+        log.warning(
+            "arch.args.backbone_bn_momentum is %g, too little for the %d iterations of this step: "
+            "%.0f %% of the statistics that the backbone's BatchNorm starts with are left at its "
+            "end; from %.2g on it is less than %.0f %%",
+            momentum,
+            batches,
+            100 * left,
+            1 - MOST_LEFT ** (1 / batches),
+            100 * MOST_LEFT,
+        )
+
+
 def _compare_with_recipe(recipe: Recipe, config: ConfigParser, data: IncrementalDataLoader) -> None:
     """One warning about all that the published runs of this method have otherwise."""
     flat = config.flat()
@@ -90,7 +123,11 @@ def _compare_with_recipe(recipe: Recipe, config: ConfigParser, data: Incremental
             f"the global batch is {data.global_batch} instead of {recipe.global_batch} (change "
             "--batch_size, the processes or --accumulate)"
         )
-    elif data.norm_batch < recipe.global_batch and not config["arch"]["args"]["freeze_all_bn"]:
+    elif (
+        recipe.synchronised_bn
+        and data.norm_batch < recipe.global_batch
+        and not config["arch"]["args"]["freeze_all_bn"]
+    ):
         told.append(
             f"BatchNorm sees {data.norm_batch} images at a time instead of {recipe.global_batch} "
             "(accumulation does not change that, more images per GPU or more GPUs do)"

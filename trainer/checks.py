@@ -14,6 +14,7 @@ import torch
 from base.base_model import BaseModel, HeadPlan
 from base.base_trainer import parse_monitor
 from base.task import Task
+from data_loader import DATA_SETS
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.memory import read as read_memory
 from models.backbone import BACKBONES
@@ -51,6 +52,10 @@ def check_names(config: ConfigParser) -> None:
     arch = config["arch"]["args"]
     pretrained = arch["backbone_pretrained"] if starts_from_imagenet(config) else False
     check_arch(arch["backbone"], arch["output_stride"], arch["norm_act"], pretrained)
+    args = config["data_loader"]
+    known = (*DATA_SETS[args["type"]].tables, args["args"]["task"]["name"])
+    for file, name in config.tasks:
+        choose(f"{file}: a name in the block tasks", name, known)
     for name in config["metrics"]:
         choose("an entry of metrics", name, METRICS)
     if not config["metrics"]:

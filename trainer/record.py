@@ -22,7 +22,7 @@ from data_loader.contents import changes, same_rows
 from data_loader.data_loaders import IncrementalDataLoader
 from trainer.build import Previous
 from utils import VERSION
-from utils.config_schema import SCHEMA
+from utils.config_schema import OLDER, SCHEMA
 from utils.distributed import Ranks
 from utils.logger import log
 from utils.misc import PROJECT_ROOT, UserError, sha256
@@ -96,10 +96,10 @@ def differences(
             f"the training data have the hash {here['contents'][:12]} here and "
             f"{there['contents'][:12]} there"
         )
-    for name, value in (here["settings"] | _lengthened(here)).items():
-        other = (there["settings"] | _lengthened(there)).get(name, value)
-        if name not in ignore and value != other:
-            told.append(f"{name} is {value} here and {other} there")
+    mine, other = (OLDER | each["settings"] | _lengthened(each) for each in (here, there))
+    for name in mine:
+        if name in other and name not in ignore and mine[name] != other[name]:
+            told.append(f"{name} is {mine[name]} here and {other[name]} there")
     return told
 
 
@@ -131,7 +131,11 @@ class Provenance:
         return cls(record(config, data, data.train_hash()), tensors, previous.sha256)
 
     def resumed(
-        self, checkpoint: Mapping[str, Any], path: Path, data: IncrementalDataLoader
+        self,
+        config: ConfigParser,
+        checkpoint: Mapping[str, Any],
+        path: Path,
+        data: IncrementalDataLoader,
     ) -> Provenance:
         """Of the step that goes on from a checkpoint.
 
@@ -144,9 +148,10 @@ class Provenance:
             now, before = _tables(self.data), _tables(checkpoint["data"])
             differs += changes(now["train"], before["train"], data.names("train"))
         if differs:
+            anew = f"delete {config.step_dir()} to train this step anew, " if config.auto else ""
             raise UserError(
                 f"the checkpoint to resume from is of another run: {'; '.join(differs)}; give the "
-                "same, or another --name for a new run (the global batch is --batch_size × "
+                f"same, {anew}or another --name for a new run (the global batch is --batch_size × "
                 "processes × trainer.accumulate)."
             )
         if differ(self.previous, checkpoint.get("previous")):

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from models.weights import load_strict
-from trainer.announce import announce
+from trainer.announce import announce, announce_statistics
 from trainer.base_step import adopt
 from trainer.build import (
     Previous,
@@ -162,6 +162,7 @@ def train(config: ConfigParser, ranks: Ranks, results: Path) -> None:
     if task.step > 0 and config["data_loader"]["args"]["memory"]["mem_size"] > 0:
         replay(config, ranks, data, method, student)
     iterations = data.train_batches.iterations
+    announce_statistics(config, data, student)
     log.info("%s", data.leakage())
     provenance = ranks.gather(Provenance.of(config, data, previous) if ranks.is_main else None)[0]
     method.start(student, previous.method_state)

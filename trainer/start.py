@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from base.task import Task
+from trainer.advice import around_finished
 from trainer.build import build_data
 from trainer.checks import check, check_room, check_training, checkpoint_size
 from trainer.record import EPOCHS, LENGTHENED, differ, differences, record
@@ -82,7 +84,7 @@ def check_later(steps: Sequence[ConfigParser], plan: Launch) -> None:
         if path is None:
             room += checkpoint_size(config, data.task)
         elif "record" in checkpoint:
-            check_same_run(config, path, record(config, data, None), checkpoint)
+            check_same_run(config, data.task, path, record(config, data, None), checkpoint)
         files.forget(go_on=True)
     if room:
         check_room(steps[-1].step_dir(), room, "the checkpoints of the later steps need")
@@ -107,7 +109,7 @@ def _resolve_auto(config: ConfigParser, plan: Launch) -> ConfigParser | None:
         return config.changed(resume=path, notes=(*skipped, f"-r auto: {path}"))
     if "record" in checkpoint:
         data = build_data(config, Ranks(0, plan.world, plan.devices[0]))
-        check_same_run(config, path, record(config, data, None), checkpoint)
+        check_same_run(config, data.task, path, record(config, data, None), checkpoint)
     previous = previous_weights(config)
     if differ(previous, checkpoint.get("previous")):
         raise UserError(f"{folder} holds a finished step, but {of_other_previous(config)}")
@@ -125,11 +127,16 @@ def _resolve_auto(config: ConfigParser, plan: Launch) -> ConfigParser | None:
 
 
 def check_same_run(
-    config: ConfigParser, path: Path, here: Mapping[str, Any], checkpoint: Mapping[str, Any]
+    config: ConfigParser,
+    task: Task,
+    path: Path,
+    here: Mapping[str, Any],
+    checkpoint: Mapping[str, Any],
 ) -> None:
     """Whether the step of a checkpoint is the one that a configuration asks for.
 
     Args:
+        config, task: of the step.
         path: of the checkpoint.
         here: record of the configuration.
 
@@ -138,16 +145,17 @@ def check_same_run(
     """
     folder, there = config.step_dir(), checkpoint["record"]
     state = "a finished step" if checkpoint.get("finished", True) else "an unfinished step"
+    around = around_finished(config, task) if checkpoint.get("finished", True) else ""
     differs = differences(here, there, ignore=(EPOCHS, LENGTHENED))
     if differs:
         raise UserError(
             f"{folder} holds {state} of another run: {'; '.join(differs)}; give the same, or "
-            "another --name for a new run."
+            f"another --name for a new run{around}."
         )
     epochs, trained = here["settings"][EPOCHS], there["settings"].get(EPOCHS)
     if trained is None or epochs == trained:
         return
-    ways = f"give --epochs {trained}, or train {epochs} epochs anew under another --name"
+    ways = f"give --epochs {trained}, or train {epochs} epochs anew under another --name{around}"
     if epochs > trained and checkpoint.get("finished", True):
         ways += (
             f"; -r {path} --epochs {epochs} lengthens the step, with a learning rate that rises "

@@ -26,6 +26,7 @@ from base.task import Task
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.dataset import Sample
 from models.weights import load_strict
+from trainer.advice import after_divergence
 from trainer.build import describe, task_record
 from trainer.evaluation import Evaluation, Weights
 from trainer.events import Events
@@ -71,13 +72,14 @@ class LossLog:
         self.in_a_row = 0  # updates skipped since the last one that was made
         self.begin("")
 
-    def begin(self, where: str) -> None:
+    def begin(self, where: str, advice: str = "") -> None:
         """Start an epoch.
 
         Args:
             where: step and epoch, for messages.
+            advice: how to go on where the run ends by a loss that is not finite.
         """
-        self.where = where
+        self.where, self.advice = where, advice
         self.names: tuple[str, ...] = ()
         self.waiting: list[tuple[int, Sequence[str], torch.Tensor]] = []
         self.total, self.recent = torch.zeros(0), torch.zeros(0)
@@ -118,7 +120,8 @@ class LossLog:
                 times = f", the last of {MOST_SKIPPED} in a row" if scaled else ""
                 raise UserError(
                     f"{place}{times}: {which}; lower the learning rate (--lr), set "
-                    'trainer.clip_grad_norm, or with mixed precision try "amp_dtype": "bfloat16".'
+                    'trainer.clip_grad_norm, or with mixed precision try "amp_dtype": "bfloat16"'
+                    f"{'; ' if self.advice else ''}{self.advice}."
                 )
             told = f": {which}" if not finite else ""
             log.log(
@@ -257,7 +260,8 @@ class Trainer(BaseTrainer):
         # cuDNN tries its ways once on a GPU; where image sizes differ, it would go on trying.
         torch.backends.cudnn.benchmark = self.data.one_size("train")
         losses = self.losses
-        losses.begin(f"step {self.task.schedule_step}, epoch {epoch}")
+        where = f"step {self.task.schedule_step}, epoch {epoch}"
+        losses.begin(where, after_divergence(self.config, self.task))
         start, images, lr = time.perf_counter(), 0, self.optimizer.param_groups[0]["lr"]
         whole = self.iteration == 0
         bar = progress(
@@ -408,7 +412,7 @@ class Trainer(BaseTrainer):
             )
         for remark in remarks(self.provenance.record, checkpoint["record"]):
             log.info("resuming with another %s", remark)
-        self.provenance = self.provenance.resumed(checkpoint, path, self.data)
+        self.provenance = self.provenance.resumed(self.config, checkpoint, path, self.data)
         load_strict(self.student, checkpoint["state_dict"], "the checkpoint to resume from")
         self.method.load_state(checkpoint.get("method_state", {}))
         self.optimizer.load_state_dict(checkpoint["optimizer"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,16 @@ def read_json(path: Path, what: str = "config file") -> Any:
         raise UserError(f"{path}: the file cannot be read: {error}.") from None
 
 
-def flatten(tree: Any, source: str, *, strict: bool) -> tuple[dict[str, Any], list[str]]:
+def flatten(
+    tree: Any, source: str, *, strict: bool, blocks: Collection[str] = ()
+) -> tuple[dict[str, Any], list[str]]:
     """A parsed JSON file as `{dotted key: value}`, each checked against `SCHEMA`.
 
     Args:
         tree: the parsed file.
         source: its name for messages.
         strict: an unknown key is an error; otherwise it is left out and told in the second result.
+        blocks: what else may stand in the file, for the message about an unknown key.
 
     Raises:
         UserError: an unknown key (when strict), a wrong type or a value out of range.
@@ -78,7 +82,7 @@ def flatten(tree: Any, source: str, *, strict: bool) -> tuple[dict[str, Any], li
             else:
                 known = (*SCHEMA, *SECTIONS)
                 below = [key.removeprefix(prefix) for key in known if key.startswith(prefix)]
-                here = sorted({key.split(".")[0] for key in below})
+                here = sorted({*(key.split(".")[0] for key in below), *(() if prefix else blocks)})
                 elsewhere = [key for key in known if key.endswith(f".{name}")]
                 hint = f" (did you mean '{elsewhere[0]}'?)" if len(elsewhere) == 1 else ""
                 raise UserError(

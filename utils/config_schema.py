@@ -133,6 +133,12 @@ SCHEMA: dict[str, Key] = {
         "true: ImageNet weights from torchvision; a path: from that file; false: none", (bool, str)
     ),
     "arch.args.freeze_all_bn": Key("keep statistics and affine of every BatchNorm", (bool,)),
+    "arch.args.backbone_bn_momentum": Key(
+        "momentum of the backbone's BatchNorm: how far a batch moves the statistics to its own",
+        NUMBER,
+        above=0,
+        most=1,
+    ),
     "data_loader.type": Key("the data set's loader bundle", (str,)),
     "data_loader.args.data_dir": free(
         "root of the data set; null: the environment (DKD_VOC_ROOT, DKD_ADE_ROOT), then the "
@@ -250,6 +256,8 @@ SCHEMA: dict[str, Key] = {
 HYPERPARAMETER = Key("setting of the method", NUMBER, 0)
 # What released config.json files hold besides: accepted in every file and without effect.
 RELEASED = {"test": Key("whether that run was a test", (bool,))}
+# What it means that a config, or the record of a checkpoint, is older than a key.
+OLDER = {"arch.args.backbone_bn_momentum": 0.01}
 # Optional keyword arguments of the class in `type`: without them the class uses its own default.
 OPTIONAL = {
     *(f"lr_scheduler.args.{name}" for name in ("power", "warmup_iters", "min_lr")),

@@ -4,9 +4,10 @@ Called by the four entry scripts before anything else; imports no torch, so a wr
 file is answered at once. It knows every key and every flag, but no class behind a `type` field:
 those names are resolved against the registries that `trainer/run.py` hands to `ConfigParser`.
 
-A typed flag beats the file of `-c`, which beats the recipe of the method for this task and step
-(`utils/recipe.py`), which beats the defaults, the shipped config of the entry script. Where weights
-are named with `-r`, the config beside them stands in the place of the recipe.
+A typed flag beats the file of `-c`, which beats the recipe of the method for this task and step,
+which beats the defaults, the shipped config of the entry script. Where weights are named with `-r`,
+the config beside them stands in the place of the recipe. What a file says for this task and step,
+also in blocks of its own, is the matter of `utils/recipe.py`.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from typing import Any, NoReturn, TypeVar
 
 from utils import recipe as recipes
 from utils.config_file import check_value, flatten, read_json
-from utils.config_schema import FLAGS, OPTIONAL, SCHEMA, Steps, key_of
+from utils.config_schema import FLAGS, SCHEMA, Steps, key_of
 from utils.misc import PROJECT_ROOT, UserError, choose, did_you_mean, listing
-from utils.recipe import Recipe
+from utils.recipe import TASK, Layers, Recipe, lay, read_layers, same_at_all_steps
 
 T = TypeVar("T")
 SETTINGS_HINT = "settings of a method, the block hyperparameter: --method NAME --help"
@@ -139,11 +140,14 @@ class ConfigParser:
         test: whether `--test` was given.
         beside: keys that only the file beside the weights sets, which may be another version's.
         steps: what `--task_step` named when it was not one step; `at_step` gives the single ones.
+        launch: the same, also of a single step that `at_step` gave.
         recipe: of the method for this task and step, or None.
         global_batch: images of one iteration over all processes that the recipe asks for; None
             when the user chose the batch size of a process.
-        again: further words of the command line → what it then means; of no copy in a process.
+        tasks: file and name of each schedule for which a config file has blocks.
+        again: a step → what the command line means for it alone; of no copy in a process.
         notes: what the log should say about how the configuration came about.
+        warnings: what it should warn of, where there is more than one step.
     """
 
     values: InitVar[Mapping[str, Any]]
@@ -155,11 +159,14 @@ class ConfigParser:
     test: bool = False
     beside: Collection[str] = ()
     steps: Steps | None = None
+    launch: Steps | None = None
     recipe: Recipe | None = None
     global_batch: int | None = None
-    again: Callable[[Sequence[str]], ConfigParser] | None = None
+    tasks: tuple[tuple[str, str], ...] = ()
+    again: Callable[[int], ConfigParser] | None = None
     cache_dir: str = ""
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self, values: Mapping[str, Any]) -> None:
         self._tree = _nest(values)
@@ -175,7 +182,7 @@ class ConfigParser:
     def at_step(self, step: int) -> ConfigParser:
         """The same command line for one step, which starts or goes on by itself (`-r auto`)."""
         assert self.again is not None, "only a command line has further steps"
-        return self.again(["--task_step", str(step)]).changed(
+        return self.again(step).changed(
             auto=self.resume is None, base=self.base if step == 0 else None
         )
 
@@ -251,6 +258,7 @@ class ConfigParser:
         description: str | None = None,
         argv: Sequence[str] | None = None,
         settings_help: Callable[[str], str] | None = None,
+        launch: Steps | None = None,
     ) -> ConfigParser:
         """Parse the command line of an entry script.
 
@@ -260,6 +268,7 @@ class ConfigParser:
             description: text of `--help`.
             argv: the arguments; default: those of the process.
             settings_help: name of a method → its settings in words, for `--method NAME --help`.
+            launch: the steps that are called for together, when this is one of them.
 
         Raises:
             UserError: whatever is wrong with a flag or a file, in one sentence.
@@ -270,59 +279,71 @@ class ConfigParser:
             named = [after for word, after in pairwise(words) if word == "--method"]
             epilog = settings_help(named[-1]) if named else SETTINGS_HINT
         args = vars(_argument_parser(mode, description, epilog).parse_args(words))
-        shipped = PROJECT_ROOT / default_config
-        defaults, _ = flatten(read_json(shipped), str(shipped), strict=True)
+        shipped = read_layers(PROJECT_ROOT / default_config)
 
         notes: list[str] = []
         auto = mode == "train" and args["resume"] == "auto"
         resume = None if auto or args["resume"] is None else Path(args["resume"])
         if resume is not None and not resume.is_file():
             raise UserError(f"-r/--resume: there is no file {resume}.")
-        file: dict[str, Any] = {}
+        file = Layers("")
         if args["config"] is not None:
-            file, _ = flatten(read_json(Path(args["config"])), args["config"], strict=True)
+            file = read_layers(Path(args["config"]))
             notes.append(f"config: {args['config']}")
         typed, steps = _typed(args)
-        mine = _over(_over(defaults, file), typed)
+        launch = launch or steps
+        beside = None if resume is None else resume.parent / "config.json"
         theirs: dict[str, Any] = {}
-        recipe = None
-        if resume is not None and (beside := resume.parent / "config.json").is_file():
+        if beside is not None and beside.is_file():
             theirs, unknown = flatten(read_json(beside), str(beside), strict=False)
             notes.append(f"config: {beside}, which lies beside the weights")
             if unknown:
                 notes.append(f"ignored, for this version has no such keys: {listing(unknown)}")
-            theirs.update(_not_beside_weights(mode, resume, theirs, mine))
-            theirs.setdefault("method", defaults["method"])  # of files older than the key
-        elif mode == "eval":
-            if not notes:
+        else:
+            beside = None
+            if mode == "eval" and not notes:
                 raise UserError(
                     f"there is no config.json beside {resume}; name these weights' config with -c."
                 )
-        else:
-            where = "data_loader.args.task"
-            dataset = shipped.stem.removeprefix("config_")
-            step = 0 if mine[f"{where}.joint"] else mine[f"{where}.step"]
-            recipe = recipes.read(mine["method"], dataset, mine[f"{where}.name"], step)
         notes = notes or [f"config: {default_config}"]
 
-        chosen = ({**theirs, **file} | typed).get("method", defaults["method"])
-        layers = [defaults, theirs, recipe.values if recipe else {}, file, typed]
+        # Outside of the blocks stands which task and step it is, and so which blocks hold.
+        of_task = {**shipped.plain, **theirs, **file.plain, **typed}
+        task, joint = of_task[f"{TASK}.name"], of_task[f"{TASK}.joint"]
+        step = 0 if joint else of_task[f"{TASK}.step"]
+        defaults, given = lay({}, shipped.at(task, step)), lay({}, file.at(task, step))
+        own = given.keys() | typed.keys()
+        mine = {**defaults, **given, **typed}
+        recipe = None
+        if beside is not None and resume is not None:
+            theirs.update(_not_beside_weights(mode, resume, theirs, mine))
+            theirs.setdefault("method", defaults["method"])  # of files older than the key
+        elif mode == "train":
+            dataset = Path(default_config).stem.removeprefix("config_")
+            recipe = recipes.read(mine["method"], dataset, task, step)
+
+        method = {**defaults, **theirs, **given, **typed}["method"]
+        above = recipe.values if recipe else theirs
         flat: dict[str, Any] = {}
-        for layer in layers:
-            flat = _over(flat, _of_method(layer, chosen))
-        flat["method"] = chosen
+        for layers in (shipped.at(task, step), [above], file.at(task, step), [typed]):
+            flat = lay(flat, layers, method)
+        flat["method"] = method
+        warnings: list[str] = []
         if recipe is not None:
             kept = [key for key, value in recipe.values.items() if flat.get(key) == value]
             used = listing(f"{key} {flat[key]}" for key in kept)
             notes.append(f"recipe: {recipe.file}: {used}")
+            if not joint:
+                called = _kinds(launch or Steps(step, step))
+                held = lay({}, file.at(task, step), method)
+                warnings = same_at_all_steps(recipe, file, held, typed, task, called)
         bundle = "data_loader.type"
         if flat[bundle] != defaults[bundle]:
             raise UserError(
                 f"{bundle} is '{flat[bundle]}', but this script is for '{defaults[bundle]}'; "
                 "correct it, or call that data set's script."
             )
-        own = {*file, *typed}
-        lists, batch = "data_loader.args.task.idxs_path", "data_loader.args.train.batch_size"
+        lists, batch = f"{TASK}.idxs_path", "data_loader.args.train.batch_size"
         return cls(
             flat,
             mode=mode,
@@ -333,12 +354,27 @@ class ConfigParser:
             test=args["test"] or mode == "eval",
             beside=theirs.keys() - own,
             steps=steps,
+            launch=launch,
             recipe=recipe,
             global_batch=recipe.global_batch if recipe and batch not in own else None,
-            again=lambda more: cls.from_args(mode, default_config, description, [*words, *more]),
+            tasks=tuple((each.source, name) for each in (shipped, file) for name in each.tasks),
+            again=lambda step: cls.from_args(
+                mode,
+                default_config,
+                description,
+                [*words, "--task_step", str(step)],
+                launch=launch,
+            ),
             cache_dir=defaults[lists] if lists in theirs.keys() - own else flat[lists],
             notes=tuple(notes),
+            warnings=tuple(warnings),
         )
+
+
+def _kinds(steps: Steps) -> set[int]:
+    """Which of the two kinds of steps that recipes tell apart: 0, the first, and 1, later ones."""
+    last = 1 if steps.last is None else steps.last
+    return {min(steps.first, 1), min(last, 1)}
 
 
 def _typed(args: Mapping[str, Any]) -> tuple[dict[str, Any], Steps | None]:
@@ -376,26 +412,6 @@ def _assigned(words: str) -> dict[str, Any]:
     for name in reversed(dotted.split(".")):
         tree = {name: tree}
     return flatten(tree, f"--set {words}", strict=True)[0]
-
-
-def _of_method(layer: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """A layer of the configuration without the settings of another method."""
-    if layer.get("method", method) == method:
-        return dict(layer)
-    return {key: value for key, value in layer.items() if not key.startswith("hyperparameter.")}
-
-
-def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of `above` over those of `below`.
-
-    Arguments of a class mean nothing to another one that takes its place.
-    """
-    kept = dict(below)
-    for dotted in OPTIONAL & below.keys():
-        chosen = f"{dotted.split('.')[0]}.type"
-        if above.get(chosen, below.get(chosen)) != below.get(chosen):
-            del kept[dotted]
-    return kept | dict(above)
 
 
 def _not_beside_weights(

@@ -114,12 +114,17 @@ def check_steps(
     presence: Mapping[str, np.ndarray],
 ) -> tuple[list[str], Found]:
     """The numbers of images of each step as lines, and the steps that cannot be trained."""
-    args = config["data_loader"]["args"]
-    batch = args["train"]["batch_size"] * config["trainer"].get("accumulate", 1)
-    lines = [f"task {first.name}, {first.setting}, {batch} images per iteration and process:"]
+    lines: list[str] = []
     found: list[tuple[str, str]] = []
+    known_batch = 0
     for step in range(len(first.steps)):
-        task = replace(first, step=step)
+        task, at_step = replace(first, step=step), config.at_step(step)
+        args = at_step["data_loader"]["args"]
+        batch = args["train"]["batch_size"] * at_step["trainer"].get("accumulate", 1)
+        if batch != known_batch:
+            per_iteration = f"{batch} images per iteration and process"
+            lines.append(f"task {first.name}, {first.setting}, {per_iteration}:")
+            known_batch = batch
         lists, faults = step_lists(task, args["task"]["idxs_path"], readers, presence)
         counts = {kind: len(indices) for kind, indices in lists.items()}
         if args["val"]["cross_val"]:

@@ -29,6 +29,7 @@ from utils.config_file import flatten, read_json
 from utils.distributed import find_devices
 from utils.misc import BACKGROUND, PROJECT_ROOT, UserError
 from utils.parse_config import ConfigParser
+from utils.recipe import read_layers
 
 
 class Predictor:
@@ -234,7 +235,7 @@ def shipped_config(weights: Path) -> str:
         )
     named = flatten(read_json(beside), str(beside), strict=False)[0].get(bundle)
     for shipped in sorted((PROJECT_ROOT / "configs").glob("config_*.json")):
-        if flatten(read_json(shipped), str(shipped), strict=True)[0][bundle] == named:
+        if read_layers(shipped).plain[bundle] == named:
             return f"configs/{shipped.name}"
     raise UserError(f"{beside}: {bundle} is '{named}', which no shipped config has.")
 

@@ -16,7 +16,7 @@ import numpy as np
 from scripts.reporting.figures import iou_over_steps
 from scripts.reporting.results import Result, Run, Schedule, labels_of
 from utils.config_file import flatten
-from utils.config_schema import SCHEMA
+from utils.config_schema import OLDER, SCHEMA
 from utils.misc import BACKGROUND, UserError, listing
 
 # How methods are called, in the order of the tables; others come by their own names after them.
@@ -143,7 +143,7 @@ def settings_of(run: Run) -> dict[str, str]:
         flat, _ = flatten(result.config, f"the config of {result.file.parent}", strict=False)
         told |= {
             f"{prefix}{key}": json.dumps(value)
-            for key, value in flat.items()
+            for key, value in (OLDER | flat).items()
             if not NO_SETTING.fullmatch(key) and (key not in SCHEMA or SCHEMA[key].decides)
         }
     return told

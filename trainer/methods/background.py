@@ -21,7 +21,7 @@ class BackgroundMethod(BaseMethod):
     """The network of MiB, PLOP and SDR: channel 0 is background, every part learns alike.
 
     Their decoder has no dropout, and all its parts have one learning rate. A new head starts at
-    random unless a method says otherwise.
+    random, with the weights that PyTorch draws, unless a method says otherwise.
     """
 
     family = "background"
@@ -43,7 +43,7 @@ class BackgroundMethod(BaseMethod):
         return 1 + len(self.task.old)
 
     def heads(self) -> HeadPlan:
-        return HeadPlan((1, *self.task.classes_per_step))
+        return HeadPlan((1, *self.task.classes_per_step), kaiming_normal=False)
 
     def start(self, student: BaseModel, earlier: Mapping[str, Any]) -> None:
         """Leave the new head as it is."""

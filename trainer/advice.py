@@ -1,0 +1,67 @@
+"""What to call next when a step ends early or cannot go on, in words of the command line."""
+
+from __future__ import annotations
+
+from base.task import Task
+from utils import checkpoint as files
+from utils.misc import UserError
+from utils.parse_config import ConfigParser
+
+
+def after_divergence(config: ConfigParser, task: Task) -> str:
+    """How to go on from a step whose loss is not finite, with the steps before it as they are.
+
+    Args:
+        config: of the step.
+        task: the step.
+    """
+    step, last = task.schedule_step, _last(config, task)
+    rate = f"--lr {config['optimizer']['args']['lr'] / 10:g}"
+    if task.step == 0 and not task.joint and last > step:
+        # A lower rate for step 0 is none for the later ones.
+        command = f"--task_step {_span(config, step, step)} {rate}, then {_flag(config, 1, last)}"
+    else:
+        command = f"{_flag(config, step, last)} {rate}"
+    folder = config.step_dir()
+    if (folder / files.LAST).is_file():
+        command += f", after deleting {folder}, which holds the epochs before"
+        if config.resume is not None and not config.auto:
+            command += ", and without -r"
+    return f"to go on from step {step}, call again with {command}"
+
+
+def around_finished(config: ConfigParser, task: Task) -> str:
+    """How to train the steps that are left after one that is finished with other settings.
+
+    Empty when the call is for no further step, or for none that is left.
+    """
+    last = _last(config, task)
+    for step in range(task.schedule_step + 1, last + 1):
+        if not _trained(config, step):
+            return f", or leave it as it is and go on with {_flag(config, step, last)}"
+    return ""
+
+
+def _last(config: ConfigParser, task: Task) -> int:
+    """The last step that the call is for."""
+    launch = config.launch
+    if launch is None:
+        return task.schedule_step
+    return len(task.schedule) - 1 if launch.last is None else launch.last
+
+
+def _flag(config: ConfigParser, first: int, last: int) -> str:
+    return f"--task_step {_span(config, first, last)}"
+
+
+def _span(config: ConfigParser, first: int, last: int) -> str:
+    # A range goes on where its steps stand, as the call did; a single step starts afresh.
+    return str(first) if config.launch is None else f"{first}-{last}"
+
+
+def _trained(config: ConfigParser, step: int) -> bool:
+    path = files.final_checkpoint(config.step_dir(step))
+    try:
+        return path is not None and bool(files.load(path).get("finished", True))
+    except UserError:
+        return False
