@@ -88,9 +88,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.pictures < 0:
         raise UserError("--pictures must be 0 or more.")
-    runs, untested = find_runs(args.runs)
-    sections, left_out = make_sections(runs)
-    report = make_report(sections, [*untested, *left_out], args.runs)
+    runs, unused = find_runs(args.runs)
+    sections, others = make_sections(runs)
+    left_out = [*unused, *others]
+    report = make_report(sections, left_out, args.runs)
     if args.pictures:
         device = one_device(args.device)
         for section, task in zip(sections, report["tasks"], strict=True):
@@ -102,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for task in report["tasks"]:
         print(f"{task['dataset']} {task['task']}, {task['setting']}, step {task['last']}")
         print(table(task), end="\n\n")
+    for words in left_out:
+        print(words)
     print(f"report: {(args.out / 'report.html').resolve()}")
 
 

@@ -286,14 +286,14 @@ def test_what_is_no_run_is_told(tmp_path):
     a_run(tmp_path, name="B", dataset="ade")
     with pytest.raises(UserError, match=r"sets: the data set is .voc. in .*_A and .ade. in"):
         make_sections(found(tmp_path))
-    other = tmp_path / "log/overlap_2-1_B/step_1/metrics.json"
-    other.write_text(other.read_text().replace('"ade"', '"voc"').replace('"cat"', '"car"'))
+    for other in (tmp_path / "log/overlap_2-1_B").rglob("metrics.json"):
+        other.write_text(other.read_text().replace('"ade"', '"voc"').replace('"cat"', '"car"'))
     with pytest.raises(UserError, match=r"label id 1 is 'cat' in .*_A and 'car' in .*_B; give one"):
         make_sections(found(tmp_path))
     file = tmp_path / "log/overlap_2-1_A/step_0/metrics.json"
     file.write_text('{"dataset": "voc"}')
-    with pytest.raises(UserError, match=r"metrics.json is no report of a test: it has no 'task'"):
-        find_runs([str(tmp_path)])
+    with pytest.raises(UserError, match=r"metrics.json has no 'task'; delete it and test the"):
+        find_runs([str(file.parent)])
 
 
 def one_task(*paths):
@@ -430,7 +430,8 @@ def test_the_best_method_and_its_rival_choose_the_pictures(tmp_path, monkeypatch
             step.mkdir(parents=True, exist_ok=True)
             (step / "checkpoint-epoch1.pth").touch()
         (section,), _ = make_sections(found(tmp_path))
-        columns, pair = pictures._columns(section, None, None)
+        columns, pair, said = pictures._columns(section, None, None)
+        assert said == []
         return {c.label: c.predictor for c in columns}, [c.label for c in pair]
 
     a_run(tmp_path, name="A")
@@ -463,6 +464,9 @@ def test_the_published_convention_is_one_row(tmp_path):
 def test_without_background_there_is_no_convention_about_it(tmp_path):
     file = a_test(tmp_path, STEP_1, 1)
     content = json.loads(file.read_text())
+    content["protocol"]["background"] = False
+    overall = np.mean([iou(STEP_1, k) for k in (1, 2, 3)])
+    content["metrics"] = {"Mean_Intersection_over_Union": {"overall": overall}}
     file.write_text(json.dumps(content | {"classes": content["classes"][1:]}))
     (run,) = found(file.parent)
     rows = summary.convention_rows([run.results[1]], SCHEDULE)

@@ -3,18 +3,49 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from utils.config_file import read_json
-from utils.misc import write_json
+from utils.form import BOOLEAN, Map, number, optional, read, text, whole
+from utils.misc import UserError, write_json
 
 FILE = "history.json"
+FORM = {
+    "device": text(),
+    "global_batch?": whole(1),  # older files have none
+    "peak_memory_mib": optional(number(0, 1e12)),
+    "epochs": [
+        {
+            "epoch": whole(1),
+            "seconds": number(0, 1e9),
+            "whole": BOOLEAN,
+            "lr?": number(0, sys.float_info.max),
+            "images_per_s?": number(0),
+            "losses?": Map(text(), number()),
+        }
+    ],
+}
+
+
+def read_history(file: Path) -> dict[str, Any]:
+    """The content of a `history.json`.
+
+    Raises:
+        UserError: it cannot be read, is not of its form, or its epochs are not in order.
+    """
+    content = read(file, FORM)
+    epochs = [each["epoch"] for each in content["epochs"]]
+    for before, after in itertools.pairwise(epochs):
+        if after <= before:
+            raise UserError(f"{file}: epoch {after} comes after epoch {before}.")
+    return content
 
 
 class History:
@@ -36,9 +67,19 @@ class History:
         forget_peak(device)
 
     def resume(self, epoch: int) -> None:
-        """Take over the epochs up to `epoch` that earlier processes wrote."""
+        """Take over the epochs up to `epoch` that earlier processes wrote.
+
+        Raises:
+            UserError: their file is damaged.
+        """
         if self.file.is_file():
-            written = read_json(self.file, "file")
+            try:
+                written = read_history(self.file)
+            except UserError as error:
+                raise UserError(
+                    f"{str(error).rstrip('.')}; mend it, or delete it to go on without the epochs "
+                    "before."
+                ) from None
             self.epochs = [each for each in written["epochs"] if each["epoch"] <= epoch]
             self.peak_before = written["peak_memory_mib"] or 0.0
 
