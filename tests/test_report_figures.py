@@ -193,6 +193,19 @@ def test_seeds_are_one_row_and_other_methods_others(tmp_path):
     assert any("Seeds are not equally many: MiB 1, DKD 3." in w for w in task["warnings"])
 
 
+def test_the_deviation_over_seeds_is_that_of_the_sample(tmp_path):
+    """mIoU 40, 50 and 60: √(100 + 0 + 100) / √2 = 10; that of a population were 8.16."""
+    for seed, (right, wrong) in enumerate(((4, 3), (2, 1), (3, 1)), start=1):
+        # IoU of background and cat: right / (right + 2 · wrong)
+        wide = np.array([[right, wrong], [wrong, right], [0, 0], [0, 0]])
+        a_test(tmp_path, wide, 0, name=f"A-s{seed}", seed=seed, steps=[[1], [2, 3]])
+    sections, _ = make_sections(found(tmp_path))
+    (method,) = summary.make_report(sections, [], [])["tasks"][0]["methods"]
+    expected = {"mean": pytest.approx(50), "std": pytest.approx(10), "n": 3}
+    assert method["summary"]["all"] == expected
+    assert method["curve"] == [{"step": 0, **expected}]
+
+
 def test_a_comparison_that_is_not_fair_is_told(tmp_path):
     a_run(tmp_path, name="A-s1")
     other = {"test": {"images": 9, "sha256": "cd" * 32, "published": None}}
