@@ -10,13 +10,13 @@ from utils import interrupt, threads
 if __name__ == "__main__":
     interrupt.end_at_once()  # on a signal, also while the rest is being imported
     threads.spin_briefly()
-    from trainer.steps import unfinished
+    from trainer.steps import step_configs
     from utils.misc import one_sentence_errors
     from utils.parse_config import ConfigParser
 
     with one_sentence_errors():
         config = ConfigParser.from_args("eval", "configs/config_voc.json", __doc__)
-        if steps := unfinished(config):
-            from trainer.run import run  # torch is imported only where there is work for it
+        steps = step_configs(config)
+        from trainer.run import run  # torch is imported only where there is work for it
 
-            run(*steps)
+        run(*steps)

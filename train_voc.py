@@ -12,14 +12,14 @@ from utils import interrupt, threads
 if __name__ == "__main__":
     interrupt.end_at_once()  # on a signal, also while the rest is being imported
     threads.spin_briefly()
-    from trainer.steps import settings_help, unfinished
+    from trainer.steps import settings_help, step_configs
     from utils.misc import one_sentence_errors
     from utils.parse_config import ConfigParser
 
     with one_sentence_errors():
         default = "configs/config_voc.json"
         config = ConfigParser.from_args("train", default, __doc__, settings_help=settings_help)
-        if steps := unfinished(config):
-            from trainer.run import run  # torch is imported only where there is work for it
+        steps = step_configs(config)
+        from trainer.run import run  # torch is imported only where there is work for it
 
-            run(*steps)
+        run(*steps)

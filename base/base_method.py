@@ -91,6 +91,9 @@ class StepContext:
             and E + 1 are nobody's. The same after a resume.
         epochs: E.
         total: sum of a tensor over all ranks; every rank must call it alike.
+        previous_state: the previous step's weights by name, as they were loaded, on the CPU; None
+            unless `needs_previous_state`. To average, measure or penalise weights use these: those
+            of the teacher are rewritten (frozen BatchNorm is a part of its convolutions).
     """
 
     student: BaseModel
@@ -98,6 +101,7 @@ class StepContext:
     batches: Callable[[int], Iterator[Batch]]
     epochs: int
     total: Total
+    previous_state: Mapping[str, torch.Tensor] | None = None
 
 
 class BaseMethod(ABC):
@@ -144,6 +148,14 @@ class BaseMethod(ABC):
         return self.task.step > 0
 
     @property
+    def needs_previous_state(self) -> bool:
+        """Whether `begin_step` and `end_step` get the previous step's weights as they were loaded.
+
+        They stay in memory then for the whole step.
+        """
+        return False
+
+    @property
     def reads_saliency(self) -> bool:
         """Whether it reads `Batch.saliency`, so that every training image needs a map."""
         return False
@@ -167,7 +179,8 @@ class BaseMethod(ABC):
         """Prepare the student: how a new head starts, what is not trained.
 
         Called with the previous step's weights loaded and nothing folded, before the optimizer is
-        made and before a resumed checkpoint is loaded.
+        made and before a resumed checkpoint is loaded: what a loss compares weights with is cloned
+        here, from the student.
 
         Args:
             earlier: what `state` returned at the end of the previous step; empty at step 0, and

@@ -6,9 +6,9 @@ Also a `train()` that respects frozen parts.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -110,6 +110,7 @@ class BaseModel(nn.Module):
         """
         super().__init__()
         self.frozen_bn, self.dropout = frozen_bn, dropout
+        self.rewritten = False  # whether the model can only be run (`models/folding.py: fuse`)
 
     @abstractmethod
     def forward(self, images: torch.Tensor, wants: Collection[str] = ()) -> ModelOutput:
@@ -135,6 +136,23 @@ class BaseModel(nn.Module):
             for module in self.modules():
                 if isinstance(module, _BatchNorm):
                     module.requires_grad_(False)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """As of any module; `RuntimeError` where the weights are rewritten."""
+        self.check_own_weights()
+        return super().named_parameters(*args, **kwargs)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """As of any module, without their names, also where the weights are rewritten."""
+        return (parameter for _, parameter in super().named_parameters(recurse=recurse))
+
+    def check_own_weights(self) -> None:
+        """Raise `RuntimeError` where the weights are rewritten, before anybody takes them."""
+        if self.rewritten:
+            raise RuntimeError(
+                "the weights of this model are rewritten: BatchNorm is a part of its convolutions. "
+                "The previous step's as they were loaded are StepContext.previous_state."
+            )
 
     def channels_last(self) -> None:
         """Lay the weights out with the channels innermost, and with them all features.

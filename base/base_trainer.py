@@ -83,8 +83,8 @@ class BaseTrainer(ABC):
         """
 
     @abstractmethod
-    def load_state(self, checkpoint: dict[str, Any]) -> None:
-        """Take over what `state` returned."""
+    def load_state(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """Take over what `state` returned, from the file `path`."""
 
     @property
     def stalled(self) -> bool:
@@ -155,7 +155,7 @@ class BaseTrainer(ABC):
                 f"checkpoint {path} has {behind} epochs behind it, but trainer.epochs "
                 f"(--epochs) is {self.epochs}; give at least as many."
             )
-        self.load_state(checkpoint)
+        self.load_state(checkpoint, path)
         self.epoch, self.iteration = behind, within
         if self.config["trainer"]["reset_best_mnt"]:
             log.info("the best value so far is forgotten (trainer.reset_best_mnt)")

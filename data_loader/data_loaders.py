@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from base.base_dataset import BaseDataset
 from base.task import Task, make_task
 from data_loader import DATA_SETS
+from data_loader.contents import UNREADABLE, contents_table, unreadable
 from data_loader.dataset import IncrementalDataset, Joined, OrderedShare, ShuffledBatches
 from data_loader.leakage import Part, allowed, audit
 from data_loader.saliency import SaliencyMaps
@@ -141,6 +142,7 @@ class IncrementalDataLoader:
         self._replay_origins: list[int] = []
         self._presences: dict[str, np.ndarray] = {}
         self._sets: dict[str, IncrementalDataset] = {}
+        self._tables: dict[str, np.ndarray] = {}
         self.raw = {
             split: data_set(split, data_dir, class_names, follow_links)
             for split in ("train", "val")
@@ -221,13 +223,17 @@ class IncrementalDataLoader:
     def lists(self) -> dict[str, dict[str, Any]]:
         """Of each set: number of images, hash of the list, whether it is the published one.
 
-        That is None where no list was published.
+        That is None where no list was published. Of "test" also a hash of what all files of the
+        validation split hold, by which one knows whether two steps were tested on the same data.
         """
-        told = {}
+        told: dict[str, dict[str, Any]] = {}
         for kind, dataset in self._sets.items():
             ids, published = dataset.names, has_published(self.task, kind)
             equal = equals_published(ids, self.task, kind) if published else None
             told[kind] = {"images": len(ids), "sha256": list_hash(ids), "published": equal}
+        if "test" in told:
+            contents = hashlib.sha256(self._contents("val").tobytes()).hexdigest()
+            told["test"]["contents"] = contents
         return told
 
     def candidate_set(self) -> IncrementalDataset:
@@ -297,25 +303,41 @@ class IncrementalDataLoader:
             parts.append(part(words, dataset, self._of_exemplars(origin), origin))
         return audit(self.task, parts)
 
+    def names(self, split: str) -> list[str]:
+        """Bare image ids of a split, in list order."""
+        return [entry.id for entry in self.raw[split].entries]
+
+    def contents(self) -> dict[str, np.ndarray]:
+        """What the files of the data set hold, by hash.
+
+        Returns:
+            "train" and "val": the tables of the two splits (`contents_table`); "trained": [training
+            images] bool, what this step is trained on, exemplars among it.
+        """
+        trained = np.zeros(len(self.raw["train"]), bool)
+        for dataset in (self.train_set, *self.replay_sets):
+            trained[dataset.indices] = True
+        return {"train": self._contents("train"), "val": self._contents("val"), "trained": trained}
+
+    def _contents(self, split: str) -> np.ndarray:
+        if split not in self._tables:
+            maps = self.saliency if split == "train" else None
+            self._tables[split] = contents_table(self.raw[split], self.cache_dir, maps)
+        return self._tables[split]
+
     def train_hash(self) -> str:
-        """SHA-256 of what is trained on: image ids, sizes of their files, label tables.
+        """SHA-256 of what is trained on: ids and contents of the images, label tables.
 
         Raises:
-            UserError: a file is missing.
+            UserError: a file cannot be read.
         """
         digest = hashlib.sha256()
         for dataset in (self.train_set, *self.replay_sets):
-            for index in dataset.indices:
-                entry = dataset.raw.entries[index]
-                files = [entry.image, entry.mask]
-                files += [dataset.maps.file(entry)] if dataset.maps is not None else []
-                try:
-                    sizes = [path.stat().st_size for path in files]
-                except OSError as error:
-                    raise UserError(
-                        f"{entry.where}: {error.filename} cannot be read: {error.strerror}."
-                    ) from None
-                digest.update(f"{entry.id}\t{sizes}\n".encode(errors="surrogateescape"))
+            rows = self._contents("train")[dataset.indices]
+            for row in np.flatnonzero((rows == UNREADABLE).any(axis=1))[:1]:
+                entry = dataset.raw.entries[dataset.indices[row]]
+                raise entry.fault(f"the {unreadable(rows, row)} of {entry.id} cannot be read", "")
+            digest.update(rows.tobytes())
             digest.update(dataset.table.tobytes())
         return digest.hexdigest()
 

@@ -34,7 +34,7 @@ def presence_table(dataset: BaseDataset, cache_dir: str | Path) -> np.ndarray:
     """Which label ids occur in each mask.
 
     The table is cached in `cache_dir` under a key of the root, the list, and every mask's size and
-    modification time, so a changed data set is scanned anew.
+    times, so a changed data set is scanned anew.
 
     Args:
         dataset: the images of one split.
@@ -69,7 +69,8 @@ def _fingerprint(dataset: BaseDataset) -> str:
             stat = os.stat(entry.mask)
         except OSError:
             raise UserError(f"{entry.where}: mask {entry.mask} does not exist.") from None
-        digest.update(f"{entry.line}\t{stat.st_size}\t{stat.st_mtime_ns}\n".encode())
+        state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        digest.update(f"{entry.line}\t{state}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

@@ -58,13 +58,16 @@ def fold(model: BaseModel) -> None:
 def fuse(model: BaseModel) -> None:
     """Make each convolution and its BatchNorm one, in place, for a model that is only run.
 
-    Computes the same bits as `fold`, but multiplies the weights once; the state dict is another.
+    Computes the same bits as `fold`, but multiplies the weights once: they are no longer the
+    model's own, and asking for them is an error.
     """
     for conv, norm, parent, name in _pairs(model):
         scale, shift = _affine(norm)
         conv.weight = nn.Parameter(conv.weight.detach() * scale, requires_grad=False)
         conv.bias = nn.Parameter(shift, requires_grad=False)
         setattr(parent, name, nn.Identity())
+    model.rewritten = True
+    model.register_state_dict_pre_hook(lambda *_: model.check_own_weights())
 
 
 def _compute(model: BaseModel, *told: object) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from trainer.run import run
-from trainer.steps import unfinished
+from trainer.steps import step_configs
 from utils.config_file import read_json
 from utils.misc import PROJECT_ROOT, choose, one_sentence_errors, write_json
 from utils.parse_config import ConfigParser
@@ -110,8 +110,7 @@ def train(args: argparse.Namespace) -> None:
         words += ["--save_dir", runs, "--task_name", task, "--name", name, "--task_step", step]
         words = [str(word) for word in (*words, *flags)]
         config = ConfigParser.from_args("train", "configs/config_voc.json", argv=words)
-        if steps := unfinished(config):
-            run(*steps)
+        run(*step_configs(config))
 
     def maps(method: str) -> list[object]:
         if method != "ssul":

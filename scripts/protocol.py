@@ -30,14 +30,14 @@ import torch
 
 from base.task import Task
 from scripts.predicting.student import Predictor, one_device
-from scripts.reporting.results import PASSES, Result, beside, passes_json, read_result
+from scripts.reporting.results import Result, beside, passes_json, read_result
 from scripts.reporting.sections import label_of
 from scripts.reporting.sentences import convention_sentence
 from scripts.reporting.summary import convention_rows
 from trainer.build import build_data
 from trainer.evaluation import Evaluation
+from trainer.results import METRICS, PASSES
 from trainer.run import evaluation_dir
-from trainer.steps import METRICS
 from utils.distributed import Ranks
 from utils.misc import UserError, one_sentence_errors, write_json
 from utils.parse_config import ConfigParser
@@ -69,7 +69,7 @@ def tested(predictor: Predictor, device: torch.device) -> Result:
             for words in result.damaged.values():
                 print(f"not used: {words}", file=sys.stderr)
             return result
-    evaluation(predictor, config, device).test(other, str(weights), predictor.epoch)
+    evaluation(predictor, config, device).test(other, predictor.tested)
     return read_result(other)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from base.base_model import HeadPlan
 from scripts.toy_data.shapes import CLASS_NAMES
 from trainer.run import run
-from trainer.steps import unfinished
+from trainer.steps import step_configs
 from utils.parse_config import ConfigParser
 
 DATA = Path(__file__).parent / "data"
@@ -57,8 +57,7 @@ def train(config: Path, *flags: str, script: str = "voc", mode: str = "train") -
         f"configs/config_{script}.json",
         argv=[*(["-c", str(config)] if config else []), *flags],
     )
-    if steps := unfinished(parsed):
-        run(*steps)
+    run(*step_configs(parsed))
     return parsed
 
 

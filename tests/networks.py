@@ -12,6 +12,7 @@ from tests.helpers import dkd_heads
 from trainer.build import apply_fast
 from trainer.methods import METHODS
 from trainer.optim import build_optimizer, build_scheduler
+from trainer.record import Provenance
 from trainer.trainer import Trainer
 from utils.distributed import SINGLE
 from utils.parse_config import ConfigParser
@@ -75,7 +76,7 @@ def make_trainer(config, task, student, teacher=None, ranks=SINGLE, method="dkd"
         teacher=teacher,
         optimizer=optimizer,
         scheduler=scheduler,
-        record={},
+        provenance=Provenance(),
     )
 
 

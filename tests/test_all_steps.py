@@ -66,7 +66,7 @@ def test_all_steps_are_those_called_alone(alone, elsewhere, capsys, monkeypatch)
         assert f"step {step} of 0..2" in log
         assert log.count("leakage audit") == 1
     capsys.readouterr()
-    monkeypatch.setattr(files, "load", None)  # is not to be called for what is finished
+    monkeypatch.setattr("trainer.run.launch", None)  # is not to be called for what is finished
     train(config, *FLAGS, "--task_step", "all", *elsewhere)
     assert capsys.readouterr().out.count("is finished, see") == 3
 
@@ -136,14 +136,8 @@ def test_a_later_step_that_cannot_start_is_told_before_it_does(alone, elsewhere)
         train(config, *FLAGS, "--task_step", "1-2", *elsewhere)
 
 
-def test_finished_tasks_are_answered_without_torch(alone):
+def test_finished_steps_of_other_settings(alone):
     config, _ = alone
-    argv = ["-c", str(config), *FLAGS, "--task_step", "all"]
-    command = [sys.executable, "-X", "importtime", "train_voc.py", *argv]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("is finished, see") == 3
-    assert not any(line.rsplit("|", 1)[-1].strip() == "torch" for line in done.stderr.splitlines())
     told = "holds a finished step of another run: seed is 9 here and 1 there"
     with pytest.raises(UserError, match=told):
         train(config, *FLAGS, "--task_step", "all", "--seed", "9")

@@ -15,7 +15,7 @@ from scripts.reporting.sections import make_sections
 from scripts.reporting.summary import make_report
 from tests import damage
 from tests.helpers import PROJECT
-from tests.test_report_figures import SCHEDULE, STEP_0, STEP_1, a_test
+from tests.results import SCHEDULE, STEP_0, STEP_1, a_test
 from utils.history import History
 from utils.metric import Evaluator, fold
 from utils.misc import UserError

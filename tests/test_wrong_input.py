@@ -26,7 +26,7 @@ from models.model import DeepLabV3
 from scripts.toy_data.shapes import CLASS_NAMES
 from tests.helpers import PROJECT, dkd_heads
 from trainer.run import prepare, run
-from trainer.steps import unfinished
+from trainer.steps import step_configs
 from utils.misc import EXIT_USER_ERROR, one_sentence_errors
 from utils.parse_config import ConfigParser
 
@@ -88,7 +88,7 @@ def start(flags: str = "", mode: str = "train", config: str = "-c config.json") 
     """What the entry scripts do."""
     argv = shlex.split(f"{config} {flags}")
     with one_sentence_errors():
-        run(*unfinished(ConfigParser.from_args(mode, "configs/config_voc.json", argv=argv)))
+        run(*step_configs(ConfigParser.from_args(mode, "configs/config_voc.json", argv=argv)))
 
 
 def check_it(flags: str = "", mode: str = "train") -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from data_loader.data_loaders import IncrementalDataLoader
 from trainer.record import differences, record, remarks
+from trainer.results import retire
 from utils import checkpoint as files
 from utils.distributed import Ranks
 from utils.logger import log
@@ -53,6 +54,8 @@ def adopt(config: ConfigParser, base: Path, ranks: Ranks, data: IncrementalDataL
     if ranks.is_main:
         mine = record(config, data, data.train_hash())
         _compare(path, mine, theirs)
+        retire(config.log_dir(), trained_anew=True)
+        retire(config.step_dir(), trained_anew=True)
         for remark in remarks(mine, theirs):
             log.info("the base step comes from another %s", remark)
         folder = config.step_dir()

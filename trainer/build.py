@@ -6,7 +6,10 @@ Called by `trainer/run.py`, which wires them, and by the scripts that show, pred
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from base.base_method import FAMILIES, BaseMethod
 from base.base_model import BaseModel, HeadPlan
@@ -115,26 +118,46 @@ def read_previous(config: ConfigParser, method: BaseMethod) -> tuple[dict[str, A
     return previous, source
 
 
-def load_previous(
-    config: ConfigParser, method: BaseMethod, student: BaseModel
-) -> tuple[BaseModel | None, Mapping[str, Any]]:
-    """Give the student the previous step's weights.
+@dataclass(frozen=True)
+class Previous:
+    """What a step starts from; of step 0 nothing.
 
-    Returns:
-        They as the frozen teacher, if the method needs one; the method's state after that step.
+    Attributes:
+        state: the previous step's weights by name, as they were loaded, on the CPU.
+        sha256: their hash.
+        teacher: the frozen model with these weights, if the method needs one.
+        method_state: the method's, after that step.
+        data: what that step's data set held (`IncrementalDataLoader.contents`), where it is known.
+    """
+
+    state: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    sha256: str | None = None
+    teacher: BaseModel | None = None
+    method_state: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+def load_previous(config: ConfigParser, method: BaseMethod, student: BaseModel) -> Previous:
+    """Give the student the previous step's weights.
 
     Raises:
         UserError: as `read_previous`; or the weights do not fit.
     """
-    previous, source = read_previous(config, method)
-    state, earlier = previous["state_dict"], previous.get("method_state", {})
-    plan = method.heads()
+    checkpoint, source = read_previous(config, method)
+    state, plan = checkpoint["state_dict"], method.heads()
     load_previous_step(student, state, len(plan.sizes) - 1, source)
-    if not method.needs_teacher:
-        return None, earlier
-    teacher = build_model(config, plan.previous(), backbone_pretrained=False)
-    load_strict(teacher, state, source)
-    return teacher.requires_grad_(False).eval(), earlier
+    teacher = None
+    if method.needs_teacher:
+        teacher = build_model(config, plan.previous(), backbone_pretrained=False)
+        load_strict(teacher, state, source)
+        teacher.requires_grad_(False).eval()
+    return Previous(
+        {name.removeprefix("module."): tensor for name, tensor in state.items()},
+        files.weights_hash(state),
+        teacher,
+        checkpoint.get("method_state", {}),
+        checkpoint.get("data", {}),
+    )
 
 
 def apply_fast(

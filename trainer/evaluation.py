@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,9 @@ from data_loader.transforms import normalize
 from models.upsampling import size_of
 from trainer.precision import Precision
 from trainer.record import code_hash
+from trainer.results import PREVIOUS, WEIGHTS
 from utils import VERSION
+from utils.checkpoint import weights_hash
 from utils.distributed import Ranks
 from utils.history import device_name
 from utils.logger import log, progress
@@ -32,6 +34,35 @@ from utils.metric import EVALUATORS, ConfusionMatrix, Evaluator, fold, scalars
 from utils.misc import write_json
 from utils.parse_config import ConfigParser
 from utils.report import metrics_json, summary, table
+
+
+class Weights(NamedTuple):
+    """Which weights a test is of.
+
+    Attributes:
+        file: where they lie.
+        epoch: after how many epochs; 0 of released ones.
+        sha256: hash of what they are (`checkpoint.weights_hash`).
+        previous: hash of the previous step's, from which they were trained, where it is known.
+        lengthened: epochs after which their finished step was made longer.
+    """
+
+    file: Path
+    epoch: int
+    sha256: str
+    previous: str | None = None
+    lengthened: Sequence[int] = ()
+
+    @classmethod
+    def of(cls, checkpoint: Mapping[str, Any], file: Path) -> Weights:
+        """Of what a checkpoint holds."""
+        return cls(
+            file,
+            int(checkpoint.get("epoch", 0)),
+            weights_hash(checkpoint["state_dict"]),
+            checkpoint.get("previous"),
+            checkpoint.get("record", {}).get("lengthened", ()),
+        )
 
 
 class Evaluation:
@@ -132,15 +163,14 @@ class Evaluation:
         """
         file = self.config.log_dir() / "val" / "metrics.json"
         loader, images = self.data.val_loader, self.data.val_set
-        return self._report("val", loader, images, self.val_evaluator, file, epoch)
+        return self._report("val", loader, images, self.val_evaluator, file, {"epoch": epoch})
 
-    def test(self, file: Path, weights: str, epoch: int) -> dict[str, float]:
+    def test(self, file: Path, weights: Weights | None) -> dict[str, float]:
         """Evaluate the test set and write `file`, a `metrics.json`.
 
         Args:
             file: where to.
-            weights: which weights these are, for the report.
-            epoch: of these weights.
+            weights: which weights these are; rank 0 has to know.
 
         Returns:
             As `validate`.
@@ -149,7 +179,16 @@ class Evaluation:
             Interrupted: when a rank was asked to stop.
         """
         loader, images = self.data.test_loader, self.data.test_set
-        return self._report("test", loader, images, self.test_evaluator, file, epoch, weights)
+        about: dict[str, Any] = {}
+        if weights is not None:
+            about = {
+                "epoch": weights.epoch,
+                "weights": str(weights.file),
+                WEIGHTS: weights.sha256,
+                PREVIOUS: weights.previous,
+                "lengthened": list(weights.lengthened),
+            }
+        return self._report("test", loader, images, self.test_evaluator, file, about)
 
     def _report(
         self,
@@ -158,8 +197,7 @@ class Evaluation:
         images: IncrementalDataset,
         evaluator: Evaluator,
         file: Path,
-        epoch: int,
-        weights: str = "",
+        weights: Mapping[str, Any],
     ) -> dict[str, float]:
         start = time.perf_counter()
         wide = self.evaluate(loader, kind)
@@ -171,8 +209,7 @@ class Evaluation:
             about = self._about(kind) | {
                 "images": len(images),
                 "precision": precision,
-                "epoch": epoch,
-                "weights": weights,
+                **weights,
                 "seconds": round(seconds, 3),
             }
             ids = self.task.label_ids(unseen=True)

@@ -1,28 +1,38 @@
 """What decides the weights of a step, written into its checkpoints and compared later.
 
-`-r` compares before it continues, `--base` before it takes another run's step 0. Keys of the config
-that only say where, how fast or how a run is looked at are left out (`free` and `local` in
-`utils/config_schema.py`); batch size, processes and accumulation count as their product and as what
-BatchNorm sees of it.
+`-r` compares before it continues, `--base` before it takes another run's step 0, and a later step
+before it starts. Keys of the config that only say where, how fast or how a run is looked at are
+left out (`free` and `local` in `utils/config_schema.py`); batch size, processes and accumulation
+count as their product and as what BatchNorm sees of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from data_loader.contents import changes, same_rows
 from data_loader.data_loaders import IncrementalDataLoader
+from trainer.build import Previous
 from utils import VERSION
 from utils.config_schema import SCHEMA
-from utils.misc import PROJECT_ROOT, sha256
+from utils.distributed import Ranks
+from utils.logger import log
+from utils.misc import PROJECT_ROOT, UserError, sha256
 from utils.parse_config import ConfigParser
 
 PACKAGES = ("base", "data_loader", "models", "trainer", "utils")
+EPOCHS = "trainer.epochs"
+LENGTHENED = "lengthened after epochs"
+# Judged apart; and what a run started from is behind it.
+FREE_ON_RESUME = (EPOCHS, LENGTHENED, "arch.args.backbone_pretrained")
 FROM_STEP_1 = "data_loader.args.memory."  # keys that mean nothing at step 0
 
 
@@ -51,12 +61,18 @@ def settings(config: ConfigParser, data: IncrementalDataLoader) -> dict[str, Any
 def record(
     config: ConfigParser, data: IncrementalDataLoader, train_hash: str | None
 ) -> dict[str, Any]:
-    """The settings, the training data and the code; plain values only."""
+    """The settings, the training data and the code; plain values only.
+
+    Args:
+        config, data: of the step.
+        train_hash: of `data`, None where it shall not be compared.
+    """
     return {
         "version": VERSION,
         "code": code_hash(),
         "torch": str(torch.__version__),
-        "data": train_hash,
+        "contents": train_hash,
+        "lengthened": [],  # epochs after which the finished step was made longer
         "settings": settings(config, data),
     }
 
@@ -66,21 +82,135 @@ def differences(
 ) -> list[str]:
     """What differs between two records, as `trainer.epochs is 60 here and 30 there`.
 
-    Settings that one of the two does not know came with another version and are left out.
+    What one of the two does not know came with another version and is left out.
+
+    Args:
+        here, there: the records.
+        ignore: names of settings that may differ.
     """
     told = []
     if here["version"] != there["version"]:
         told.append(f"the code's version is {here['version']} here and {there['version']} there")
-    if None not in (here["data"], there["data"]) and here["data"] != there["data"]:
+    if differ(here.get("contents"), there.get("contents")):
         told.append(
-            f"the training data have the hash {here['data'][:12]} here and "
-            f"{there['data'][:12]} there"
+            f"the training data have the hash {here['contents'][:12]} here and "
+            f"{there['contents'][:12]} there"
         )
-    mine, other = here["settings"], there["settings"]
-    for name in mine:
-        if name in other and name not in ignore and mine[name] != other[name]:
-            told.append(f"{name} is {mine[name]} here and {other[name]} there")
+    for name, value in (here["settings"] | _lengthened(here)).items():
+        other = (there["settings"] | _lengthened(there)).get(name, value)
+        if name not in ignore and value != other:
+            told.append(f"{name} is {value} here and {other} there")
     return told
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the weights of a step come from, as its checkpoints keep it.
+
+    Attributes:
+        record: what decides them (`record`).
+        data: what the files of the data set hold (`IncrementalDataLoader.contents`); "trained" says
+            what this step or one before it was trained on.
+        previous: hash of the previous step's weights.
+    """
+
+    record: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    previous: str | None = None
+
+    @classmethod
+    def of(
+        cls, config: ConfigParser, data: IncrementalDataLoader, previous: Previous
+    ) -> Provenance:
+        """Of a step that is about to be trained, its images and exemplars being known."""
+        contents = data.contents()
+        if previous.data:
+            before = _tables(previous.data)
+            contents["trained"] |= same_rows(contents["train"], before["train"], before["trained"])
+        tensors = {name: torch.from_numpy(table) for name, table in contents.items()}
+        return cls(record(config, data, data.train_hash()), tensors, previous.sha256)
+
+    def resumed(
+        self, checkpoint: Mapping[str, Any], path: Path, data: IncrementalDataLoader
+    ) -> Provenance:
+        """Of the step that goes on from a checkpoint.
+
+        Raises:
+            UserError: it is another step's, or would go on differently than it began.
+        """
+        here, there = self.record, checkpoint["record"]
+        differs = differences(here, there, ignore=FREE_ON_RESUME)
+        if differ(here.get("contents"), there.get("contents")) and checkpoint.get("data"):
+            now, before = _tables(self.data), _tables(checkpoint["data"])
+            differs += changes(now["train"], before["train"], data.names("train"))
+        if differs:
+            raise UserError(
+                f"the checkpoint to resume from is of another run: {'; '.join(differs)}; give the "
+                "same, or another --name for a new run (the global batch is --batch_size × "
+                "processes × trainer.accumulate)."
+            )
+        if differ(self.previous, checkpoint.get("previous")):
+            raise UserError(
+                f"the checkpoint to resume from, {path}, began with other weights of the previous "
+                "step than those that lie there now; train this step anew as well (delete or "
+                "rename its folder), or put the old ones back."
+            )
+        lengthened = list(there.get("lengthened", []))
+        epochs, begun = here["settings"][EPOCHS], there["settings"].get(EPOCHS)
+        if begun is not None and epochs != begun:
+            if not checkpoint["finished"] or epochs < begun:
+                raise UserError(
+                    f"trainer.epochs (--epochs) is {epochs}, but the step of {path} was begun with "
+                    f"{begun}, over which its learning rate falls; give --epochs {begun}, or train "
+                    f"{epochs} epochs under another --name (a finished step can be lengthened)."
+                )
+            lengthened.append(begun)
+            log.warning(
+                "the finished step of %d epochs is lengthened to %d: its learning rate rises again "
+                "to where %d epochs have it after %d, so it is no step of %d epochs",
+                *(begun, epochs, epochs, begun, epochs),
+            )
+        return replace(self, record={**here, "lengthened": lengthened})
+
+
+def check_data(data: IncrementalDataLoader, previous: Previous, ranks: Ranks) -> None:
+    """Whether the data set is still that of the previous step; rank 0 looks.
+
+    Raises:
+        UserError: what an earlier step was trained on has changed.
+    """
+    if not (ranks.is_main and previous.data):
+        return
+    now, before = data.contents(), _tables(previous.data)
+    step = data.task.step
+    for split in ("train", "val"):
+        names = data.names(split)
+        only = before["trained"].astype(bool) if split == "train" else None
+        gone = changes(now[split], before[split], names, only) if only is not None else []
+        if gone:
+            raise UserError(
+                f"the data in {data.raw[split].root} have changed since step {step - 1} was "
+                f"trained, among them what it or a step before was trained on: {'; '.join(gone)}; "
+                "put them back, or train from step 0 under another --name."
+            )
+        if told := changes(now[split], before[split], names):
+            log.warning(
+                "the data of the %s list have changed since step %d was trained: %s",
+                *(split, step - 1, "; ".join(told)),
+            )
+
+
+def _tables(data: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    return {name: table.numpy() for name, table in data.items()}
+
+
+def differ(here: str | None, there: str | None) -> bool:
+    """Whether two hashes are known and are not the same."""
+    return here is not None and there is not None and here != there
+
+
+def _lengthened(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {LENGTHENED: record["lengthened"]} if "lengthened" in record else {}
 
 
 def remarks(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:

@@ -19,14 +19,21 @@ from torch import nn
 from models.weights import load_strict
 from trainer.announce import announce
 from trainer.base_step import adopt
-from trainer.build import apply_fast, build_data, build_method, build_student, load_previous
+from trainer.build import (
+    Previous,
+    apply_fast,
+    build_data,
+    build_method,
+    build_student,
+    load_previous,
+)
 from trainer.checks import check_names, with_settings
-from trainer.evaluation import Evaluation
+from trainer.evaluation import Evaluation, Weights
 from trainer.memory import replay
 from trainer.optim import build_optimizer, build_scheduler
-from trainer.record import record
+from trainer.record import Provenance, check_data
+from trainer.results import METRICS, retire, tested_weights
 from trainer.start import Start, decide
-from trainer.steps import METRICS
 from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils import interrupt
@@ -49,10 +56,11 @@ def run(*steps: ConfigParser) -> None:
     """
     with files.remembered():
         job = prepare(steps)
+        if job is None:
+            return
         if job.plan.distributed:
             files.forget()  # the ranks read for themselves
-        if job.first is not None or len(steps) > 1:
-            launch(work, job, job.plan)
+        launch(work, job, job.plan)
 
 
 class Job(NamedTuple):
@@ -60,60 +68,63 @@ class Job(NamedTuple):
 
     plan: Launch
     steps: tuple[ConfigParser, ...]
-    first: Start | None
+    first: Start
 
 
-def prepare(steps: Sequence[ConfigParser]) -> Job:
+def prepare(steps: Sequence[ConfigParser]) -> Job | None:
     """Whatever can be wrong before anything is allocated or written.
 
+    Returns:
+        What is to be done, from the first step that is not finished; None when all are.
+
     Raises:
-        UserError: it is.
+        UserError: something is wrong.
     """
     steps = tuple(map(with_settings, steps))
     for config in steps:
         check_names(config)
     plan = plan_launch(steps[0])
-    return Job(plan, steps, decide(steps[0], plan))
+    for number, config in enumerate(steps):
+        if (start := decide(config, plan)) is not None:
+            return Job(plan, steps[number:], start)
+        files.forget()
+    return None
 
 
 def work(job: Job, ranks: Ranks) -> None:
     """One process of a run: the steps in turn."""
-    plan, steps, start = job
-    for number, config in enumerate(steps):
-        if number:
-            gc.collect()  # the networks of the step before are in cycles
-            if ranks.any(interrupt.asked() is not None):
-                raise Interrupted(f"stopped between steps: {interrupt.asked() or 'by a signal'}.")
-            with files.remembered():
-                start = decide(config, plan) if ranks.is_main else None
-                start = ranks.gather(start)[0]
+    plan, steps, first = job
+    run_step(first, ranks)
+    for config in steps[1:]:
+        gc.collect()  # the networks of the step before are in cycles
+        if ranks.any(interrupt.asked() is not None):
+            raise Interrupted(f"stopped between steps: {interrupt.asked() or 'by a signal'}.")
+        with files.remembered():
+            start = decide(config, plan) if ranks.is_main else None
+            start = ranks.gather(start)[0]
+            if start is not None:
                 run_step(start, ranks)
-        else:
-            run_step(start, ranks)
 
 
-def run_step(start: Start | None, ranks: Ranks) -> None:
-    """Train or evaluate one step, or, where nothing is left, do nothing."""
-    if start is None:
-        return
+def run_step(start: Start, ranks: Ranks) -> None:
+    """Train or evaluate one step."""
     config = start.config
-    log_dir = config.log_dir()
+    step, results = config.step_dir(), config.log_dir()
+    held = step  # what no other process may write to meanwhile
     if config.test and config.resume is not None:
-        log_dir = evaluation_dir(config)
-    setup_logger(log_dir / "info.log", config["trainer"]["verbosity"], ranks.is_main)
-    metrics = log_dir / METRICS
-    writes = ranks.is_main and not config.test
+        held = results = evaluation_dir(config)
+    setup_logger(results / "info.log", config["trainer"]["verbosity"], ranks.is_main)
     try:
-        with files.claim(config.step_dir()) if writes else nullcontext():
+        with files.claim(held, results) if ranks.is_main else nullcontext():
             for note in config.notes:
                 log.info("%s", note)
             if start.weights is not None:
-                evaluate(config, ranks, start.weights, metrics)
+                evaluate(config, ranks, start.weights, results)
             elif config.base is not None:
                 weights = adopt(config, config.base, ranks, build_data(config, ranks))
-                evaluate(config.changed(test=True), ranks, weights, metrics)
+                evaluate(config.changed(test=True), ranks, weights, results)
             else:
-                train(config, ranks, metrics)
+                train(config, ranks, results)
     finally:
         close_logger()
 
@@ -128,8 +139,8 @@ def evaluation_dir(config: ConfigParser) -> Path:
     return config.log_dir() / "eval" / f"{config.resume.stem}-{sha256(config.resume)[:12]}"
 
 
-def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
-    """Train a step, test it and write `metrics`, a `metrics.json`."""
+def train(config: ConfigParser, ranks: Ranks, results: Path) -> None:
+    """Train a step, test it and write `metrics.json` into the folder `results`."""
     data = build_data(config, ranks)
     task = data.task
     method = build_method(config, task)
@@ -139,22 +150,28 @@ def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
 
     torch.manual_seed(seed_from(config["seed"], task.step, "weights"))
     student = build_student(config, method, ranks)
-    teacher, earlier = load_previous(config, method, student) if task.step > 0 else (None, {})
+    previous = load_previous(config, method, student) if task.step > 0 else Previous()
+    check_data(data, previous, ranks)
+    fresh = config.resume is None
+    if ranks.is_main and fresh:
+        retire(results, trained_anew=True)
+        retire(config.step_dir(), trained_anew=True)
     student.to(ranks.device)
     if task.step > 0 and config["data_loader"]["args"]["memory"]["mem_size"] > 0:
         replay(config, ranks, data, method, student)
     iterations = data.train_batches.iterations
     log.info("%s", data.leakage())
-    method.start(student, earlier)
+    provenance = ranks.gather(Provenance.of(config, data, previous) if ranks.is_main else None)[0]
+    method.start(student, previous.method_state)
     if ranks.world > 1 and ranks.device.type == "cuda" and not student.frozen_bn:
         student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
+    teacher = previous.teacher
     if teacher is not None:
         teacher.to(ranks.device)
     apply_fast(config, student, teacher, trains=True)
     optimizer = build_optimizer(config, method, student)
     scheduler = build_scheduler(config, optimizer, config["trainer"]["epochs"] * iterations)
     torch.manual_seed(seed_from(config["seed"], task.step, "dropout", ranks.rank))
-    train_hash = ranks.gather(data.train_hash() if ranks.is_main else None)[0]
     trainer = Trainer(
         config,
         ranks,
@@ -164,24 +181,27 @@ def train(config: ConfigParser, ranks: Ranks, metrics: Path) -> None:
         teacher=teacher,
         optimizer=optimizer,
         scheduler=scheduler,
-        record=record(config, data, train_hash),
+        provenance=provenance,
+        previous_state=previous.state if method.needs_previous_state else None,
     )
     if config.resume is not None:
         trainer.resume(config.resume)
     files.forget()
+    del previous
     if ranks.is_main:
+        retire(results, trained_anew=False)
         write_json(config.step_dir() / "config.json", config.as_dict())
     try:
         interrupt.defer()  # ranks stop together, after an iteration or a batch
         trainer.train()
         weights = config.step_dir() / files.epoch_file(trainer.epoch)
-        trainer.test(metrics, str(weights))
+        trainer.test(results / METRICS, weights)
     finally:
         trainer.close()
 
 
-def evaluate(config: ConfigParser, ranks: Ranks, weights: Path, metrics: Path) -> None:
-    """Test a weight file and write `metrics`: the path of training, left after the load."""
+def evaluate(config: ConfigParser, ranks: Ranks, weights: Path, results: Path) -> None:
+    """Test a weight file and write `metrics.json`: the path of training, left after the load."""
     data = build_data(config, ranks)
     method = build_method(config, data.task)
     announce(config, ranks, method, data)
@@ -189,9 +209,13 @@ def evaluate(config: ConfigParser, ranks: Ranks, weights: Path, metrics: Path) -
     checkpoint = files.load(weights)
     student = build_student(config, method, ranks)
     load_strict(student, checkpoint["state_dict"], f"weight file {weights}")
+    tested = Weights.of(checkpoint, weights) if ranks.is_main else None
     files.forget()
     student.to(ranks.device)
     apply_fast(config, student, trains=False)
     evaluation = Evaluation(config, ranks, data=data, method=method, student=student)
+    metrics = results / METRICS
+    if tested is not None and tested_weights(metrics) != tested.sha256:
+        retire(results, trained_anew=False)
     interrupt.defer()
-    evaluation.test(metrics, str(weights), int(checkpoint.get("epoch", 0)))
+    evaluation.test(metrics, tested)

@@ -1,16 +1,18 @@
 """How a step starts, decided once: afresh, from a checkpoint, from another run's base step, only
-tested, or not at all. Called by `trainer/run.py`, and by entry scripts through `unfinished`.
+tested, or not at all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trainer.build import build_data
 from trainer.checks import check
-from trainer.record import differences, record
-from trainer.steps import METRICS
+from trainer.record import EPOCHS, LENGTHENED, differ, differences, record
+from trainer.results import METRICS, tested_weights
 from utils import checkpoint as files
 from utils.distributed import Launch, Ranks
 from utils.misc import UserError
@@ -55,22 +57,78 @@ def decide(config: ConfigParser, plan: Launch) -> Start | None:
 
 def _resolve_auto(config: ConfigParser, plan: Launch) -> ConfigParser | None:
     """What `-r auto` means for this step: continue, test, start anew, or (None) nothing is left."""
-    path, checkpoint, skipped = files.newest_good(config.step_dir())
+    folder = config.step_dir()
+    path, checkpoint, skipped = files.newest_good(folder)
     if path is None:
         return config.changed(notes=(*skipped, "-r auto: no checkpoint yet, a fresh start"))
     if not checkpoint.get("finished", True):
         return config.changed(resume=path, notes=(*skipped, f"-r auto: {path}"))
     if "record" in checkpoint:
         data = build_data(config, Ranks(0, plan.world, plan.devices[0]))
-        differs = differences(record(config, data, None), checkpoint["record"])
-        if differs:
-            raise UserError(
-                f"{config.step_dir()} holds a finished step of another run: {'; '.join(differs)}; "
-                "give the same, or another --name for a new run."
-            )
-    metrics = config.log_dir() / METRICS
+        check_same_run(config, path, record(config, data, None), checkpoint["record"])
+    previous = previous_weights(config)
+    if differ(previous, checkpoint.get("previous")):
+        raise UserError(f"{folder} holds a finished step, but {of_other_previous(config)}")
+    weights, metrics = files.final_checkpoint(folder) or path, config.log_dir() / METRICS
     if not metrics.is_file():
-        notes = (*skipped, "-r auto: the step is trained, its test is left")
-        return config.changed(test=True, notes=notes)
-    print(f"{config.step_dir()} is finished, see {metrics}: nothing to do")
-    return None
+        why = "the step is trained, its test is left"
+    elif tested_weights(metrics) != files.hash_of(weights):
+        why = (
+            f"the step is trained, its test is left: {metrics} does not name the weights {weights}"
+        )
+    else:
+        print(f"{folder} is finished, see {metrics}: nothing to do")
+        return None
+    return config.changed(test=True, notes=(*skipped, f"-r auto: {why}"))
+
+
+def check_same_run(
+    config: ConfigParser, path: Path, here: Mapping[str, Any], there: Mapping[str, Any]
+) -> None:
+    """Whether the finished step of a checkpoint is the one that a configuration asks for.
+
+    Args:
+        path: of the checkpoint.
+        here, there: records, of the configuration and of the checkpoint.
+
+    Raises:
+        UserError: it is another one.
+    """
+    differs = differences(here, there, ignore=(EPOCHS, LENGTHENED))
+    if differs:
+        raise UserError(
+            f"{config.step_dir()} holds a finished step of another run: {'; '.join(differs)}; "
+            "give the same, or another --name for a new run."
+        )
+    epochs, trained = here["settings"][EPOCHS], there["settings"].get(EPOCHS)
+    if trained is None or epochs == trained:
+        return
+    ways = f"give --epochs {trained}, or train {epochs} epochs anew under another --name"
+    if epochs > trained:
+        ways += (
+            f"; -r {path} --epochs {epochs} lengthens the step, with a learning rate that rises "
+            "again where the epochs of before had brought it down"
+        )
+    raise UserError(
+        f"{config.step_dir()} holds a finished step of {trained} epochs, but trainer.epochs "
+        f"(--epochs) is {epochs}; {ways}."
+    )
+
+
+def previous_weights(config: ConfigParser) -> str | None:
+    """Hash of the weights that this step starts from; None at step 0 or where they are gone."""
+    task = config["data_loader"]["args"]["task"]
+    if task["step"] == 0 or task["joint"]:
+        return None
+    path = files.final_checkpoint(config.step_dir(task["step"] - 1))
+    return None if path is None else files.hash_of(path)
+
+
+def of_other_previous(config: ConfigParser) -> str:
+    """What is wrong with a step whose previous one was trained anew, and the ways on."""
+    before = config["data_loader"]["args"]["task"]["step"] - 1
+    return (
+        f"it was trained from other weights of step {before} than those that now lie in "
+        f"{config.step_dir(before)}; train it anew as well (delete or rename its folder), or put "
+        "the old ones back."
+    )

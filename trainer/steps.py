@@ -1,20 +1,11 @@
-"""Which steps a command line asks for, and which of them are left. Called by the entry scripts.
-
-Imports no torch: that a whole task is finished is answered at once.
-"""
+"""Which steps a command line asks for. Imports no torch."""
 
 from __future__ import annotations
 
 from data_loader import DATA_SETS
-from utils.config_file import flatten, read_json
-from utils.config_schema import SCHEMA, Steps
+from utils.config_schema import Steps
 from utils.misc import UserError, choose, listing
 from utils.parse_config import ConfigParser
-
-METRICS = "metrics.json"  # of a step's test, by which one knows that the step is done
-# Together with what decides the weights: a step with other batches may be another one.
-BATCH = ("data_loader.args.train.batch_size", "trainer.accumulate")
-TASK = ("data_loader.args.task.steps", "data_loader.args.task.joint")
 
 
 def settings_help(name: str) -> str:
@@ -27,16 +18,15 @@ def settings_help(name: str) -> str:
     return "\n".join([f"settings of {name}, the block hyperparameter:", *lines])
 
 
-def unfinished(config: ConfigParser) -> list[ConfigParser]:
-    """The steps to run, one after the other; of those that are done it says so.
+def step_configs(config: ConfigParser) -> list[ConfigParser]:
+    """The configuration of each step, in order.
 
     Raises:
         UserError: `--task_step` names a step that the task does not have.
     """
-    configs = [config]
-    if config.steps is not None:
-        configs = [config.at_step(step) for step in _numbers(config, config.steps)]
-    return [each for each in configs if not _is_finished(each)]
+    if config.steps is None:
+        return [config]
+    return [config.at_step(step) for step in _numbers(config, config.steps)]
 
 
 def _numbers(config: ConfigParser, steps: Steps) -> range:
@@ -53,26 +43,3 @@ def _numbers(config: ConfigParser, steps: Steps) -> range:
             f"{listing(range(len(schedule)))}."
         )
     return range(first, last + 1)
-
-
-def _is_finished(config: ConfigParser) -> bool:
-    """Whether `-r auto` finds the step trained and tested, with just these settings.
-
-    Whatever is in doubt, or differs, is judged where the checkpoint is read.
-    """
-    folder, metrics = config.step_dir(), config.log_dir() / METRICS
-    written = folder / "config.json"
-    if config.test or not config.auto or not (metrics.is_file() and written.is_file()):
-        return False
-    if not any(folder.glob("checkpoint-epoch*.pth")):
-        return False
-    then, _ = flatten(read_json(written), str(written), strict=False)
-    now = config.flat()
-    if config.global_batch is not None:  # what a process gets of it depends on their number
-        del now[BATCH[0]], then[BATCH[0]]
-    for key in {*now, *then}:
-        decides = key in (*BATCH, *TASK) or key not in SCHEMA or SCHEMA[key].decides
-        if decides and now.get(key) != then.get(key):
-            return False
-    print(f"{folder} is finished, see {metrics}: nothing to do")
-    return True

@@ -27,10 +27,10 @@ from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.dataset import Sample
 from models.weights import load_strict
 from trainer.build import describe, task_record
-from trainer.evaluation import Evaluation
+from trainer.evaluation import Evaluation, Weights
 from trainer.events import Events
 from trainer.precision import Precision
-from trainer.record import differences, remarks
+from trainer.record import Provenance, remarks
 from utils import checkpoint as files
 from utils.distributed import Ranks
 from utils.history import History
@@ -38,8 +38,6 @@ from utils.logger import log, progress
 from utils.misc import Interrupted, UserError
 from utils.parse_config import ConfigParser
 
-# A run may be lengthened, and its starting weights are behind it.
-FREE_ON_RESUME = ("trainer.epochs", "arch.args.backbone_pretrained")
 READ_EVERY = 20  # iterations between two looks at the loss on a GPU, each of which waits for it
 # Each skipped update halves the loss scale. Twenty in a row bring it from the 65,536 it starts with
 # to 1/16, where it has long stopped to lift anything: what still overflows is the run itself.
@@ -169,7 +167,8 @@ class Trainer(BaseTrainer):
         teacher: BaseModel | None,
         optimizer: torch.optim.Optimizer,
         scheduler: torch.optim.lr_scheduler.LRScheduler,
-        record: Mapping[str, Any],
+        provenance: Provenance,
+        previous_state: Mapping[str, torch.Tensor] | None = None,
     ):
         """
         Args:
@@ -180,13 +179,15 @@ class Trainer(BaseTrainer):
             student: the model of this step, on the device.
             teacher: the previous step's model, frozen, on the device, if the method needs it.
             optimizer, scheduler: of the student's parameters; stepped once per iteration.
-            record: what decides the weights (`trainer/record.py`), kept in checkpoints.
+            provenance: where the weights come from, kept in checkpoints.
+            previous_state: the previous step's weights as they were loaded, if the method needs
+                them.
         """
         self.task: Task = data.task
         self.data, self.method = data, method
         self.student, self.teacher = student, teacher
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.record = record
+        self.provenance, self.previous_state = provenance, previous_state
         self.evaluation = Evaluation(config, ranks, data=data, method=method, student=student)
         reported = self.evaluation.val_evaluator.names()
         super().__init__(config, ranks, [f"val_{name}" for name in reported])
@@ -225,7 +226,14 @@ class Trainer(BaseTrainer):
         """What a method works with outside the iterations: no gradients, models in eval mode."""
         self.student.eval()
         with torch.no_grad():
-            yield StepContext(self.student, self.teacher, self._batches, self.epochs, self._total)
+            yield StepContext(
+                self.student,
+                self.teacher,
+                self._batches,
+                self.epochs,
+                self._total,
+                self.previous_state,
+            )
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         """This rank's training batches of an epoch, on the device; the run may be stopped here."""
@@ -362,9 +370,10 @@ class Trainer(BaseTrainer):
         self.events.pictures(self.evaluation, epoch)
         return {f"val_{name}": value for name, value in values.items()}
 
-    def test(self, file: Path, weights: str) -> None:
+    def test(self, file: Path, weights: Path) -> None:
         """Evaluate the test set and write `file`, as `Evaluation.test` does."""
-        self.events.scalars(self.evaluation.test(file, weights, self.epoch), "test", self.epoch)
+        tested = Weights.of(self.state() | {"epoch": self.epoch}, weights)
+        self.events.scalars(self.evaluation.test(file, tested), "test", self.epoch)
 
     # ------------------------------------------------------------------------------- checkpoints
     def resume(self, path: Path) -> None:
@@ -386,24 +395,20 @@ class Trainer(BaseTrainer):
             "method": self.config["method"],
             "family": self.method.family,
             "method_state": self.method.state(),
-            "record": self.record,
+            "record": dict(self.provenance.record),
+            "data": dict(self.provenance.data),
+            "previous": self.provenance.previous,
         }
 
-    def load_state(self, checkpoint: dict[str, Any]) -> None:
+    def load_state(self, checkpoint: dict[str, Any], path: Path) -> None:
         if checkpoint["task"] != task_record(self.task):
             raise UserError(
                 f"the checkpoint to resume from is of {describe(checkpoint['task'])}, but this run "
                 f"is {describe(task_record(self.task))}."
             )
-        differs = differences(self.record, checkpoint["record"], ignore=FREE_ON_RESUME)
-        if differs:
-            raise UserError(
-                f"the checkpoint to resume from is of another run: {'; '.join(differs)}; give the "
-                "same, or another --name for a new run (the global batch is --batch_size × "
-                "processes × trainer.accumulate)."
-            )
-        for remark in remarks(self.record, checkpoint["record"]):
+        for remark in remarks(self.provenance.record, checkpoint["record"]):
             log.info("resuming with another %s", remark)
+        self.provenance = self.provenance.resumed(checkpoint, path, self.data)
         load_strict(self.student, checkpoint["state_dict"], "the checkpoint to resume from")
         self.method.load_state(checkpoint.get("method_state", {}))
         self.optimizer.load_state_dict(checkpoint["optimizer"])

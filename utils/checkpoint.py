@@ -7,13 +7,14 @@ torch itself does not look at them and loads damaged weights without a word; `lo
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pickle
 import random
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,33 @@ def _load(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of a state dict: names, types, shapes and values, wherever they lie in memory.
+
+    A prefix `module.` (DistributedDataParallel) is none of the names.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        about = f"{name.removeprefix('module.')} {tensor.dtype} {list(tensor.shape)}\n"
+        digest.update(about.encode(errors="surrogateescape"))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def hash_of(path: Path) -> str:
+    """`weights_hash` of the weights in a file, of which nothing else is read.
+
+    Raises:
+        UserError: as `load`.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return weights_hash(checkpoint["state_dict"])
+    except Exception:  # older than the format that can be read in parts, or faulty: `load` tells
+        return weights_hash(load(path)["state_dict"])
+
+
 class Damaged(UserError):
     """A file whose bytes are not those that were written."""
 
@@ -180,10 +208,14 @@ def final_checkpoint(folder: Path) -> Path | None:
 
 
 @contextlib.contextmanager
-def claim(folder: Path) -> Iterator[None]:
-    """Hold a step folder for this process, and clear away what a killed one left half-written.
+def claim(folder: Path, *others: Path) -> Iterator[None]:
+    """Hold a folder for this process, and clear away what a killed one left half-written.
 
     The claim ends with the process, however it ends. File systems without locks go unprotected.
+
+    Args:
+        folder: of a step, or of an evaluation.
+        others: further folders that are cleared, with all below them.
 
     Raises:
         UserError: another process writes there.
@@ -205,7 +237,8 @@ def claim(folder: Path) -> Iterator[None]:
             ) from None
         except OSError as error:
             log.debug("%s cannot be locked: %s", folder, error)
-        remove_parts(folder)
+        for each in (folder, *others):
+            remove_parts(each)
         yield
 
 

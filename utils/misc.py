@@ -140,8 +140,8 @@ def _flush(path: Path) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Delete what a killed process left half-written in `folder`."""
-    for part in folder.glob(f".*{PART}"):
+    """Delete what a killed process left half-written in `folder` or below it."""
+    for part in folder.rglob(f".*{PART}"):
         part.unlink(missing_ok=True)
 
 

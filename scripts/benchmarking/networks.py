@@ -21,6 +21,7 @@ from trainer.build import apply_fast, build_model
 from trainer.evaluation import Evaluation
 from trainer.methods import METHODS
 from trainer.optim import build_optimizer, build_scheduler
+from trainer.record import Provenance
 from trainer.trainer import Trainer
 from utils.distributed import SINGLE, Ranks
 from utils.misc import BACKGROUND
@@ -98,7 +99,7 @@ class Net:
         scheduler = build_scheduler(self.config, optimizer, ITERATIONS)
         parts: dict[str, Any] = {"method": self.method, "student": self.student}
         parts |= {"teacher": self.teacher, "optimizer": optimizer, "scheduler": scheduler}
-        return Trainer(self.config, ranks, data=Stub(self.task), record={}, **parts)
+        return Trainer(self.config, ranks, data=Stub(self.task), provenance=Provenance(), **parts)
 
     def evaluation(self) -> Evaluation:
         """The project's own, made as a run makes it for evaluation."""

@@ -21,6 +21,7 @@ from models.upsampling import full_precision, size_of
 from models.weights import load_strict
 from trainer.build import apply_fast, build_method, build_student, build_task
 from trainer.checks import check_names, check_order, with_settings
+from trainer.evaluation import Weights
 from trainer.precision import Precision
 from utils import checkpoint as files
 from utils.config_file import flatten, read_json
@@ -34,7 +35,7 @@ class Predictor:
 
     Attributes:
         weights: the file.
-        epoch: of the weights; 0 of released ones.
+        tested: which weights they are.
         config: its own, as an evaluation reads it.
         task, method: of the config.
         model: the student, on `device`, in eval mode.
@@ -60,7 +61,7 @@ class Predictor:
         self.method = build_method(config, self.task)
         checkpoint = files.load(weights)
         check_order(self.task, weights, checkpoint)
-        self.epoch = int(checkpoint.get("epoch", 0))
+        self.tested = Weights.of(checkpoint, weights)
         self.model = build_student(config, self.method)
         load_strict(self.model, checkpoint["state_dict"], f"weight file {weights}")
         self.model.to(device)

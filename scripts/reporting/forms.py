@@ -7,6 +7,7 @@ where it is read, in `results.py`. Optional keys are those that older versions d
 from __future__ import annotations
 
 from base.task import SETTINGS
+from trainer.results import PREVIOUS, WEIGHTS
 from utils.form import BOOLEAN, NAME, Map, choice, number, optional, text, whole
 from utils.misc import BACKGROUND, VOID, WIDE_VOID
 
@@ -15,7 +16,7 @@ LABEL = whole(most=WIDE_VOID)
 SCHEDULE = [[LABEL]]
 MATRIX = [[whole()]]  # of pixel counts
 CLASS = {"label_id": LABEL, "name": WORDS, "pixels?": whole()}
-HEX = "a hash in hexadecimal digits"
+HASH = text("[0-9a-f]+", "a hash in hexadecimal digits")
 
 METRICS = {
     "dataset": NAME,
@@ -43,7 +44,7 @@ METRICS = {
         NAME,
         {
             "images": whole(),
-            "sha256": text("[0-9a-f]{64}", HEX),
+            "sha256": HASH,
             "published": optional(BOOLEAN),
         },
     ),
@@ -51,11 +52,14 @@ METRICS = {
     "epoch?": whole(),
     "seconds?": number(0),
     "weights?": text(".*"),
+    f"{WEIGHTS}?": HASH,
+    f"{PREVIOUS}?": optional(HASH),
+    "lengthened?": [whole()],
     **dict.fromkeys(("version?", "code?", "torch?", "device?", "precision?"), WORDS),
 }
 PASSES = {
-    "of": text("[0-9a-f]+", HEX),
-    "checksum?": text("[0-9a-f]+", HEX),
+    "of": HASH,
+    "checksum?": HASH,
     "passes": Map(WORDS, MATRIX),
 }
 BASE = {"record": {"settings": {"global batch?": whole(1)}}}

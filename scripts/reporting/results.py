@@ -24,7 +24,7 @@ from base.base_dataset import BaseDataset
 from data_loader import data_set
 from scripts.reporting import forms
 from trainer.base_step import FILE as BASE
-from trainer.steps import METRICS
+from trainer.results import METRICS, PASSES
 from utils.checkpoint import final_checkpoint
 from utils.config_file import flatten, read_json
 from utils.form import COUNTS, fault_of, read
@@ -34,7 +34,6 @@ from utils.metric import EVALUATORS, Evaluator, class_accuracy, class_iou, fold
 from utils.metric import METRICS as METRIC_FUNCTIONS
 from utils.misc import BACKGROUND, UserError, listing
 
-PASSES = "protocol.json"  # beside `metrics.json`
 Schedule = tuple[tuple[int, ...], ...]  # label ids of each step
 TASK = "data_loader.args.task"
 # Keys of a step's own test that say which row of a table it is, as its config has them.
