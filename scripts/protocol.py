@@ -6,6 +6,7 @@ Most conventions follow from the confusion matrix of the test, which is read fro
 or `eval_voc.py` wrote it, or made now. Two need a pass over images: the test images that hold no
 class seen yet, and whole images instead of centre crops. What the passes counted is kept in
 protocol.json beside that metrics.json: a second call makes none, and `scripts/report.py` shows it.
+A file that is damaged is named and made anew.
 """
 
 from __future__ import annotations

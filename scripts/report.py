@@ -7,6 +7,7 @@ A RUN is a run's folder (below models or log), a folder that holds runs, or a pa
 steps, seeds and methods are found in it. Writes report.html (one file that opens anywhere),
 report.json (every figure of it) and report.csv (a row per run), and prints the table of the last
 step. Pictures need the weights and the test images; where these are missing, the page says so.
+A run with a damaged file is named, on the page as well, and left out.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             add_pictures(section, task, args.pictures, device, args.data_dir)
     write_json(args.out / "report.json", report)
     with atomic_path(args.out / "report.csv") as temporary:
-        temporary.write_text(csv_of(report), encoding="utf-8")
+        temporary.write_text(csv_of(report), encoding="utf-8", errors="backslashreplace")
     write_page(report, args.out / "report.html")
     for task in report["tasks"]:
         print(f"{task['dataset']} {task['task']}, {task['setting']}, step {task['last']}")
@@ -109,5 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of folders need not be UTF-8
     with one_sentence_errors():
         main()

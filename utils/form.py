@@ -8,6 +8,7 @@ newer version may write more.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -91,6 +92,7 @@ def optional(value: Value) -> Value:
 
 
 NAME = text(r"[\w.+-]{1,100}", "a name of letters, digits, '_', '-', '+' and '.'")
+PATH = Value("a path", lambda v: isinstance(v, str) and len(v) <= 4096 and "\0" not in v)
 BOOLEAN = choice(True, False)
 
 
@@ -101,7 +103,7 @@ def read(file: Path, form: Form) -> Any:
         UserError: it cannot be read, is larger than `LARGEST_FILE`, or is not of the form; the
             sentence names the first place that is not.
     """
-    size = file.stat().st_size if file.is_file() else 0
+    size = os.path.getsize(file) if os.path.isfile(file) else 0
     if size > LARGEST_FILE:
         raise UserError(
             f"{file} has {size / 2**20:.0f} MiB, which no such file comes to; it is not read."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from base.task import SETTINGS
 from trainer.results import PREVIOUS, WEIGHTS
-from utils.form import BOOLEAN, NAME, Map, choice, number, optional, text, whole
+from utils.form import BOOLEAN, NAME, PATH, Map, choice, number, optional, text, whole
 from utils.misc import BACKGROUND, VOID, WIDE_VOID
 
 WORDS = text()
@@ -51,7 +51,7 @@ METRICS = {
     "images?": whole(),
     "epoch?": whole(),
     "seconds?": number(0),
-    "weights?": text(".*"),
+    "weights?": PATH,
     f"{WEIGHTS}?": HASH,
     f"{PREVIOUS}?": optional(HASH),
     "lengthened?": [whole()],

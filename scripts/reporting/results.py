@@ -309,7 +309,7 @@ def _tests(folder: Path) -> list[Path]:
             names.clear()  # a link that leads back
             continue
         entered.add(real)
-        if METRICS in files and _is_step(Path(where)) and Path(where, METRICS).is_file():
+        if METRICS in files and _is_step(Path(where)) and os.path.isfile(Path(where, METRICS)):
             found.append(Path(where, METRICS))
     return sorted(found)
 
@@ -340,7 +340,7 @@ def read_result(file: Path) -> Result:
     def spared(path: Path, reader: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         """What a file holds that decides no figure of the test."""
         try:
-            return reader(path) if path.is_file() else {}
+            return reader(path) if os.path.isfile(path) else {}
         except UserError as error:
             damaged[path.name] = str(error)
             return {}
@@ -384,7 +384,7 @@ def _contradictions(result: Result) -> Iterator[str]:
     size = len(content["confusion"])
     if not rows or size - len(rows) not in (0, 1):
         yield f"confusion has {size} rows for {len(rows)} classes"
-    for name in {"confusion", "wide"} & content.keys():
+    for name in (name for name in ("confusion", "wide") if name in content):
         if any(len(row) != size for row in content[name]):
             yield f"a row of {name} has not {size} columns"
         if sum(map(sum, content[name])) > COUNTS:
