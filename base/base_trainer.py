@@ -202,3 +202,5 @@ class BaseTrainer(ABC):
             log.info("saved %s", self.folder / files.epoch_file(self.epoch))
         if improved:
             files.keep(last, files.BEST)
+        if finished:  # nothing goes on from the one before
+            (self.folder / files.PREVIOUS).unlink(missing_ok=True)

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.helpers import PROJECT, train, write_config
 from trainer.trainer import Trainer
@@ -134,6 +136,64 @@ def test_a_later_step_that_cannot_start_is_told_before_it_does(alone, elsewhere)
     config, _ = alone
     with pytest.raises(UserError, match=r"step 1 continues from step 0, but .* holds no"):
         train(config, *FLAGS, "--task_step", "1-2", *elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("images", "no image of .* belongs to the train set of step 2 of task 'own'"),
+        ("batch", r"the training set of step 1 has \d+ images, fewer than one batch"),
+        ("settings", "step_2 holds a finished step of another run: seed is 1 here and 9 there"),
+        ("room", r"MiB left, but the checkpoints of the later steps need \d+ MiB"),
+    ],
+)
+def test_every_step_is_looked_at_before_the_first_is_trained(
+    alone, elsewhere, toy_root, tmp_path, monkeypatch, change, says
+):
+    config, runs = alone
+    flags = [*FLAGS, *elsewhere]
+    if change == "images":  # the training masks lose the classes of the last step
+        shutil.copytree(toy_root, tmp_path / "voc")
+        for path in (tmp_path / "voc/SegmentationClassAug").iterdir():
+            mask = np.array(Image.open(path))
+            mask[(mask >= 18) & (mask <= 20)] = 0
+            Image.fromarray(mask).save(path)
+        flags += ["--data_dir", str(tmp_path / "voc")]
+    if change == "batch":
+        flags += ["--bs", "20", "--mem_size", "0"]
+    if change == "settings":
+        folder = tmp_path / "runs/models" / runs[0].experiment / "step_2"
+        shutil.copytree(runs[2].step_dir(), folder)
+        for path in folder.glob("*.pth"):
+            checkpoint = files.load(path)
+            checkpoint["record"]["settings"]["seed"] = 9
+            torch.save(checkpoint, path)
+    if change == "room":
+        free = type(shutil.disk_usage(tmp_path))(10**9, 0, 5 * 10**7)
+        monkeypatch.setattr("trainer.checks.shutil.disk_usage", lambda _: free)
+        monkeypatch.setattr("trainer.start.checkpoint_size", lambda *_: 10**8)
+    monkeypatch.setattr("trainer.run.launch", None)  # nothing is trained
+    with pytest.raises(UserError, match=says):
+        train(config, *flags, "--task_step", "all")
+    assert not (tmp_path / "runs/models" / runs[0].experiment / "step_0").exists()
+
+
+def test_a_signal_in_the_preparation_of_a_later_step_stops_at_once(alone, elsewhere, monkeypatch):
+    """Not after it, and not after an iteration."""
+    config, _ = alone
+
+    def strike(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("went on")
+
+    monkeypatch.setattr("trainer.run.load_previous", strike)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        train(config, *FLAGS, "--task_step", "0-1", *elsewhere)
+    parsed = ConfigParser.from_args(
+        "train", "configs/config_voc.json", argv=["-c", str(config), *elsewhere]
+    )
+    assert files.load(parsed.step_dir(0) / "last.pth")["finished"]
+    assert not list(parsed.step_dir(1).glob("*.pth"))
 
 
 def test_finished_steps_of_other_settings(alone):

@@ -346,8 +346,8 @@ def test_file_beside_a_weight_does_not_choose_the_save_dir(tmp_path):
     downloaded = beside(tmp_path / "downloads", tree)
     default = parse()["trainer"]["save_dir"]
     assert save_dir(trained, "train") == str(tmp_path / "runs"), "the tree that holds it"
-    assert save_dir(downloaded, "train") == default
-    assert save_dir(trained, "eval") == save_dir(downloaded, "eval") == default
+    assert save_dir(trained, "eval") == str(tmp_path / "runs"), "results go beside the run"
+    assert save_dir(downloaded, "train") == save_dir(downloaded, "eval") == default
     for mode in ("train", "eval"):
         assert save_dir(trained, mode, "--save_dir", "typed") == "typed"
 

@@ -557,3 +557,24 @@ def test_several_gpus_for_one_process(toy_config, monkeypatch, caplog, flags, en
     sentence = "-d 0,1: only cuda:0 is used; all of them need --multiprocessing_distributed"
     told = [message for message in caplog.messages if message.startswith("-d")]
     assert told == [sentence] * warns
+
+
+def test_a_gpu_that_is_asked_for_must_be_there_to_train(monkeypatch, toy_config, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    says = (
+        r"-d/--device is '0', but GPU 0 does not exist; visible: none \(torch .*\), so use -d cpu"
+    )
+    with pytest.raises(UserError, match=says):
+        train(toy_config, "-d", "0")
+    assert not (toy_config.parent / "runs").exists()
+    assert distributed.find_devices("0") == [torch.device("cpu")], "published evaluations end so"
+
+
+@pytest.mark.parametrize("flags", [(), ("-d", "cpu")])
+def test_training_without_a_gpu_is_told_loudly_unless_it_is_meant(toy_config, flags):
+    parsed = train(toy_config, "--epochs", "1", *flags)
+    lines = (parsed.log_dir() / "info.log").read_text().splitlines()
+    loud = [number for number, line in enumerate(lines) if "WARNING NO GPU IS USED: torch" in line]
+    assert len(loud) == (not flags)
+    assert not flags or not loud
+    assert all(number < 6 for number in loud), "among the first lines"

@@ -59,7 +59,7 @@ def test_files_of_a_run(base):
     _, _, parsed = base
     folder = parsed.step_dir()
     assert {path.name for path in folder.iterdir()} == {
-        *(".lock", "config.json", "last.pth", "previous.pth", "checkpoint-epoch2.pth"),
+        *(".lock", "config.json", "last.pth", "checkpoint-epoch2.pth"),
     }
     assert folder.parts[-3:] == ("models", "overlap_15-5_toy", "step_0")
     checkpoint = torch.load(folder / "checkpoint-epoch2.pth", weights_only=True)
@@ -294,7 +294,7 @@ def test_validation_monitor_and_early_stop(toy_config):
     parsed = train(toy_config, "--lr", "1e-9", "--freeze_bn")  # nothing changes or gets better
     kept = {path.name for path in parsed.step_dir().glob("*.pth")}
     assert kept == {
-        *("last.pth", "previous.pth", "model_best.pth"),
+        *("last.pth", "model_best.pth"),
         *("checkpoint-epoch2.pth", "checkpoint-epoch3.pth"),
     }
     assert torch.load(parsed.step_dir() / "model_best.pth", weights_only=True)["epoch"] == 1

@@ -79,7 +79,11 @@ def test_memory_replay_shares_the_base_step(finished):
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({}, ["-d", "0", "--method", "dkd", "--name", "DKD", "--task_step", "all"]),
+        ({}, ["--method", "dkd", "--name", "DKD", "--task_step", "all"]),
+        (
+            {"GPU": "cpu"},
+            ["-d", "cpu", "--method", "dkd", "--name", "DKD", "--task_step", "all"],
+        ),
         (
             {"GPU": "0,1", "METHOD": "finetune", "MEMORY_SIZE": "100", "STEP": "1-2", "BS": "4"},
             [
@@ -89,7 +93,7 @@ def test_memory_replay_shares_the_base_step(finished):
             ],
         ),
     ],
-    ids=["plain", "chosen"],
+    ids=["plain", "cpu", "chosen"],
 )
 def test_what_a_script_calls(script, variables, expected, tmp_path):
     """One training call; no hyper-parameter that the user did not set."""

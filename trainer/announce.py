@@ -9,7 +9,7 @@ import torch
 
 from base.base_method import BaseMethod
 from data_loader.data_loaders import IncrementalDataLoader
-from utils.distributed import Ranks
+from utils.distributed import Ranks, no_gpu
 from utils.logger import log
 from utils.misc import listing
 from utils.parse_config import ConfigParser
@@ -34,8 +34,15 @@ def announce(
         len(task.new),
         listing((task.class_names[label] for label in task.new), most=20),
     )
-    device = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
+    on_cpu = ranks.device.type == "cpu"
+    device = "CPU" if on_cpu else torch.cuda.get_device_name(ranks.device)
     log.info("%d process(es) on %s", ranks.world, device)
+    if on_cpu and config.device != "cpu":
+        log.warning(
+            "NO GPU IS USED: %s, so this runs on the CPU, which is far slower; -d cpu says that it "
+            "is meant",
+            no_gpu(),
+        )
     if config.test:
         return
     _announce_batches(ranks, data, frozen=config["arch"]["args"]["freeze_all_bn"])

@@ -80,7 +80,12 @@ def check(config: ConfigParser, plan: Launch) -> Path | None:
     data = build_data(config, Ranks(0, plan.world, plan.devices[0]))
     _check_writable(config.step_dir())
     if not config.test:
-        _check_training(config, data)
+        check_training(config, data)
+        if config.base is not None:
+            check_base(config, config.base, data)
+        _check_start(config, data.task)
+        if not config.auto:
+            _check_free(config)
         return None
     weights = config.resume or files.final_checkpoint(config.step_dir())
     # Released weights do not say whether their run is finished, and it is.
@@ -136,8 +141,12 @@ def with_settings(config: ConfigParser) -> ConfigParser:
     return config.with_values({"hyperparameter": settings})
 
 
-def _check_training(config: ConfigParser, data: IncrementalDataLoader) -> None:
-    """What only training needs; weights of another version may be evaluated without it."""
+def check_training(config: ConfigParser, data: IncrementalDataLoader) -> None:
+    """Settings that only training needs; weights of another version may be evaluated without them.
+
+    Raises:
+        UserError: values that are impossible, or that do not go together.
+    """
     check_optimizer(config)
     config.resolve("lr_scheduler", SCHEDULERS)
     _check_method(config, data.task)
@@ -161,11 +170,6 @@ def _check_training(config: ConfigParser, data: IncrementalDataLoader) -> None:
         )
     _, validation = build_evaluators(config, data.task)
     parse_monitor(trainer["monitor"], [f"val_{name}" for name in validation.names()])
-    if config.base is not None:
-        check_base(config, config.base, data)
-    _check_start(config, data.task)
-    if not config.auto:
-        _check_free(config)
 
 
 def _check_method(config: ConfigParser, task: Task) -> None:
@@ -228,18 +232,31 @@ def _check_start(config: ConfigParser, task: Task) -> None:
             )
         source = f"the checkpoint to resume from, {config.resume},"
         check_fit(model, resumed["state_dict"], source)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    averages = AVERAGES[config["optimizer"]["type"]] * trainable
-    size = 4 * (sum(t.numel() for t in model.state_dict().values()) + averages)
     folder = config.step_dir()
     # The one that is being written, last.pth and previous.pth; kept ones share their room.
     missing = 3 - sum((folder / name).is_file() for name in (files.LAST, files.PREVIOUS))
+    check_room(folder, missing * checkpoint_size(config, task), "the checkpoints of this step need")
+
+
+def checkpoint_size(config: ConfigParser, task: Task) -> int:
+    """Bytes of a checkpoint of a step, of what it mostly holds: weights and optimizer."""
+    model = _skeleton(config, build_method(config, task).heads())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    averages = AVERAGES[config["optimizer"]["type"]] * trainable
+    return 4 * (sum(t.numel() for t in model.state_dict().values()) + averages)
+
+
+def check_room(folder: Path, needed: int, what: str) -> None:
+    """Whether the file system of a folder has room for `needed` bytes.
+
+    Raises:
+        UserError: it has not.
+    """
     free = shutil.disk_usage(_existing(folder)).free
-    if free < missing * size:
+    if free < needed:
         raise UserError(
             f"trainer.save_dir (--save_dir): the file system of {folder} has {free >> 20} MiB "
-            f"left, but the checkpoints of this step need {missing * size >> 20} MiB; make room or "
-            "choose another."
+            f"left, but {what} {needed >> 20} MiB; make room or choose another."
         )
 
 

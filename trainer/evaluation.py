@@ -5,7 +5,6 @@ Made by `trainer/run.py` for weights that are only tested, and by the `Trainer` 
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from utils.distributed import Ranks
 from utils.history import device_name
 from utils.logger import log, progress
 from utils.metric import EVALUATORS, ConfusionMatrix, Evaluator, fold, scalars
-from utils.misc import write_json
+from utils.misc import BACKGROUND, listing, write_json
 from utils.parse_config import ConfigParser
 from utils.report import metrics_json, summary, table
 
@@ -219,9 +218,19 @@ class Evaluation:
                 del report["wide"], report["future_classes"]
             write_json(file, report)
             step, count = self.task.schedule_step, len(images)
-            log.info("%s, step %d, %d images, %s:", kind, step, count, precision)
-            log.log(logging.INFO if kind == "test" else logging.DEBUG, "%s\n", table(report))
-            log.info("%s", summary(report))
+            if kind == "val":  # short, for its figures are others than the test's
+                hidden = "as background" if future == BACKGROUND else "not at all"
+                log.info(
+                    "val, step %d, %d images, %s; labels of the new classes alone, the others "
+                    "count %s: %s",
+                    *(step, count, precision, hidden),
+                    listing(f"{name} {value:.2f}" for name, value in scalars(results).items()),
+                )
+                log.debug("%s\n", table(report))
+            else:
+                log.info("test, step %d, %d images, %s: all classes seen", step, count, precision)
+                log.info("%s\n", table(report))
+                log.info("%s", summary(report))
             log.info("written: %s", file)
         return scalars(results)
 

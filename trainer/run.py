@@ -33,7 +33,7 @@ from trainer.memory import replay
 from trainer.optim import build_optimizer, build_scheduler
 from trainer.record import Provenance, check_data
 from trainer.results import METRICS, retire, tested_weights
-from trainer.start import Start, decide
+from trainer.start import Start, check_later, decide
 from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils import interrupt
@@ -86,8 +86,9 @@ def prepare(steps: Sequence[ConfigParser]) -> Job | None:
     plan = plan_launch(steps[0])
     for number, config in enumerate(steps):
         if (start := decide(config, plan)) is not None:
+            check_later(steps[number + 1 :], plan)
             return Job(plan, steps[number:], start)
-        files.forget()
+        files.forget(go_on=True)
     return None
 
 
@@ -99,6 +100,7 @@ def work(job: Job, ranks: Ranks) -> None:
         gc.collect()  # the networks of the step before are in cycles
         if ranks.any(interrupt.asked() is not None):
             raise Interrupted(f"stopped between steps: {interrupt.asked() or 'by a signal'}.")
+        interrupt.stop_deferring()  # what comes before the first iteration can be torn apart
         with files.remembered():
             start = decide(config, plan) if ranks.is_main else None
             start = ranks.gather(start)[0]

@@ -4,13 +4,13 @@ tested, or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.build import build_data
-from trainer.checks import check
+from trainer.checks import check, check_room, check_training, checkpoint_size
 from trainer.record import EPOCHS, LENGTHENED, differ, differences, record
 from trainer.results import METRICS, tested_weights
 from utils import checkpoint as files
@@ -43,16 +43,58 @@ def decide(config: ConfigParser, plan: Launch) -> Start | None:
     Raises:
         UserError: as `checks.check`; or the step is finished, but with other settings than these.
     """
-    if config.global_batch is not None:
-        each = plan.world * config["trainer"]["accumulate"]
-        batch = max(1, config.global_batch // each)
-        config = config.with_values({"data_loader.args.train.batch_size": batch})
+    config = _with_batch(config, plan)
     if config.auto and not config.test:
         left = _resolve_auto(config, plan)
         if left is None:
             return None
         config = left
     return Start(config, check(config, plan))
+
+
+def check_later(steps: Sequence[ConfigParser], plan: Launch) -> None:
+    """Look at the steps that follow the first of a launch, as far as can be said before it is done.
+
+    Args:
+        steps: in order, without the first.
+        plan: which processes will run them.
+
+    Raises:
+        UserError: what is wrong with a step: settings, images, a run of other settings in its
+            folder, too little room for the checkpoints of all.
+    """
+    room = 0
+    for config in steps:
+        config = _with_batch(config, plan)
+        data = build_data(config, Ranks(0, plan.world, plan.devices[0]))
+        if config.test:
+            continue
+        check_training(config, data)
+        alone = build_data(config, Ranks(0, 1, plan.devices[0]))
+        alone.setup("train", "val", "test")
+        replayed = data.memory_policy["mem_size"]
+        if len(alone.train_set) + replayed < data.global_batch:
+            raise UserError(
+                f"the training set of step {data.task.step} has {len(alone.train_set)} images, "
+                f"fewer than one batch: {data.batch_words()}; choose a smaller one."
+            )
+        path, checkpoint, _ = files.newest_good(config.step_dir())
+        if path is None:
+            room += checkpoint_size(config, data.task)
+        elif "record" in checkpoint:
+            check_same_run(config, path, record(config, data, None), checkpoint)
+        files.forget(go_on=True)
+    if room:
+        check_room(steps[-1].step_dir(), room, "the checkpoints of the later steps need")
+
+
+def _with_batch(config: ConfigParser, plan: Launch) -> ConfigParser:
+    """The configuration with the recipe's global batch shared out among the processes."""
+    if config.global_batch is None:
+        return config
+    each = plan.world * config["trainer"]["accumulate"]
+    batch = max(1, config.global_batch // each)
+    return config.with_values({"data_loader.args.train.batch_size": batch})
 
 
 def _resolve_auto(config: ConfigParser, plan: Launch) -> ConfigParser | None:
@@ -65,7 +107,7 @@ def _resolve_auto(config: ConfigParser, plan: Launch) -> ConfigParser | None:
         return config.changed(resume=path, notes=(*skipped, f"-r auto: {path}"))
     if "record" in checkpoint:
         data = build_data(config, Ranks(0, plan.world, plan.devices[0]))
-        check_same_run(config, path, record(config, data, None), checkpoint["record"])
+        check_same_run(config, path, record(config, data, None), checkpoint)
     previous = previous_weights(config)
     if differ(previous, checkpoint.get("previous")):
         raise UserError(f"{folder} holds a finished step, but {of_other_previous(config)}")
@@ -83,35 +125,37 @@ def _resolve_auto(config: ConfigParser, plan: Launch) -> ConfigParser | None:
 
 
 def check_same_run(
-    config: ConfigParser, path: Path, here: Mapping[str, Any], there: Mapping[str, Any]
+    config: ConfigParser, path: Path, here: Mapping[str, Any], checkpoint: Mapping[str, Any]
 ) -> None:
-    """Whether the finished step of a checkpoint is the one that a configuration asks for.
+    """Whether the step of a checkpoint is the one that a configuration asks for.
 
     Args:
         path: of the checkpoint.
-        here, there: records, of the configuration and of the checkpoint.
+        here: record of the configuration.
 
     Raises:
         UserError: it is another one.
     """
+    folder, there = config.step_dir(), checkpoint["record"]
+    state = "a finished step" if checkpoint.get("finished", True) else "an unfinished step"
     differs = differences(here, there, ignore=(EPOCHS, LENGTHENED))
     if differs:
         raise UserError(
-            f"{config.step_dir()} holds a finished step of another run: {'; '.join(differs)}; "
-            "give the same, or another --name for a new run."
+            f"{folder} holds {state} of another run: {'; '.join(differs)}; give the same, or "
+            "another --name for a new run."
         )
     epochs, trained = here["settings"][EPOCHS], there["settings"].get(EPOCHS)
     if trained is None or epochs == trained:
         return
     ways = f"give --epochs {trained}, or train {epochs} epochs anew under another --name"
-    if epochs > trained:
+    if epochs > trained and checkpoint.get("finished", True):
         ways += (
             f"; -r {path} --epochs {epochs} lengthens the step, with a learning rate that rises "
             "again where the epochs of before had brought it down"
         )
     raise UserError(
-        f"{config.step_dir()} holds a finished step of {trained} epochs, but trainer.epochs "
-        f"(--epochs) is {epochs}; {ways}."
+        f"{folder} holds {state} of {trained} epochs, but trainer.epochs (--epochs) is {epochs}; "
+        f"{ways}."
     )
 
 

@@ -92,10 +92,10 @@ def remembered() -> Iterator[None]:
         _memory = before
 
 
-def forget() -> None:
-    """Give back what `remembered` holds, and hold no more."""
+def forget(*, go_on: bool = False) -> None:
+    """Give back what `remembered` holds, and hold no more unless it shall `go_on`."""
     global _memory
-    _memory = None
+    _memory = {} if go_on and _memory is not None else None
 
 
 def load(path: Path) -> dict[str, Any]:

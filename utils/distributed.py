@@ -133,7 +133,7 @@ def plan_launch(config: Any, environment: Mapping[str, str] = os.environ) -> Lau
     """
     by_torchrun = "RANK" in environment and "WORLD_SIZE" in environment
     distributed = by_torchrun or config["multiprocessing_distributed"]
-    devices = find_devices(config.device)
+    devices = find_devices(config.device, training=not config.test)
     cuda = devices[0].type == "cuda"
     if by_torchrun:
         local = int(environment.get("LOCAL_RANK", 0))
@@ -166,24 +166,43 @@ def plan_launch(config: Any, environment: Mapping[str, str] = os.environ) -> Lau
     return Launch(tuple(devices), nodes, node, backend, url, by_torchrun, distributed, world)
 
 
-def find_devices(text: str | None) -> list[torch.device]:
-    """The devices that `-d` names; default: every visible GPU, or the CPU."""
+def find_devices(text: str | None, *, training: bool = False) -> list[torch.device]:
+    """The devices that `-d` names; default: every visible GPU, or the CPU.
+
+    Args:
+        text: of `-d`.
+        training: a GPU that is asked for must be there. To evaluate, `-d 0`, which published
+            commands end with, means the CPU where there is no GPU.
+
+    Raises:
+        UserError: a malformed text, or a GPU that does not exist.
+    """
     if text is not None and text != "cpu" and not re.fullmatch(r"\d+(,\d+)*", text):
         raise UserError(f"-d/--device is '{text}'; give GPU ids such as 0 or 0,1, or cpu.")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     ids = [] if text in (None, "cpu") else [int(number) for number in text.split(",")]
     if len(set(ids)) < len(ids):
         raise UserError(f"-d/--device is '{text}', but a GPU is named twice.")
-    # Published commands end with -d 0: on a machine without any GPU that means the CPU.
-    if text == "cpu" or (count == 0 and ids in ([], [0])):
+    if count == 0 and (not ids or (ids == [0] and not training)):
+        return [torch.device("cpu")]
+    if text == "cpu":
         return [torch.device("cpu")]
     wrong = [number for number in ids if number >= count]
     if wrong:
+        seen = listing(range(count)) or f"none ({no_gpu()}), so use -d cpu"
         raise UserError(
-            f"-d/--device is '{text}', but GPU {wrong[0]} does not exist; visible: "
-            f"{listing(range(count)) or 'none, so use -d cpu'}."
+            f"-d/--device is '{text}', but GPU {wrong[0]} does not exist; visible: {seen}."
         )
     return [torch.device("cuda", number) for number in ids or range(count)]
+
+
+def no_gpu() -> str:
+    """Why torch computes on no GPU here."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} was installed without CUDA"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    why = f" (CUDA_VISIBLE_DEVICES is '{hidden}')" if hidden is not None else ""
+    return f"torch {torch.__version__} sees no GPU or no driver{why}"
 
 
 def launch(worker: Callable[[Any, Ranks], None], job: Any, plan: Launch) -> None:

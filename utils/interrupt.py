@@ -121,6 +121,19 @@ def defer() -> None:
     _deferred = True
 
 
+def stop_deferring() -> None:
+    """End what `defer` began: from now on a signal raises at once, one that has come already now.
+
+    Raises:
+        Interrupted: one has.
+    """
+    global _deferred, _ending
+    _deferred = False
+    if _asked is not None:
+        _ending = True
+        raise Interrupted(f"stopped by {_asked}.")
+
+
 def _note(number: int, frame: FrameType | None) -> None:
     global _asked, _since, _ending
     name, now = signal.Signals(number).name, time.monotonic()

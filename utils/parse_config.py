@@ -404,9 +404,9 @@ def _not_beside_weights(
     """What a config beside the weights `resume` does not get to choose, and its value.
 
     Such a file may be downloaded, so folders that are written to, and where processes meet, are
-    this machine's: an evaluation writes below the default folder. Training that continues in the
-    folder tree that holds the checkpoint is the user's own run and keeps its processes. Weights
-    below this call's own save_dir are the user's as well: their links are followed as in training.
+    this machine's. Weights that lie in the folder tree of a run are the user's own, whose results
+    go beside them; training that continues there keeps its processes. Weights below this call's own
+    save_dir have their links followed as in training.
     `theirs` is what the file says, `mine` what holds without it.
     """
     refused = {dotted: mine[dotted] for dotted in SCHEMA if SCHEMA[dotted].local}
@@ -420,5 +420,5 @@ def _not_beside_weights(
     if mode == "train":
         own = ("multiprocessing_distributed", "n_gpu", "fast.compile", links)
         refused |= {dotted: theirs.get(dotted, mine[dotted]) for dotted in own}
-        refused["trainer.save_dir"] = str(runs)
+    refused["trainer.save_dir"] = str(runs)
     return refused
