@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from scripts import report
 from scripts.reporting.results import find_runs, passes_json, read_result
@@ -119,8 +120,8 @@ DAMAGED = {
     "a fraction": (("confusion", 1, 1), 1.7, "confusion[1][1] is 1.7, but must be a whole n"),
     "text": (("confusion", 1, 1), "12", 'confusion[1][1] is "12", but must be a whole n'),
     "a boolean": (("wide", 1, 1), True, "wide[1][1] is true, but must be a whole n"),
-    "NaN": (("wide", 1, 1), float("nan"), "wide[1][1] is NaN"),
-    "beyond int64": (("wide", 1, 1), 2**70, f"wide[1][1] is {2**70}"),
+    "NaN": (("wide", 1, 1), float("nan"), "wide[1][1] is nan"),
+    "beyond int64": (("wide", 1, 1), 2**70, "wide[1][1] is a number of 71 bits"),
     "sums beyond": (("confusion", 1), [2**53] * 4, f"confusion counts more than {2**53} pixels"),
     "not square": (("confusion", 1), [1, 2], "a row of confusion has not 4 columns"),
     "too few classes": (("classes",), [], "confusion has 4 rows for 0 classes"),
@@ -173,9 +174,9 @@ def test_a_damaged_test_costs_its_run_alone(runs, before, what):
         (("epochs", 0, "epoch"), 3, "history.json: epoch 2 comes after epoch 3"),
         (("epochs", 1, "epoch"), 1, "history.json: epoch 1 comes after epoch 1"),
         (("epochs", 0, "losses", "loss"), "0.5", 'epochs[0].losses.loss is "0.5"'),
-        (("epochs", 0, "whole"), 1, "epochs[0].whole is 1, but must be one of true, false"),
+        (("epochs", 0, "whole"), 1, "epochs[0].whole is 1, but must be true or false"),
         (("global_batch",), 24.0, "global_batch is 24.0, but must be a whole number"),
-        (("peak_memory_mib",), float("inf"), "peak_memory_mib is Infinity"),
+        (("peak_memory_mib",), float("inf"), "peak_memory_mib is inf"),
     ],
 )
 def test_a_damaged_history_costs_losses_and_times_alone(runs, before, path, value, reason):
@@ -275,8 +276,12 @@ def test_without_a_run_that_is_whole_there_is_no_report(runs, tmp_path, capsys):
 
 
 def test_a_file_that_is_too_large_is_not_read(runs, monkeypatch):
-    monkeypatch.setattr("utils.form.LARGEST_FILE", 100)
-    with pytest.raises(UserError, match=r"no such file comes to; it is not read"):
+    monkeypatch.setattr("scripts.reporting.results.LARGEST_FILE", 2 << 20)
+    with open(last(runs), "a") as file:
+        file.write(" " * (2 << 20))
+    assert "metrics.json has more than 2 MiB; delete it" in figures(runs)[1][0]
+    last(runs, run=B).write_text(last(runs).read_text())
+    with pytest.raises(UserError, match=r"2 are damaged; the first: .* has more than 2 MiB"):
         find_runs([str(runs)])
 
 
@@ -306,11 +311,9 @@ def test_without_the_wide_matrix_classes_that_never_arrive_are_unknown(runs):
 
 
 def test_a_damaged_history_is_not_gone_on_with(tmp_path):
-    import torch
-
     (tmp_path / "history.json").write_text(json.dumps(history() | {"epochs": [{"epoch": 1}]}))
     made = History(tmp_path, torch.device("cpu"))
-    with pytest.raises(UserError, match=r"epochs\[0\] has no 'seconds'; mend it, or delete it to"):
+    with pytest.raises(UserError, match=r"epochs\[0\].seconds is missing; mend it, or delete it"):
         made.resume(1)
 
 

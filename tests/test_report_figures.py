@@ -270,7 +270,7 @@ def test_what_is_no_run_is_told(tmp_path):
         make_sections(found(tmp_path))
     file = tmp_path / "log/overlap_2-1_A/step_0/metrics.json"
     file.write_text('{"dataset": "voc"}')
-    with pytest.raises(UserError, match=r"metrics.json has no 'task'; delete it and test the"):
+    with pytest.raises(UserError, match=r"metrics.json: task is missing; delete it and test the"):
         find_runs([str(file.parent)])
 
 

@@ -6,31 +6,31 @@ import contextlib
 import itertools
 import math
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from utils.form import BOOLEAN, Map, number, optional, read, text, whole
+from utils.config_file import read_json
+from utils.config_schema import NULL, NUMBER, Key
+from utils.forms import FLAG, TEXT, Maybe, fault
 from utils.misc import UserError, write_json
 
 FILE = "history.json"
+EPOCH = {
+    "epoch": Key("", (int,), 1),
+    "seconds": Key("", NUMBER, 0, most=1e9),
+    "whole": FLAG,
+    "lr": Maybe(Key("", NUMBER, 0)),
+    "images_per_s": Maybe(Key("", NUMBER, 0)),
+    "losses": Maybe({...: Key("", NUMBER, -1e38, most=1e38)}),
+}
 FORM = {
-    "device": text(),
-    "global_batch?": whole(1),  # older files have none
-    "peak_memory_mib": optional(number(0, 1e12)),
-    "epochs": [
-        {
-            "epoch": whole(1),
-            "seconds": number(0, 1e9),
-            "whole": BOOLEAN,
-            "lr?": number(0, sys.float_info.max),
-            "images_per_s?": number(0),
-            "losses?": Map(text(), number()),
-        }
-    ],
+    "device": TEXT,
+    "global_batch": Maybe(Key("", (int,), 1)),  # older files have none
+    "peak_memory_mib": Key("", (*NUMBER, NULL), 0, most=1e12),
+    "epochs": [EPOCH],
 }
 
 
@@ -40,7 +40,9 @@ def read_history(file: Path) -> dict[str, Any]:
     Raises:
         UserError: it cannot be read, is not of its form, or its epochs are not in order.
     """
-    content = read(file, FORM)
+    content = read_json(file, "file")
+    if words := fault(content, FORM):
+        raise UserError(f"{file}: {words}.")
     epochs = [each["epoch"] for each in content["epochs"]]
     for before, after in itertools.pairwise(epochs):
         if after <= before:

@@ -27,13 +27,14 @@ from trainer.base_step import FILE as BASE
 from trainer.results import METRICS, PASSES
 from utils.checkpoint import final_checkpoint
 from utils.config_file import flatten, read_json
-from utils.form import COUNTS, fault_of, read
+from utils.forms import fault
 from utils.history import FILE as HISTORY
 from utils.history import read_history
 from utils.metric import EVALUATORS, Evaluator, class_accuracy, class_iou, fold
 from utils.metric import METRICS as METRIC_FUNCTIONS
 from utils.misc import BACKGROUND, UserError, listing
 
+LARGEST_FILE = 64 << 20  # bytes; the matrices of a test of 2,000 classes come to half of it
 Schedule = tuple[tuple[int, ...], ...]  # label ids of each step
 TASK = "data_loader.args.task"
 # Keys of a step's own test that say which row of a table it is, as its config has them.
@@ -326,7 +327,7 @@ def read_result(file: Path) -> Result:
             damaged.
     """
     try:
-        content = read(file, forms.METRICS)
+        content = _read(file, forms.METRICS)
     except UserError as error:
         raise _damaged(str(error)) from None
     if content.get("split", "test") != "test":
@@ -350,7 +351,7 @@ def read_result(file: Path) -> Result:
         content,
         _config(config) if config else {},
         spared(file.parent / HISTORY, read_history),
-        spared(folders[0] / BASE, lambda path: read(path, forms.BASE)["record"]["settings"]),
+        spared(folders[0] / BASE, lambda path: _read(path, forms.BASE)["record"]["settings"]),
         damaged=damaged,
     )
     for words in _contradictions(result):
@@ -367,9 +368,23 @@ def _config(file: Path) -> dict[str, Any]:
     """The config of a step, by dotted key; keys of other versions are left out."""
     values, _ = flatten(read_json(file), str(file), strict=False)
     steps = values.get(f"{TASK}.steps")
-    if steps is not None and (fault := fault_of(steps, forms.SCHEDULE)):
-        raise UserError(f"{file}: {TASK}.steps{fault[0]} {fault[1]}.")
+    if steps is not None and (words := fault(steps, forms.SCHEDULE, f"{TASK}.steps")):
+        raise UserError(f"{file}: {words}.")
     return values
+
+
+def _read(file: Path, form: object) -> dict[str, Any]:
+    """The content of a JSON file that is of a form.
+
+    Raises:
+        UserError: it is not, it is too large or cannot be read.
+    """
+    if os.path.isfile(file) and os.path.getsize(file) > LARGEST_FILE:
+        raise UserError(f"{file} has more than {LARGEST_FILE >> 20} MiB.")
+    content = read_json(file, "file")
+    if words := fault(content, form):
+        raise UserError(f"{file}: {words}.")
+    return content
 
 
 def _contradictions(result: Result) -> Iterator[str]:
@@ -387,8 +402,8 @@ def _contradictions(result: Result) -> Iterator[str]:
     for name in (name for name in ("confusion", "wide") if name in content):
         if any(len(row) != size for row in content[name]):
             yield f"a row of {name} has not {size} columns"
-        if sum(map(sum, content[name])) > COUNTS:
-            yield f"{name} counts more than {COUNTS} pixels"
+        if sum(map(sum, content[name])) > forms.MOST_PIXELS:
+            yield f"{name} counts more than {forms.MOST_PIXELS} pixels"
     labels = [row["label_id"] for row in (*rows, *unseen)]
     if len({*labels}) < len(labels):
         yield "a label id of its classes is there twice"
@@ -468,7 +483,7 @@ def _passes(file: Path, result: Result) -> dict[str, np.ndarray]:
     Raises:
         UserError: the file is damaged, or of another test.
     """
-    written = read(file, forms.PASSES)
+    written = _read(file, forms.PASSES)
     if written["of"] != fingerprint(result.content):
         raise UserError(f"{file} is of another test than {result.file}.")
     if written.get("checksum", digest := _digest(written["passes"])) != digest:
@@ -476,10 +491,12 @@ def _passes(file: Path, result: Result) -> dict[str, np.ndarray]:
     size = len(result.confusion)
     rows = size if result.wide is None else len(result.wide)
     for words, counts in written["passes"].items():
+        if not forms.WORDS.accepts(words):
+            raise UserError(f"{file}: the name of a pass must be {forms.WORDS.expected()}.")
         if len(counts) != rows or any(len(row) != size for row in counts):
             raise UserError(f"{file}: '{words}' is no matrix of {rows} × {size} counts.")
-        if sum(map(sum, counts)) > COUNTS:
-            raise UserError(f"{file}: '{words}' counts more than {COUNTS} pixels.")
+        if sum(map(sum, counts)) > forms.MOST_PIXELS:
+            raise UserError(f"{file}: '{words}' counts more than {forms.MOST_PIXELS} pixels.")
     return {words: np.array(wide, dtype=np.int64) for words, wide in written["passes"].items()}
 
 
