@@ -175,6 +175,7 @@ def test_a_damaged_test_costs_its_run_alone(runs, before, what):
         (("epochs", 1, "epoch"), 1, "history.json: epoch 1 comes after epoch 1"),
         (("epochs", 0, "losses", "loss"), "0.5", 'epochs[0].losses.loss is "0.5"'),
         (("epochs", 0, "whole"), 1, "epochs[0].whole is 1, but must be true or false"),
+        (("epochs", 0), {"epoch": 1}, "history.json: epochs[0].seconds is missing"),
         (("global_batch",), 24.0, "global_batch is 24.0, but must be a whole number"),
         (("peak_memory_mib",), float("inf"), "peak_memory_mib is inf"),
     ],
@@ -311,9 +312,9 @@ def test_without_the_wide_matrix_classes_that_never_arrive_are_unknown(runs):
 
 
 def test_a_damaged_history_is_not_gone_on_with(tmp_path):
-    (tmp_path / "history.json").write_text(json.dumps(history() | {"epochs": [{"epoch": 1}]}))
+    (tmp_path / "history.json").write_text(json.dumps(history() | {"epochs": [{"epoch": "1"}]}))
     made = History(tmp_path, torch.device("cpu"))
-    with pytest.raises(UserError, match=r"epochs\[0\].seconds is missing; mend it, or delete it"):
+    with pytest.raises(UserError, match=r"epochs\[0\].epoch is \"1\", .*; mend it, or delete it"):
         made.resume(1)
 
 

@@ -20,8 +20,8 @@ from utils.misc import UserError, write_json
 FILE = "history.json"
 EPOCH = {
     "epoch": Key("", (int,), 1),
-    "seconds": Key("", NUMBER, 0, most=1e9),
-    "whole": FLAG,
+    "seconds": Maybe(Key("", NUMBER, 0, most=1e9)),
+    "whole": Maybe(FLAG),
     "lr": Maybe(Key("", NUMBER, 0)),
     "images_per_s": Maybe(Key("", NUMBER, 0)),
     "losses": Maybe({...: Key("", NUMBER, -1e38, most=1e38)}),

@@ -87,4 +87,5 @@ METRICS = {
     **dict.fromkeys(("version", "code", "torch", "device", "precision"), Maybe(WORDS)),
 }
 PASSES = {"of": HASH, "checksum": Maybe(HASH), "passes": {...: MATRIX}}
+COSTS = {"epochs": [{"seconds": REAL, "whole": FLAG}]}  # of a history, beside its own form
 BASE = {"record": {"settings": {"global batch": Maybe(Key("", (int,), 1))}}}

@@ -350,7 +350,7 @@ def read_result(file: Path) -> Result:
         file,
         content,
         _config(config) if config else {},
-        spared(file.parent / HISTORY, read_history),
+        spared(file.parent / HISTORY, _history),
         spared(folders[0] / BASE, lambda path: _read(path, forms.BASE)["record"]["settings"]),
         damaged=damaged,
     )
@@ -371,6 +371,13 @@ def _config(file: Path) -> dict[str, Any]:
     if steps is not None and (words := fault(steps, forms.SCHEDULE, f"{TASK}.steps")):
         raise UserError(f"{file}: {words}.")
     return values
+
+
+def _history(file: Path) -> dict[str, Any]:
+    content = read_history(file)
+    if words := fault(content, forms.COSTS):
+        raise UserError(f"{file}: {words}.")
+    return content
 
 
 def _read(file: Path, form: object) -> dict[str, Any]:
