@@ -164,3 +164,102 @@ def test_passes_of_other_weights_are_not_shown(runs, tmp_path):
     )
     (run,), _ = find_runs([str(log)])
     assert run.results[0].passes == {}
+
+
+def card(runs, capsys):
+    """What `protocol.py` prints of a copy of a step 0, and the folder of its log."""
+    weights = runs / "models/overlap_15-5_DKD/step_0/checkpoint-epoch1.pth"
+    protocol.main(["-r", str(weights), "-d", "cpu"])
+    return capsys.readouterr(), runs / "log/overlap_15-5_DKD/step_0"
+
+
+def broken(file, key):
+    content = json.loads(file.read_text())
+    if key == "confusion":
+        content["confusion"][1][1] = -5
+    elif key == "passes":
+        content["passes"]["whole images"][1][1] += 1
+    elif key == "of":
+        content["of"] = 0
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("key", ["confusion", "step"])
+def test_a_damaged_test_is_told_and_made_anew(runs, tmp_path, capsys, monkeypatch, key):
+    """As an evaluation of these weights, which a second call finds."""
+    monkeypatch.chdir(tmp_path)
+    own = shutil.copytree(runs, tmp_path / "runs", ignore=shutil.ignore_patterns("protocol.json"))
+    before, log = card(own, capsys)
+    assert before.err == ""
+    if key == "step":  # whole, but of the other step
+        shutil.copy(log.with_name("step_1") / "metrics.json", log)
+    else:
+        broken(log / "metrics.json", key)
+    after, _ = card(own, capsys)
+    assert after.out == before.out
+    assert after.err.startswith(f"not used: {log / 'metrics.json'}")
+    (made,) = tmp_path.rglob("eval/*/protocol.json")
+    status = made.stat().st_mtime_ns
+    assert card(own, capsys)[0].out == before.out
+    assert made.stat().st_mtime_ns == status
+
+
+@pytest.mark.parametrize("key", ["of", "passes"])
+def test_damaged_passes_are_told_and_made_anew(runs, tmp_path, capsys, key):
+    own = shutil.copytree(runs, tmp_path / "runs")
+    before, log = card(own, capsys)
+    whole = (log / "protocol.json").read_text()
+    broken(log / "protocol.json", key)
+    after, _ = card(own, capsys)
+    assert after.out == before.out
+    assert after.err.startswith(f"not used: {log / 'protocol.json'}")
+    assert (log / "protocol.json").read_text() == whole
+
+
+def test_broken_weights_cost_the_pictures_of_their_run(runs, written, tmp_path):
+    own = shutil.copytree(runs, tmp_path / "runs")
+    weights = own / "models/overlap_15-5_FT/step_1/checkpoint-epoch1.pth"
+    weights.unlink()
+    weights.write_text("404 Not Found")
+    report.main([str(own), "--out", str(tmp_path / "out"), "--pictures", "3", "-d", "cpu"])
+    task = content(tmp_path / "out")
+    labels = ["image", "truth", "DKD, step 0", "DKD, step 1"]
+    assert [tile["label"] for tile in task["pictures"][0]["tiles"]] == labels
+    (_, words) = task["sentences"]["pictures"]
+    assert words.startswith(f"No pictures of overlap_15-5_FT: checkpoint {weights} ")
+    assert words in (tmp_path / "out/report.html").read_text()
+    before = content(written)["methods"]
+    assert [m["summary"] for m in task["methods"]] == [m["summary"] for m in before]
+
+
+def test_a_data_set_that_one_config_misses_is_that_of_another(runs, tmp_path):
+    own = shutil.copytree(runs, tmp_path / "runs")
+    for file in (own / "models/overlap_15-5_DKD").glob("step_*/config.json"):
+        config = json.loads(file.read_text())
+        config["data_loader"]["args"]["data_dir"] = str(tmp_path / "moved")
+        file.write_text(json.dumps(config))
+    report.main([str(own), "--out", str(tmp_path / "out"), "--pictures", "3", "-d", "cpu"])
+    assert len(content(tmp_path / "out")["pictures"]) == 3
+
+
+def test_a_broken_image_costs_its_picture(runs, toy_root, tmp_path):
+    root = shutil.copytree(toy_root, tmp_path / "voc")
+    name = (root / "ImageSets/Segmentation/val.txt").read_text().split()[3]
+    (image,) = (root / "JPEGImages").glob(f"{name}.*")
+    image.write_bytes(image.read_bytes()[:200])
+    flags = ["--pictures", "3", "-d", "cpu", "--data_dir", str(root)]
+    report.main([str(runs), "--out", str(tmp_path / "out"), *flags])
+    task = content(tmp_path / "out")
+    assert len(task["pictures"]) == 3
+    how, words = task["sentences"]["pictures"]
+    assert how.startswith("Of 23 test images")
+    assert words.startswith("1 more cannot be read; the first: ")
+    assert name in words
+
+
+def test_a_page_without_pictures_says_why(runs, tmp_path):
+    shutil.copytree(runs / "log", tmp_path / "log")
+    report.main([str(tmp_path), "--out", str(tmp_path / "out"), "-d", "cpu"])
+    assert "No pictures: overlap_15-5_FT: there is no checkpoint-epoch*.pth of " in (
+        (tmp_path / "out/report.html").read_text()
+    )

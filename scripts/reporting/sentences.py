@@ -254,8 +254,8 @@ def _list_of(result: Result, kind: str) -> str | None:
 
 
 def _network(result: Result) -> str | None:
-    arch = result.config.get("arch", {}).get("args", {})
-    names = [str(arch[key]) for key in ("backbone", "output_stride") if key in arch]
+    keys = [f"arch.args.{key}" for key in ("backbone", "output_stride")]
+    names = [str(result.config[key]) for key in keys if key in result.config]
     return ", stride ".join(names) or None
 
 
