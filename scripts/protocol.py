@@ -37,7 +37,7 @@ from scripts.reporting.sentences import convention_sentence
 from scripts.reporting.summary import convention_rows
 from trainer.build import build_data
 from trainer.evaluation import Evaluation
-from trainer.results import METRICS, PASSES
+from trainer.results import METRICS, PASSES, WEIGHTS
 from trainer.run import evaluation_dir
 from utils.distributed import Ranks
 from utils.misc import UserError, one_sentence_errors, write_json
@@ -49,7 +49,7 @@ COLUMNS, SIGNS = ("old", "new", "hIoU", "all", "change"), (*[".2f"] * 4, "+.2f")
 def tested(predictor: Predictor, device: torch.device) -> Result:
     """The test of some weights: the run's own, that of an evaluation, or one made now.
 
-    A file that is damaged is told and not used.
+    A file that is damaged, or of other weights, is told and not used.
     """
     weights, config = predictor.weights.resolve(), predictor.config
     own = beside(weights.parent, "log") / METRICS
@@ -66,7 +66,7 @@ def tested(predictor: Predictor, device: torch.device) -> Result:
             continue
         if not _fits(result, predictor.task):
             print(f"not used: {file} is of another step or other classes.", file=sys.stderr)
-        elif Path(result.content.get("weights", "")).name == weights.name:
+        elif result.content.get(WEIGHTS) == predictor.tested.sha256:
             for words in result.damaged.values():
                 print(f"not used: {words}", file=sys.stderr)
             return result

@@ -50,6 +50,12 @@ PIXELS = Key("", (int,), 0, most=MOST_PIXELS)
 LABEL = Key("", (int,), 0, most=WIDE_VOID)
 SCHEDULE = [[LABEL]]
 MATRIX = [[PIXELS]]
+LIST = {
+    "images": WHOLE,
+    "sha256": HASH,
+    "published": Key("", (bool, NULL)),
+    "contents": Maybe(HASH),
+}
 CLASS = {"label_id": LABEL, "name": WORDS, "pixels": Maybe(PIXELS)}
 
 METRICS = {
@@ -76,7 +82,7 @@ METRICS = {
             "images": WORDS,
         }
     ),
-    "lists": Maybe({...: {"images": WHOLE, "sha256": HASH, "published": Key("", (bool, NULL))}}),
+    "lists": Maybe({...: LIST}),
     "images": Maybe(WHOLE),
     "epoch": Maybe(WHOLE),
     "seconds": Maybe(Key("", NUMBER, 0)),

@@ -24,12 +24,14 @@ from base.base_dataset import BaseDataset
 from data_loader import data_set
 from scripts.reporting import forms
 from trainer.base_step import FILE as BASE
-from trainer.results import METRICS, PASSES
-from utils.checkpoint import final_checkpoint
+from trainer.record import differ
+from trainer.results import METRICS, PASSES, PREVIOUS, WEIGHTS
+from utils.checkpoint import epoch_file, final_checkpoint, hash_of
 from utils.config_file import flatten, read_json
 from utils.forms import fault
 from utils.history import FILE as HISTORY
 from utils.history import read_history
+from utils.logger import progress
 from utils.metric import EVALUATORS, Evaluator, class_accuracy, class_iou, fold
 from utils.metric import METRICS as METRIC_FUNCTIONS
 from utils.misc import BACKGROUND, UserError, listing
@@ -262,8 +264,8 @@ def find_runs(paths: Iterable[str]) -> tuple[list[Run], list[str]]:
             faults.setdefault(run, str(error))
             continue
         tests.setdefault(run, {})[result.step] = result
-    for run, steps in tests.items():
-        if run not in faults and (words := _disagreement(steps)):
+    for run, steps in progress(tests.items(), desc="compare tests and weights", unit="run"):
+        if run not in faults and (words := _disagreement(steps) or _of_other_weights(steps)):
             faults[run] = words
     runs = [Run(run, dict(sorted(tests[run].items()))) for run in sorted({*tests} - {*faults})]
     if not runs:
@@ -296,6 +298,29 @@ def _disagreement(steps: Mapping[int, Result]) -> str | None:
             other, first = told.setdefault(what, (value, result))
             if other != value:
                 return f"{what} is {other} in {first.file} and {value} in {result.file}."
+    return None
+
+
+def _of_other_weights(steps: Mapping[int, Result]) -> str | None:
+    """Which test of a run is not of the weights that now lie there, or of another previous step."""
+    for step, result in steps.items():
+        again = "call that step again with -r auto, which tests what is there"
+        weights, tested = result.weights, result.content.get(WEIGHTS)
+        if _is_step(result.file.parent) and weights is not None:
+            epoch = result.content.get("epoch")
+            if tested is None and epoch is not None and weights.name != epoch_file(epoch):
+                return f"{result.file} is of epoch {epoch}, but there lies {weights}; {again}."
+            try:
+                if tested is not None and hash_of(weights) != tested:
+                    return f"{result.file} is of other weights than {weights}; {again}."
+            except UserError as error:
+                result.damaged[weights.name] = str(error)
+        before = steps[step - 1].content.get(WEIGHTS) if step - 1 in steps else None
+        if differ(result.content.get(PREVIOUS), before):
+            return (
+                f"the weights of {result.file} were trained from other weights of step {step - 1} "
+                f"than those that {steps[step - 1].file} is of; train step {step} anew as well."
+            )
     return None
 
 
@@ -474,8 +499,11 @@ def _digest(value: object) -> str:
 
 
 def fingerprint(content: Mapping[str, Any]) -> str:
-    """Of the matrix of a test, by which further passes of the same weights are known."""
-    return _digest(content["confusion"])
+    """Of a test, by which further passes of the same weights over the same data are known."""
+    told = [content[WEIGHTS]] if WEIGHTS in content else []
+    contents = content.get("lists", {}).get("test", {}).get("contents")
+    told += [contents] if contents is not None else []
+    return _digest([content["confusion"], *told] if told else content["confusion"])
 
 
 def passes_json(result: Result, passes: Mapping[str, np.ndarray]) -> dict[str, Any]:
