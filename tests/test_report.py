@@ -6,10 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from scripts import protocol, report
 from scripts.reporting.results import find_runs
 from tests.helpers import evaluation, train, write_config
+from utils import checkpoint as files
 
 METRIC = "Mean_Intersection_over_Union"
 
@@ -214,6 +216,68 @@ def test_damaged_passes_are_told_and_made_anew(runs, tmp_path, capsys, key):
     assert after.out == before.out
     assert after.err.startswith(f"not used: {log / 'protocol.json'}")
     assert (log / "protocol.json").read_text() == whole
+
+
+# ------------------------------------------- tests and the weights that lie there
+def spoil(file, change):
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("step", "change", "says"),
+    [
+        (1, {"weights_sha256": "0" * 64}, "step_1/metrics.json is of other weights than"),
+        (1, {"previous_sha256": "1" * 64}, "were trained from other weights of step 0 than those"),
+        (0, {"weights_sha256": None, "epoch": 7}, "is of epoch 7, but there lies"),
+    ],
+)
+def test_a_test_of_other_weights_than_those_that_lie_there_is_left_out(
+    runs, tmp_path, capsys, step, change, says
+):
+    own = shutil.copytree(runs, tmp_path / "runs")
+    file = own / f"log/overlap_15-5_FT/step_{step}/metrics.json"
+    content = json.loads(file.read_text()) | change
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    report.main([str(own), "--out", str(tmp_path / "out"), "--pictures", "0"])
+    (task,) = json.loads((tmp_path / "out/report.json").read_text())["tasks"]
+    assert [method["label"] for method in task["methods"]] == ["DKD"]
+    (left,) = [words for words in task["sentences"]["summary"] if "left out" in words]
+    assert left.startswith("overlap_15-5_FT is left out: ")
+    assert says in left
+
+
+def test_other_weights_of_the_same_name_are_tested_anew_for_the_card(runs, tmp_path, capsys):
+    own = shutil.copytree(runs, tmp_path / "runs", ignore=shutil.ignore_patterns("protocol.json"))
+    before, log = card(own, capsys)
+    weights = own / "models/overlap_15-5_DKD/step_0/checkpoint-epoch1.pth"
+    checkpoint = files.load(weights)
+    checkpoint["state_dict"]["cls.1.bias"][3] += 50
+    weights.unlink()
+    torch.save(checkpoint, weights)
+    after, _ = card(own, capsys)
+    assert after.out != before.out
+    (made,) = own.rglob("eval/*/metrics.json")
+    told = json.loads(made.read_text())
+    assert told["weights_sha256"] == files.hash_of(weights)
+    assert not (log / "protocol.json").exists() or passes_of(log) != passes_of(made.parent)
+
+
+def passes_of(folder):
+    return json.loads((folder / "protocol.json").read_text())["of"]
+
+
+def test_what_changed_on_the_way_is_told(runs, tmp_path):
+    own = shutil.copytree(runs, tmp_path / "runs")
+    log = own / "log/overlap_15-5_FT"
+    spoil(log / "step_0/metrics.json", lambda c: c["lists"]["test"].update(contents="ab" * 32))
+    spoil(log / "step_1/metrics.json", lambda c: c.update(lengthened=[3]))
+    report.main([str(own), "--out", str(tmp_path / "out"), "--pictures", "0"])
+    (task,) = json.loads((tmp_path / "out/report.json").read_text())["tasks"]
+    warnings = " ".join(task["warnings"])
+    assert "overlap_15-5_FT: what the files of the test data hold changed on the way." in warnings
+    assert "overlap_15-5_FT, step 1, was lengthened after epoch 3, where its learning" in warnings
 
 
 def test_broken_weights_cost_the_pictures_of_their_run(runs, written, tmp_path):
