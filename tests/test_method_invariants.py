@@ -9,7 +9,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from base.base_method import StepContext
 from base.base_model import ModelOutput
 from base.batch import Batch
 from base.task import Task
@@ -17,6 +20,7 @@ from models.fast_loss import by_definition, local_pod
 from models.model import DeepLabV3
 from tests.networks import WAYS, earlier_of, make_config, make_trainer
 from trainer.methods import METHODS
+from trainer.methods.plop import BINS, thresholds
 
 STEPS = ((1, 2, 3), (4, 5), (6,))
 VOID = 255
@@ -113,6 +117,28 @@ def test_factor_of_local_pod(sizes, first, last):
         alone = local_pod(maps[0], zeros[0])
         found = 6 * terms["pod"] / alone
         torch.testing.assert_close(found, torch.full((5,), factor), rtol=0, atol=0.0051)
+
+
+def test_share_of_plop_in_float64():
+    """ν, the sure share of an image's background, of sizes whose shares have no short form."""
+    method, teacher = make("plop"), ModelOutput(3 * torch.randn(3, 4, 7, 9).double())
+    method.load_state({"thresholds": torch.full((6,), 0.05)})
+    labels = torch.randint(0, 6, (3, 7, 9)).byte()
+    found = method.pseudo_labels(labels, teacher)[1]
+    q = teacher.logits.softmax(1)
+    unsure = -(q * (q + 1e-8).log()).sum(1) / 4 / math.log(4 + 1e-8) / math.log(6)
+    for nu, image, places in zip(found, unsure, labels < 4, strict=True):
+        sure = int((image[places] < torch.tensor(0.05)).sum())
+        assert 0 < sure < int(places.sum())
+        assert nu.item() == pytest.approx(sure / (int(places.sum()) + 1e-6), rel=1e-12)
+
+
+def test_thresholds_of_plop_in_float64():
+    """The median inside its bin, with all digits."""
+    histogram = torch.zeros(1, BINS)
+    histogram[0, :2] = torch.tensor([3.0, 7.0])
+    expected = (1 + (5 - 3) / 7) / BINS
+    assert thresholds(histogram, "paper").item() == pytest.approx(expected, rel=1e-12)
 
 
 # ---------------------------------------------------------------------------------------------- SDR
@@ -229,7 +255,62 @@ def test_ssul_answers_background_where_the_unknown_is_sure():
     assert method.predict(output._replace(unknown=-output.unknown)).item() == 0
 
 
+def test_share_of_ssul_in_float64():
+    """The mean over pixels that are not void, with all digits of a share that has no short form."""
+    method = make("ssul", unknown="all")
+    logits, unknown = torch.randn(3, 6, 7, 9).double(), torch.randn(3, 1, 7, 9).double()
+    labels = torch.randint(0, 6, (3, 7, 9)).byte()
+    labels[0, :3, :7] = VOID
+    teacher = ModelOutput(logits[:, :4] - 50, unknown=unknown)  # it is sure of nothing
+    output = ModelOutput(logits, unknown=unknown)
+    found = method.losses(Batch(None, labels), output, teacher, torch.clone)["bce"]
+    scores = torch.cat([unknown, logits], 1).sigmoid()
+    is_class = torch.stack([labels == 0, *(labels == c for c in range(6))], 1)
+    is_class[:, 1] = False  # all of background is unknown
+    each = -torch.where(is_class, scores, 1 - scores).log() * (labels != VOID)[:, None]
+    expected = each.sum((0, 2, 3)) / (3 * 7 * 9 - 3 * 7)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
 # -------------------------------------------------------------------------------------- all of them
+class OnlyDouble(TorchDispatchMode):
+    """No operation inside may give a number of fewer digits than float64."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for each in tree_leaves(result):
+            if isinstance(each, torch.Tensor) and each.is_floating_point():
+                assert each.dtype is torch.float64, func
+        return result
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_in_float64_computes_nothing_in_float32(name, step, way):
+    """Neither the pass before the step, nor losses, their gradient, and what is seen."""
+    method = make(name, step)
+    plan = method.heads()
+    student = DeepLabV3(plan, backbone="tiny").double()
+    teacher = None
+    if method.needs_teacher:
+        teacher = DeepLabV3(plan.previous(), backbone="tiny").double().eval()
+    method.start(student, earlier_of(name, method.task))
+    batch = ssul_batch()
+    labels = batch.labels.clamp(max=len(method.task.seen))
+    batch = batch._replace(images=batch.images.double(), labels=labels)
+    context = StepContext(student, teacher, lambda epoch: iter([batch]), 1, torch.clone)
+    with OnlyDouble():
+        with torch.no_grad():
+            method.begin_step(context)
+            old = teacher and teacher(batch.images, method.wants)
+        terms = method.losses(batch, student(batch.images, method.wants), old, torch.clone)
+        sum(term.sum() for term in terms.values()).backward()
+        method.end_step(context)
+        output = student(batch.images, method.answers_from)
+        method.predict(output, (64, 64))
+        method.confident(output, (64, 64))
+
+
 @pytest.mark.parametrize("step", range(len(STEPS)))
 @pytest.mark.parametrize("name", METHODS)
 def test_predictions_are_channels_of_seen_classes(name, step):
