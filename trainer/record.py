@@ -9,6 +9,7 @@ BatchNorm sees of it.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -17,8 +18,10 @@ from typing import Any
 import torch
 
 from data_loader.data_loaders import IncrementalDataLoader
+from trainer.optim import OPTIMIZERS
 from utils import VERSION
-from utils.config_schema import SCHEMA
+from utils.config_schema import OPTIONAL, SCHEMA
+from utils.lr_scheduler import SCHEDULERS
 from utils.misc import PROJECT_ROOT, sha256
 from utils.parse_config import ConfigParser
 
@@ -37,7 +40,7 @@ def settings(config: ConfigParser, data: IncrementalDataLoader) -> dict[str, Any
         "global batch": data.global_batch,
         "images that BatchNorm sees": None if frozen else data.norm_batch,
     }
-    for dotted, value in config.flat().items():
+    for dotted, value in (_defaults(config) | config.flat()).items():
         if dotted in SCHEMA and not SCHEMA[dotted].decides:
             continue
         if task.step == 0 and dotted.startswith(FROM_STEP_1):
@@ -91,6 +94,22 @@ def remarks(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
         for key, words in names.items()
         if here[key] != there[key]
     ]
+
+
+def _defaults(config: ConfigParser) -> dict[str, Any]:
+    """Dotted key → value of the optional arguments of optimizer and schedule that nobody chose."""
+    registries: dict[str, Mapping[str, type]] = {
+        "optimizer": OPTIMIZERS,
+        "lr_scheduler": SCHEDULERS,
+    }
+    found = {}
+    for section, registry in registries.items():
+        arguments = inspect.signature(registry[config[section]["type"]]).parameters
+        for name in arguments:
+            if (dotted := f"{section}.args.{name}") in OPTIONAL:
+                value = arguments[name].default
+                found[dotted] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 @lru_cache(maxsize=1)
