@@ -410,6 +410,30 @@ def test_audit_stops_a_leak(every_id, tmp_path):
     assert "show none" in audit(data.task, [part])
 
 
+@pytest.mark.parametrize(
+    ("setting", "leaks"), [("overlap", True), ("disjoint", True), ("sequential", False)]
+)
+def test_audit_stops_an_old_class(every_id, tmp_path, setting, leaks):
+    """But in `sequential` its labels are given."""
+    data = own_data(every_id, tmp_path, step=2, setting=setting)
+    data.train_set.table[:4] = 0, 1, 0, 3
+    if not leaks:
+        assert "images show 1, 3-4; hide old 2 in " in data.leakage()
+        return
+    with pytest.raises(AssertionError, match=r"^images: label ids 1, 3 leak into the loss$"):
+        data.leakage()
+
+
+@pytest.mark.parametrize("policy", ["current", "stored"])
+def test_audit_stops_an_old_class_of_the_exemplars(every_id, tmp_path, policy):
+    """Of a step that is neither this one nor the one that stored them."""
+    data = own_data(every_id, tmp_path, step=2, setting="overlap", labels=policy)
+    data.replay({"123": 0, "13": 0})
+    data.replay_sets[0].table[3] = 3
+    with pytest.raises(AssertionError, match=r"^exemplars .*: label ids 3 leak into the loss$"):
+        data.leakage()
+
+
 def test_void_masking_is_no_leak(every_id, tmp_path):
     data = own_data(every_id, tmp_path, step=1, setting="overlap")
     data.train_set.table[5] = 255

@@ -21,6 +21,7 @@ from models.model import DeepLabV3
 from tests.networks import WAYS, earlier_of, make_config, make_trainer
 from trainer.methods import METHODS
 from trainer.methods.plop import BINS, thresholds
+from trainer.methods.ssul import UNKNOWN
 
 STEPS = ((1, 2, 3), (4, 5), (6,))
 VOID = 255
@@ -270,6 +271,21 @@ def test_share_of_ssul_in_float64():
     each = -torch.where(is_class, scores, 1 - scores).log() * (labels != VOID)[:, None]
     expected = each.sum((0, 2, 3)) / (3 * 7 * 9 - 3 * 7)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_pseudo_labels_of_ssul_without_a_least_score():
+    """With `confidence` 0 every class that wins is a label; background and the unknown are none."""
+    method = make("ssul", unknown="all", confidence=0)
+    scores = torch.tensor([[0.3, 0.2, 0.1], [0.2, 0.3, 0.1], [0.1, 0.2, 0.3], [0.1, 0.1, 0.1]])
+    background, old, unknown = scores.logit().t()[:, None, None, None]  # each [1, 1, 1, 4]
+    rest = torch.full_like(old, -50)
+    teacher = ModelOutput(torch.cat([background, rest, old, rest], 1), unknown=unknown)
+    labels = torch.zeros(1, 1, 4, dtype=torch.uint8)
+    targets = method.targets(Batch(None, labels), teacher)
+    assert targets.flatten().tolist() == [UNKNOWN, 2, UNKNOWN, UNKNOWN]
+    labelled = torch.tensor([[[4, 4, VOID, VOID]]], dtype=torch.uint8)
+    targets = method.targets(Batch(None, labelled), teacher)
+    assert targets.flatten().tolist() == [4, 4, *2 * [torch.iinfo(torch.int32).max]]
 
 
 # -------------------------------------------------------------------------------------- all of them

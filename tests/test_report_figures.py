@@ -362,6 +362,16 @@ def test_runs_without_configs_are_known_by_their_names(tmp_path):
     assert [m["seeds"] for m in task["methods"]] == [[1], [1, 2], [1]]
 
 
+def test_a_memory_makes_another_method_from_step_1_on(tmp_path):
+    """At step 0 nothing is replayed, whatever the config says."""
+    for name, memory in (("A", 0), ("B", 100)):
+        a_test(tmp_path / "first", STEP_0, 0, name=name, memory=memory)
+        a_run(tmp_path / "both", name=name, memory=memory)
+    first, both = one_task(tmp_path / "first"), one_task(tmp_path / "both")
+    assert [method["label"] for method in first["methods"]] == ["DKD, A", "DKD, B"]
+    assert [method["label"] for method in both["methods"]] == ["DKD", "DKD-M"]
+
+
 def test_another_global_batch_is_another_row(tmp_path):
     for name, batch in (("A-s1", 16), ("A-s2", 24)):
         run = a_run(tmp_path, name=name)

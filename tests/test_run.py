@@ -101,6 +101,47 @@ def test_metrics_file(base):
     }
 
 
+@pytest.mark.parametrize("future", [0, 255])
+def test_metrics_count_future_classes_as_the_config_says(after_base, future):
+    """As background or not at all, in the figures as in the matrix beside them."""
+    config, flags = after_base
+    key = f"data_loader.args.test.args.masking_value={future}"
+    report = metrics(train(config, *flags, "--test", "--set", key).log_dir())
+    wide = np.array(report["wide"])
+    counted = wide[:16].copy()
+    if future == 0:
+        counted[0] += wide[16:].sum(0)
+    correct, pixels = counted.diagonal(), counted.sum(1)
+    iou = 100 * correct / np.maximum(pixels + counted.sum(0) - correct, 1)
+    found = {name: result["overall"] for name, result in report["metrics"].items()}
+    assert found == pytest.approx(
+        {
+            "Pixel_Accuracy": 100 * correct.sum() / pixels.sum(),
+            "Pixel_Accuracy_Class": np.mean(100 * correct / np.maximum(pixels, 1)),
+            "Mean_Intersection_over_Union": iou.mean(),
+        }
+    )
+    assert report["confusion"] == counted.tolist()
+    assert [row["IoU"] for row in report["classes"]] == pytest.approx(iou.tolist())
+    assert [row["pixels"] for row in report["classes"]] == pixels.tolist()
+    assert report["protocol"]["future_classes"] == future
+
+
+def test_validation_hides_classes_as_its_own_masking_value_says(after_base):
+    """That of the test is another key."""
+    config, flags = after_base
+    hidden = []
+    for value in (0, 255):
+        key = f"data_loader.args.val.args.masking_value={value}"
+        name = ("--name", f"masked{value}", "--epochs", "1")
+        parsed = train(config, *flags, *name, "--set", key)
+        validation, test = metrics(parsed.log_dir() / "val"), metrics(parsed.log_dir())
+        assert validation["protocol"]["future_classes"] == value
+        assert test["protocol"]["future_classes"] == 0
+        hidden.append(np.sum(validation["confusion"]))
+    assert hidden[1] < hidden[0], "later classes are void"
+
+
 def test_a_history_goes_on_where_the_checkpoint_does(tmp_path):
     history = History(tmp_path, torch.device("cpu"))
     for epoch in (1, 2, 3):
