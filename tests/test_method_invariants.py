@@ -327,6 +327,80 @@ def test_a_step_in_float64_computes_nothing_in_float32(name, step, way):
         method.confident(output, (64, 64))
 
 
+def made_up_outputs(channels):
+    """Name → map of four images, of everything that a method may ask for."""
+    sizes = {"logits": channels, "pos": channels - 1, "neg": channels - 1, "unknown": 1}
+    sizes |= {"body": 5, "features": 3, **{f"stage {number}": 3 for number in range(4)}}
+    return {name: torch.randn(4, size, 8, 8).double() for name, size in sizes.items()}
+
+
+def output_of(maps, part):
+    """The output of a part of the images, and its leaves by name."""
+    leaves = {name: value[part].clone().requires_grad_() for name, value in maps.items()}
+    stages = tuple(leaves[f"stage {number}"] for number in range(4))
+    rest = {name: value for name, value in leaves.items() if not name.startswith("stage ")}
+    return ModelOutput(**rest, stages=stages), leaves
+
+
+def on_two_ranks(run):
+    """What `run(rank, total)` returns for ranks 0 and 1, without processes.
+
+    Each runs twice: first to learn what it hands to `total`, then with the sums of both.
+    """
+    given = [[], []]
+    for rank, own in enumerate(given):
+        run(rank, lambda values, own=own: own.append(values.detach().clone()) or own[-1].clone())
+    sums = [first + second for first, second in zip(*given, strict=True)]
+    results = []
+    for rank in (0, 1):
+        left = [each.clone() for each in reversed(sums)]
+        results.append(run(rank, lambda _, left=left: left.pop()))
+    return results
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("name", METHODS)
+def test_two_ranks_are_one(name, step):
+    """Terms, the mean gradient and what is remembered; classes of either rank alone among them.
+
+    Without SDR's L_sp, whose largest feature of a class is that of one process's images.
+    """
+    task = make(name, step).task
+    new, old = (made_up_outputs(1 + len(classes)) for classes in (task.seen, task.old))
+    labels = torch.randint(0, 1 + len(task.seen), (4, 16, 16)).byte()
+    labels[:2][labels[:2] == task.new[0]] = 0
+    labels[2:][labels[2:] == task.new[1]] = VOID
+    saliency = torch.randint(2, labels.shape).byte()
+    earlier = {"prototypes": torch.rand(1 + len(task.old), 5), "counts": torch.ones(4).double()}
+
+    def run(rank, total):
+        part = slice(None) if rank is None else slice(2 * rank, 2 * rank + 2)
+        method, batch = make(name, step), Batch(None, labels[part], saliency=saliency[part])
+        student, teacher = (output_of(maps, part) for maps in (new, old))
+        if name == "sdr":
+            method.start(None, earlier)
+        asked = lambda images, wants: teacher[0]  # noqa: E731
+        context = StepContext(
+            torch.nn.Linear(1, 1), asked if step else None, lambda _: iter([batch]), 1, total
+        )
+        with torch.no_grad():
+            method.begin_step(context)
+        terms = method.losses(batch, student[0], teacher[0] if step else None, total)
+        terms.pop("sparse", None)
+        sum(method.weights[key] * term.sum() for key, term in terms.items()).backward()
+        gradients = {key: leaf.grad for key, leaf in student[1].items() if leaf.grad is not None}
+        return {key: term.detach() for key, term in terms.items()}, gradients, method.state()
+
+    terms, gradients, state = run(None, torch.clone)
+    first, second = on_two_ranks(run)
+    mean = {key: (first[0][key] + second[0][key]) / 2 for key in terms}
+    torch.testing.assert_close(mean, terms, rtol=1e-10, atol=1e-14)
+    both = {key: torch.cat([first[1][key], second[1][key]]) / 2 for key in gradients}
+    torch.testing.assert_close(both, gradients, rtol=1e-9, atol=1e-13)
+    for each in (first, second):
+        torch.testing.assert_close(each[2], state, rtol=1e-10, atol=0)
+
+
 @pytest.mark.parametrize("step", range(len(STEPS)))
 @pytest.mark.parametrize("name", METHODS)
 def test_predictions_are_channels_of_seen_classes(name, step):
