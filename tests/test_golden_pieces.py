@@ -124,6 +124,16 @@ def test_void_pixels_are_not_counted():
     assert confusion.matrix().sum() == 0
 
 
+def test_void_of_many_classes_is_the_largest_number_of_its_type():
+    """There 255 is a class like any other."""
+    confusion = ConfusionMatrix(300, 300, torch.device("cpu"))
+    labels = torch.tensor([[[255, 299, torch.iinfo(torch.int32).max]]], dtype=torch.int32)
+    confusion.update(labels, torch.tensor([[[255, 0, 0]]]))
+    found = confusion.matrix()
+    assert found[255, 255] == found[299, 0] == 1
+    assert found.sum() == 2
+
+
 @pytest.mark.parametrize(("old", "new"), [(range(3), ()), ((), range(3))])
 def test_one_group_has_only_overall(old, new):
     """At step 0, and in validation without a background."""

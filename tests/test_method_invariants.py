@@ -16,11 +16,13 @@ from base.base_method import StepContext
 from base.base_model import ModelOutput
 from base.batch import Batch
 from base.task import Task
+from models.aspp import Dropout
 from models.fast_loss import by_definition, local_pod
 from models.model import DeepLabV3
 from tests.networks import WAYS, earlier_of, make_config, make_trainer
+from trainer.build import build_student
 from trainer.methods import METHODS
-from trainer.methods.plop import BINS, thresholds
+from trainer.methods.plop import BINS, FLOOR, thresholds
 from trainer.methods.ssul import UNKNOWN
 
 STEPS = ((1, 2, 3), (4, 5), (6,))
@@ -142,6 +144,34 @@ def test_thresholds_of_plop_in_float64():
     assert thresholds(histogram, "paper").item() == pytest.approx(expected, rel=1e-12)
 
 
+def plop_pass(labels, logits, **settings):
+    """The thresholds that a pass over one batch finds."""
+    method, output = make("plop", **settings), ModelOutput(logits)
+    maps = tuple(torch.zeros(1, 1, 4, 4) for _ in range(5))
+    output = output._replace(stages=maps[:4], features=maps[4])
+    student, batch = torch.nn.Linear(1, 1), Batch(None, labels)
+    method.begin_step(
+        StepContext(student, lambda *_: output, lambda _: iter([batch]), 1, torch.clone)
+    )
+    return method.thresholds
+
+
+def test_the_pass_of_plop_looks_at_background_alone():
+    """Where masks name old classes as well, as in the sequential setting."""
+    logits = 3 * torch.randn(1, 4, 16, 16)
+    labels = torch.zeros(1, 16, 16, dtype=torch.uint8)
+    expected = plop_pass(labels[:, :8], logits[:, :, :8], uncertainty="paper")
+    labels[:, 8:] = torch.randint(1, 6, (1, 8, 16))
+    assert expected[:4].min() > 0.01
+    assert torch.equal(plop_pass(labels, logits, uncertainty="paper"), expected)
+
+
+def test_a_teacher_that_knows_nothing_is_in_the_last_bin():
+    labels, logits = torch.zeros(1, 4, 4, dtype=torch.uint8), torch.zeros(1, 4, 4, 4)
+    found = plop_pass(labels, logits, uncertainty="paper")
+    assert found.tolist() == pytest.approx([0.995, *[FLOOR] * 5])
+
+
 # ---------------------------------------------------------------------------------------------- SDR
 def sdr(labels, body, **settings):
     """The terms of a batch at step 1 whose labels have the features' resolution."""
@@ -182,6 +212,45 @@ def test_one_class_is_not_repelled():
     assert not gradient.any()
     labels[0, 0, 0] = 5
     assert sdr(labels, body)[1]["repulse"] > 0
+
+
+def test_classes_of_equal_features_are_not_repelled():
+    """Their distance has no direction, and no inverse."""
+    body = torch.ones(1, 5, 4, 4).requires_grad_()
+    labels = torch.tensor([4, 5], dtype=torch.uint8).repeat(1, 4, 2)
+    repulse = sdr(labels, body)[1]["repulse"]
+    (gradient,) = torch.autograd.grad(repulse.sum(), body)
+    assert repulse == 0
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize(
+    ("setting", "step", "moves"),
+    [("overlap", 0, False), ("disjoint", 0, True), ("disjoint", 1, False)],
+)
+def test_background_has_a_prototype_where_it_is_no_other_class(setting, step, moves):
+    names = tuple(f"class{i}" for i in range(7))
+    method = METHODS["sdr"](Task("voc", "own", setting, step, STEPS, names), {})
+    method.start(None, {"prototypes": torch.rand(4, 5), "counts": torch.ones(4).double()})
+    before = method.counts.clone()
+    labels = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    student = ModelOutput(
+        torch.randn(1, 1 + len(method.task.seen), 4, 4), body=torch.rand(1, 5, 4, 4)
+    )
+    teacher = ModelOutput(torch.randn(1, 4, 4, 4)) if step else None
+    method.losses(Batch(None, labels), student, teacher, torch.clone)
+    assert (method.counts - before).tolist() == [16 * moves, *[0] * len(method.task.seen)]
+
+
+def test_features_that_overflow_do_not_move_a_prototype():
+    """Nor is it said that it has seen them: the update is skipped as a whole."""
+    body = torch.rand(1, 5, 4, 4)
+    body[0, 0, 0, 0] = torch.inf
+    labels = torch.tensor([4, 5], dtype=torch.uint8).repeat(1, 4, 2)
+    method, _ = sdr(labels, body)
+    assert method.counts.tolist() == [1, 1, 1, 1, 0, 0]
+    assert method.prototypes.isfinite().all()
+    assert not method.prototypes[4:].any()
 
 
 def test_sparsity_of_relu_features():
@@ -273,6 +342,27 @@ def test_share_of_ssul_in_float64():
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
+def test_ssul_of_void_alone_is_zero():
+    method, void = make("ssul", unknown="all"), torch.full((1, 4, 4), VOID, dtype=torch.uint8)
+    logits = torch.randn(1, 6, 4, 4).requires_grad_()
+    teacher = ModelOutput(torch.randn(1, 4, 4, 4), unknown=torch.randn(1, 1, 4, 4))
+    output = ModelOutput(logits, unknown=torch.randn(1, 1, 4, 4))
+    term = method.losses(Batch(None, void), output, teacher, torch.clone)["bce"]
+    (gradient,) = torch.autograd.grad(term.sum(), logits)
+    assert not term.any()
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize(("least", "label"), [(0.5, 2), (0.51, 0)])
+def test_a_score_of_just_the_confidence_of_ssul_is_enough(least, label):
+    method = make("ssul", confidence=least)
+    low = torch.full((1, 1, 1, 1), -50.0)
+    teacher = ModelOutput(torch.cat([low, low, 0 * low, low], 1), unknown=low)
+    background = torch.zeros(1, 1, 1, dtype=torch.uint8)
+    batch = Batch(None, background, saliency=background)
+    assert method.targets(batch, teacher).item() == label
+
+
 def test_pseudo_labels_of_ssul_without_a_least_score():
     """With `confidence` 0 every class that wins is a label; background and the unknown are none."""
     method = make("ssul", unknown="all", confidence=0)
@@ -289,6 +379,60 @@ def test_pseudo_labels_of_ssul_without_a_least_score():
 
 
 # -------------------------------------------------------------------------------------- all of them
+def made_up_outputs(channels):
+    """Name → map of four images, of everything that a method may ask for."""
+    sizes = {"logits": channels, "pos": channels - 1, "neg": channels - 1, "unknown": 1}
+    sizes |= {"body": 5, "features": 3, **{f"stage {number}": 3 for number in range(4)}}
+    return {name: torch.randn(4, size, 8, 8).double() for name, size in sizes.items()}
+
+
+def output_of(maps, part):
+    """The output of a part of the images, and its leaves by name."""
+    leaves = {name: value[part].clone().requires_grad_() for name, value in maps.items()}
+    stages = tuple(leaves[f"stage {number}"] for number in range(4))
+    rest = {name: value for name, value in leaves.items() if not name.startswith("stage ")}
+    return ModelOutput(**rest, stages=stages), leaves
+
+
+@pytest.mark.parametrize("name", ["ft", "lwf", "lwf_mc", "ilt", "mib", "sdr"])
+def test_void_is_trained_as_background_on_request_alone(name):
+    """The setting `official`, in the loss of the labels."""
+    new, old = (made_up_outputs(channels) for channels in (6, 4))
+    labels = torch.randint(0, 6, (4, 16, 16)).byte()
+    labels[:, :4] = 0
+    void = labels.clone()
+    void[:, :4] = VOID
+
+    def loss_of(labels, official):
+        method = make(name, official=official)
+        if name == "sdr":
+            method.start(None, {"prototypes": torch.zeros(4, 5), "counts": torch.ones(4)})
+        outputs = (output_of(maps, slice(None))[0] for maps in (new, old))
+        terms = method.losses(Batch(None, labels), *outputs, torch.clone)
+        return terms["bce" if name == "lwf_mc" else "ce"].sum().detach()
+
+    assert torch.equal(loss_of(void, True), loss_of(labels, True))
+    assert torch.equal(loss_of(labels, False), loss_of(labels, True))
+    assert loss_of(void, False) < loss_of(void, True)
+
+
+# at step 0, and later
+DROPOUT = {"dkd": (True, False), "finetune": (True, False), "ssul": (True, True)}
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("name", METHODS)
+def test_which_steps_have_dropout(name, step):
+    """As in the published codes; the decoder of MiB's family has none."""
+    config = make_config(step, "PolyLR", method=name)
+    arch = {"arch.args.backbone": "tiny", "arch.args.backbone_pretrained": False}
+    config = config.with_values(arch)
+    student = build_student(config, make(name, step))
+    expected = DROPOUT.get(name, (False, False))[step]
+    drops = [part.training for part in student.train().modules() if isinstance(part, Dropout)]
+    assert drops == [expected]
+
+
 class OnlyDouble(TorchDispatchMode):
     """No operation inside may give a number of fewer digits than float64."""
 
@@ -325,21 +469,6 @@ def test_a_step_in_float64_computes_nothing_in_float32(name, step, way):
         output = student(batch.images, method.answers_from)
         method.predict(output, (64, 64))
         method.confident(output, (64, 64))
-
-
-def made_up_outputs(channels):
-    """Name → map of four images, of everything that a method may ask for."""
-    sizes = {"logits": channels, "pos": channels - 1, "neg": channels - 1, "unknown": 1}
-    sizes |= {"body": 5, "features": 3, **{f"stage {number}": 3 for number in range(4)}}
-    return {name: torch.randn(4, size, 8, 8).double() for name, size in sizes.items()}
-
-
-def output_of(maps, part):
-    """The output of a part of the images, and its leaves by name."""
-    leaves = {name: value[part].clone().requires_grad_() for name, value in maps.items()}
-    stages = tuple(leaves[f"stage {number}"] for number in range(4))
-    rest = {name: value for name, value in leaves.items() if not name.startswith("stage ")}
-    return ModelOutput(**rest, stages=stages), leaves
 
 
 def on_two_ranks(run):
