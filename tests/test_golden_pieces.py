@@ -83,6 +83,27 @@ def test_learning_rates(pieces, cls, args, key):
     np.testing.assert_allclose(rates, pieces[key], rtol=1e-9)
 
 
+@pytest.mark.parametrize("warmup", [None, 0, 0.5])
+def test_learning_rates_of_other_arguments(warmup):
+    """Each group's own, from the first iteration to past the last, and none below `min_lr`."""
+    groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in (1.0, 0.01)]
+    optimizer = torch.optim.SGD(groups, lr=1)
+    given = {"max_iters": 8, "power": 2, "min_lr": 0.004}
+    if warmup is None:
+        scheduler = PolyLR(optimizer, **given)
+    else:
+        scheduler = WarmupPolyLR(optimizer, **given, warmup_iters=warmup)
+    found, expected = [], []
+    for i in range(10):
+        found.append([group["lr"] for group in optimizer.param_groups])
+        share = min(i / (8 * warmup), 1) if warmup else 1
+        factor = (1 - min(i / 8, 1)) ** 2 * (0.001 + 0.999 * share)
+        expected.append([max(lr * factor, 0.004) for lr in (1.0, 0.01)])
+        optimizer.step()
+        scheduler.step()
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def test_schedule_resumes_where_it_stood():
     def make():
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
