@@ -70,6 +70,8 @@ def test_two_processes_train_as_one(frozen_step):
     for ours, theirs in zip(found, expected, strict=True):
         # Of the images of both, whose losses differ.
         assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4)
+        images = [epoch["images_per_s"] * epoch["seconds"] for epoch in (ours, theirs)]
+        assert images[0] == pytest.approx(images[1])
     # The weights agree to rounding, so a pixel on the edge of a decision may fall either way.
     difference = np.abs(np.array(metrics(one)["confusion"]) - metrics(two)["confusion"])
     assert difference.sum() <= 0.001 * np.sum(metrics(one)["confusion"])

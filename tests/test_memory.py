@@ -167,6 +167,12 @@ def test_confident_background_takes_the_class_of_the_old_model():
     assert filled.tolist() == [[[0, 2], [7, 255]]]
 
 
+def test_a_score_of_just_the_least_is_sure():
+    labels, channels = torch.zeros(1, 1, 3, dtype=torch.uint8), torch.full((1, 1, 3), 2)
+    scores = torch.tensor([[[0.5, 0.75, 0.8]]])
+    assert pseudo_label(channels, scores, labels, 0.75).tolist() == [[[0, 2, 2]]]
+
+
 def test_the_method_says_how_sure_the_old_model_must_be(every_id, tmp_path):
     """It gets the outputs that it wants, with the logits of old channels alone."""
     data = own_data(every_id, tmp_path, step=2, setting="overlap", candidates="whole")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from base.base_trainer import parse_monitor
 from tests.helpers import evaluation, train, write_config
+from trainer.trainer import Trainer
 from utils import VERSION
 from utils import checkpoint as files
 from utils.history import History
@@ -154,6 +156,18 @@ def test_a_history_goes_on_where_the_checkpoint_does(tmp_path):
     assert written["global_batch"] == 8
 
 
+def test_the_peak_of_memory_is_that_of_all_processes(tmp_path, monkeypatch):
+    peaks = iter([300.0, 100.0, 200.0, 500.0])
+    monkeypatch.setattr("utils.history.peak", lambda device: next(peaks))
+    found = []
+    for epoch in (1, 2, 3, 4):
+        history = History(tmp_path, torch.device("cpu"))
+        history.resume(epoch - 1)
+        history.add(8, epoch=epoch, losses={})
+        found.append(json.loads((tmp_path / "history.json").read_text())["peak_memory_mib"])
+    assert found == [300, 300, 300, 500]
+
+
 def test_history_file(base):
     """Epochs, their losses and what they cost."""
     parsed = base[2]
@@ -250,8 +264,6 @@ def test_resumed_run_equals_an_uninterrupted_one(after_base, tmp_path, step, mon
     shutil.copy(whole.step_dir() / "checkpoint-epoch3.pth", whole_file)
     whole_metrics = metrics(whole.log_dir())
     shutil.rmtree(whole.step_dir())
-
-    from trainer.trainer import Trainer
 
     epochs = Trainer.train_epoch
 
@@ -395,9 +407,58 @@ def test_choosing_on_test_images_is_told(toy_config, held_out):
     assert told is not held_out
 
 
-def test_sequential_setting_runs(toy_config):
-    parsed = train(toy_config, "--task_setting", "sequential", "--epochs", "1")
-    assert metrics(parsed.log_dir())["setting"] == "sequential"
+def test_a_result_names_its_run(toy_config):
+    """The setting, the seed, the memory, the schedule: what reports compare."""
+    flags = ("--task_setting", "sequential", "--seed", "9", "--mem_size", "7", "--name", "other")
+    parsed = train(toy_config, *flags, "--epochs", "1")
+    steps = [[*range(1, 16)], [*range(16, 21)]]
+    expected = {"setting": "sequential", "seed": 9, "memory": 7, "name": "other", "epoch": 1}
+    expected |= {"dataset": "voc", "task": "15-5", "step": 0, "steps": steps, "joint": False}
+    expected |= {"method": "dkd", "precision": "float32", "device": "cpu"}
+    for folder, split in ((parsed.log_dir(), "test"), (parsed.log_dir() / "val", "val")):
+        report = metrics(folder)
+        assert {key: report[key] for key in expected} == expected
+        assert report["split"] == split
+        assert ("wide" in report) is ("future_classes" in report) is (split == "test")
+
+
+def test_the_seed_decides_the_weights_that_a_step_starts_with(toy_config, monkeypatch):
+    started = []
+
+    def note(self):
+        started.append(torch.cat([p.detach().flatten() for p in self.student.parameters()]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "train", note)
+    for seed in ("3", "3", "4"):
+        with pytest.raises(KeyboardInterrupt):
+            train(toy_config, "--seed", seed)
+    assert torch.equal(started[0], started[1])
+    assert not torch.equal(started[0], started[2])
+
+
+def test_the_teacher_is_the_finished_step_in_eval_mode(after_base, monkeypatch):
+    """Also where BatchNorm is trained and dropout is on."""
+    config, flags = after_base
+    seen = []
+    step = Trainer.train_step
+
+    def note(self, *args):
+        seen.append((self.student.training, self.teacher))
+        return step(self, *args)
+
+    monkeypatch.setattr(Trainer, "train_step", note)
+    late = ("--task_step", "1", "--no-freeze_bn", "--epochs", "1", "--bs", "4")
+    train(config, *flags, *late, "--set", "fast.fold_bn=false")
+    trained = files.load(Path(flags[1]) / "models/overlap_15-5_toy/step_0/checkpoint-epoch2.pth")
+    assert seen
+    for training, teacher in seen:
+        assert training
+        assert not any(module.training for module in teacher.modules())
+        assert not any(p.requires_grad for p in teacher.parameters())
+        state = teacher.state_dict()
+        assert state.keys() == trained["state_dict"].keys()
+        assert all(torch.equal(state[key], v) for key, v in trained["state_dict"].items())
 
 
 def test_own_order_of_classes(toy_root, tmp_path):

@@ -391,6 +391,25 @@ def test_every_setting_that_decides_is_compared_on_resuming(stopped, key, value)
     assert f"{key} is {shown} here and " in str(caught.value)
 
 
+def test_settings_of_the_memory_are_compared_on_resuming(attempt, monkeypatch):
+    interrupted_after(attempt, monkeypatch, 2, step=1)
+    for key, value in (("labels", "stored"), ("mix", "half_batch"), ("candidates", "whole")):
+        name = f"data_loader.args.memory.{key}"
+        with pytest.raises(UserError, match=f"of another run: .*{name} is {value} here and"):
+            attempt(1, "--set", f"{name}={value}")
+
+
+def test_the_batch_of_a_recipe_is_shared_out_to_accumulated_batches(toy_root, tmp_path):
+    config = write_config(tmp_path / "toy.json", toy_root)
+    tree = json.loads(config.read_text())
+    del tree["data_loader"]["args"]["train"]["batch_size"]
+    config.write_text(json.dumps(tree))
+    run = train(config, "--epochs", "1", "--accumulate", "4")
+    written = json.loads((run.step_dir() / "config.json").read_text())
+    assert written["data_loader"]["args"]["train"]["batch_size"] == 8
+    assert "global batch: 32" in (run.log_dir() / "info.log").read_text()
+
+
 def test_settings_that_decide_nothing_may_change_on_resuming():
     """All other keys of the config decide the weights, so that a new one does until it is known."""
     free = {key for key, rule in SCHEMA.items() if not rule.decides}
