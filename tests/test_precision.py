@@ -259,6 +259,22 @@ def test_an_iteration_tells_the_weighted_sum_and_the_mean_of_each_term(count):
     torch.testing.assert_close(told["loss"], loss, rtol=1e-5, atol=0)
 
 
+def test_a_batch_knows_its_iteration():
+    """The same for all that are accumulated, and counted on after a resume."""
+    trainer, seen = trainer_of("finetune", 0), []
+    losses = trainer.method.losses
+    trainer.method.losses = lambda batch, *rest: (
+        seen.append(batch.iteration),
+        losses(batch, *rest),
+    )[1]
+    batch = torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.uint8)
+    trainer.train_step([batch, batch], 2)
+    trainer.train_step([batch])
+    trainer.scheduler.load_state_dict({"last_epoch": 7})
+    trainer.train_step([batch])
+    assert seen == [0, 0, 1, 7]
+
+
 def test_a_run_with_skipped_updates(toy_config, monkeypatch):
     """The whole way: an overflow in the middle of a run costs one update and nothing else."""
     monkeypatch.setattr(
