@@ -606,9 +606,17 @@ def test_memory_of_a_run(three_steps):
         kept = memory.exemplars(stored, t)
         assert 0 < len(kept) <= 12
         assert all(1 <= label <= (15, 17)[t - 1] for c in kept for label in c.ids)
+    # Masks of step 1 name no class of step 0, so those come from what was stored before.
+    before = {c.name: c.ids for c in memory.exemplars(first, 1)}
+    again = [c for c in memory.exemplars(second, 2) if c.name in before]
+    assert any(min(c.ids) <= 15 for c in again)
+    assert all({*before[c.name]} <= {*c.ids} for c in again)
+    later = (two.log_dir() / "info.log").read_text()
+    assert f"candidates chosen, {len(before)} of them stored before" in later
     log = (one.log_dir() / "info.log").read_text()
     kept = memory.exemplars(first, 1)
     assert f"memory: {len(kept)} of " in log
+    assert f"memory: {CLASS_NAMES[16]}: " not in log, "a new class takes no turn"
     for number in range(1, 16):
         taken = [line for line in log.splitlines() if f"memory: {CLASS_NAMES[number]}: " in line]
         assert len(taken) == 1, "every class is named, with how many and which"

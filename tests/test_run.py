@@ -11,6 +11,7 @@ from PIL import Image
 
 from base.base_trainer import parse_monitor
 from tests.helpers import evaluation, train, write_config
+from trainer.methods import METHODS
 from trainer.trainer import Trainer
 from utils import VERSION
 from utils import checkpoint as files
@@ -420,6 +421,19 @@ def test_a_result_names_its_run(toy_config):
         assert {key: report[key] for key in expected} == expected
         assert report["split"] == split
         assert ("wide" in report) is ("future_classes" in report) is (split == "test")
+
+
+def test_batches_of_a_pass_before_the_step_know_their_iteration(toy_config, monkeypatch):
+    seen = []
+
+    def note(self, context):
+        seen.extend(batch.iteration for batch in context.batches(0))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(METHODS["dkd"], "begin_step", note)
+    with pytest.raises(KeyboardInterrupt):
+        train(toy_config, "--accumulate", "2", "--bs", "4")
+    assert seen == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
 
 
 def test_the_seed_decides_the_weights_that_a_step_starts_with(toy_config, monkeypatch):
