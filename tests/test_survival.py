@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 import torch
 
+from base.base_model import HeadPlan
+from models.model import DeepLabV3
 from scripts.chaos import Chaos
 from scripts.disturbance.job import Job
 from tests.helpers import PROJECT, train, write_config
@@ -732,6 +734,24 @@ def test_a_base_step_of_other_data_is_refused(undisturbed, toy_root, tmp_path):
     with pytest.raises(UserError, match="the training data have the hash"):
         train(other, *FLAGS[0], "--base", str(zero.step_dir()))
     assert not list((tmp_path / "runs/models").rglob("*.pth"))
+
+
+def test_a_base_step_of_other_pretrained_weights(toy_root, tmp_path):
+    """They are known by what the file holds, wherever it lies."""
+    config = write_config(tmp_path / "toy.json", toy_root)
+    weights = [tmp_path / name for name in ("one.pth", "other.pth", "copy.pth")]
+    for path in weights[:2]:
+        torch.save(DeepLabV3(HeadPlan((1,)), backbone="tiny").backbone.state_dict(), path)
+    shutil.copy(weights[0], weights[2])
+
+    def run(path, *flags):
+        pretrained = f"arch.args.backbone_pretrained={json.dumps(str(path))}"
+        return train(config, "--epochs", "1", "--set", pretrained, *flags)
+
+    base = ("--base", str(run(weights[0]).step_dir()))
+    with pytest.raises(UserError, match=r"arch\.args\.backbone_pretrained is .* here and .* there"):
+        run(weights[1], "--name", "other", *base)
+    run(weights[2], "--name", "copy", *base)
 
 
 def test_versions_are_compared(undisturbed):
