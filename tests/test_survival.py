@@ -27,12 +27,14 @@ from tests.helpers import PROJECT, train, write_config
 from trainer import memory as replay_memory
 from trainer.evaluation import Evaluation
 from trainer.record import code_hash, differences, remarks
+from trainer.run import prepare
 from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils import interrupt
 from utils.config_schema import SCHEMA
 from utils.logger import close_logger, log, setup_logger
 from utils.misc import EXIT_INTERRUPTED, Interrupted, UserError, one_sentence_errors
+from utils.parse_config import ConfigParser
 
 STEP_1 = ("--task_step", "1", "--freeze_bn", "--mem_size", "6", "--bs", "4")
 FLAGS = {0: ("--epochs", "3"), 1: ("--epochs", "3", *STEP_1)}
@@ -401,11 +403,18 @@ def test_settings_of_the_memory_are_compared_on_resuming(attempt, monkeypatch):
             attempt(1, "--set", f"{name}={value}")
 
 
-def test_the_batch_of_a_recipe_is_shared_out_to_accumulated_batches(toy_root, tmp_path):
+def test_the_batch_of_a_recipe_is_shared_out(toy_root, tmp_path):
+    """To processes and accumulated batches."""
     config = write_config(tmp_path / "toy.json", toy_root)
-    tree = json.loads(config.read_text())
+    tree = json.loads(config.read_text()) | {"n_gpu": 2}
     del tree["data_loader"]["args"]["train"]["batch_size"]
     config.write_text(json.dumps(tree))
+    two = ("--multiprocessing_distributed", "--dist_url", f"file://{tmp_path}/meet")
+    for flags, size in ((two, 16), ((*two, "--accumulate", "2"), 8)):
+        argv = ["-c", str(config), *flags]
+        parsed = ConfigParser.from_args("train", "configs/config_voc.json", argv=argv)
+        start = prepare([parsed]).first
+        assert start.config["data_loader"]["args"]["train"]["batch_size"] == size
     run = train(config, "--epochs", "1", "--accumulate", "4")
     written = json.loads((run.step_dir() / "config.json").read_text())
     assert written["data_loader"]["args"]["train"]["batch_size"] == 8
