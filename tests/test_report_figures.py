@@ -382,6 +382,25 @@ def test_another_global_batch_is_another_row(tmp_path):
     assert task["configs"] == [{"key": "global batch", "values": ["16", "24"]}]
 
 
+def test_what_a_step_cost(tmp_path):
+    """Means over the seeds: of whole epochs, of the minutes; and the highest peak."""
+    for seed, peak, seconds in ((1, 100.0, (60, 90, 30)), (2, 300.0, (120, 150)), (3, None, ())):
+        run = a_run(tmp_path, name=f"DKD-s{seed}", seed=seed)
+        epochs = [{"epoch": n, "seconds": s, "whole": s != 30} for n, s in enumerate(seconds)]
+        history = {"device": "cpu", "peak_memory_mib": peak, "epochs": epochs}
+        (run.results[1].file.parent / "history.json").write_text(json.dumps(history))
+    (method,) = one_task(tmp_path)["methods"]
+    assert method["cost"] == [
+        {
+            "step": 1,
+            "seconds_per_epoch": pytest.approx((60 + 90 + 120 + 150) / 4),
+            "minutes": pytest.approx(((60 + 90 + 30) + (120 + 150)) / 60 / 2),
+            "peak_memory_mib": 300,
+            "device": "cpu",
+        }
+    ]
+
+
 def test_a_number_at_the_end_of_a_name_is_no_seed(tmp_path):
     a_run(tmp_path, name="bs8")
     a_run(tmp_path, name="bs16")

@@ -316,6 +316,16 @@ def test_step_1_of_another_schedule(after_base, tmp_path, toy_root):
         train(other, *flags, "--task_step", "1", "--freeze_bn", "--bs", "4")
 
 
+def test_weights_of_another_order_of_classes_are_not_tested(after_base, tmp_path, toy_root):
+    """Their channels would be taken for other classes."""
+    _, flags = after_base
+    weights = str(tmp_path / STEP_0 / "checkpoint-epoch2.pth")
+    steps = [[2, 1, *range(3, 16)], [*range(16, 21)]]
+    other = write_config(tmp_path / "other.json", toy_root, steps=steps)
+    with pytest.raises(UserError, match=r"has learnt the label ids \[1, 2.* for \[2, 1, "):
+        train(other, *flags, "--test", "-r", weights)
+
+
 def test_weights_only_file_cannot_be_resumed(after_base, tmp_path):
     config, flags = after_base
     folder = tmp_path / STEP_0

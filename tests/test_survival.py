@@ -733,6 +733,20 @@ def test_a_base_step_of_other_settings_is_refused(undisturbed, toy_root, tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_base_step_that_was_stopped_is_refused(undisturbed, attempt, toy_root, monkeypatch):
+    """Though it has a kept checkpoint."""
+    each = iterations(undisturbed[1][0])
+    with monkeypatch.context() as patch:
+        stop = after(each + 1, Trainer.train_step, send(signal.SIGTERM))
+        patch.setattr(Trainer, "train_step", stop)
+        with pytest.raises(Interrupted):
+            attempt(0, "--set", "trainer.save_period=1")
+    base = attempt.folder(0)
+    assert (base / files.epoch_file(1)).is_file()
+    with pytest.raises(UserError, match="is not of a finished step"):
+        train(undisturbed[0], *FLAGS[0], "--name", "other", "--base", str(base))
+
+
 def test_a_base_step_of_other_data_is_refused(undisturbed, toy_root, tmp_path):
     _, (zero, _) = undisturbed
     root = tmp_path / "data"
