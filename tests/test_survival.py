@@ -733,7 +733,7 @@ def test_a_base_step_of_other_settings_is_refused(undisturbed, toy_root, tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_base_step_that_was_stopped_is_refused(undisturbed, attempt, toy_root, monkeypatch):
+def test_a_base_step_that_was_stopped_is_refused(undisturbed, attempt, monkeypatch):
     """Though it has a kept checkpoint."""
     each = iterations(undisturbed[1][0])
     with monkeypatch.context() as patch:
