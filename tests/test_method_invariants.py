@@ -146,13 +146,9 @@ def test_thresholds_of_plop_in_float64():
 
 def plop_pass(labels, logits, **settings):
     """The thresholds that a pass over one batch finds."""
-    method, output = make("plop", **settings), ModelOutput(logits)
-    maps = tuple(torch.zeros(1, 1, 4, 4) for _ in range(5))
-    output = output._replace(stages=maps[:4], features=maps[4])
-    student, batch = torch.nn.Linear(1, 1), Batch(None, labels)
-    method.begin_step(
-        StepContext(student, lambda *_: output, lambda _: iter([batch]), 1, torch.clone)
-    )
+    method, maps = make("plop", **settings), tuple(torch.zeros(1, 1, 4, 4) for _ in range(5))
+    teacher = ModelOutput(logits, stages=maps[:4], features=maps[4])
+    method.begin_step(context_of(Batch(None, labels), teacher, torch.clone))
     return method.thresholds
 
 
@@ -447,29 +443,42 @@ class OnlyDouble(TorchDispatchMode):
 
 @pytest.mark.parametrize("step", [0, 1])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_step_in_float64_computes_nothing_in_float32(name, step, way):
+def test_a_method_in_float64_computes_nothing_in_float32(name, step, way):
     """Neither the pass before the step, nor losses, their gradient, and what is seen."""
     method = make(name, step)
-    plan = method.heads()
-    student = DeepLabV3(plan, backbone="tiny").double()
-    teacher = None
-    if method.needs_teacher:
-        teacher = DeepLabV3(plan.previous(), backbone="tiny").double().eval()
-    method.start(student, earlier_of(name, method.task))
-    batch = ssul_batch()
-    labels = batch.labels.clamp(max=len(method.task.seen))
-    batch = batch._replace(images=batch.images.double(), labels=labels)
-    context = StepContext(student, teacher, lambda epoch: iter([batch]), 1, torch.clone)
+    task = method.task
+    if name == "sdr":
+        method.start(None, {"prototypes": torch.rand(4, 5), "counts": torch.ones(4).double()})
+    new, old = (made_up_outputs(1 + len(classes)) for classes in (task.seen, task.old))
+    output, teacher = (output_of(maps, slice(None))[0] for maps in (new, old))
+    labels = torch.randint(0, 1 + len(task.seen), (4, 16, 16)).byte()
+    batch = Batch(None, labels, saliency=labels % 2)
+    context = context_of(batch, teacher if step else None, torch.clone)
     with OnlyDouble():
         with torch.no_grad():
             method.begin_step(context)
-            old = teacher and teacher(batch.images, method.wants)
-        terms = method.losses(batch, student(batch.images, method.wants), old, torch.clone)
+        terms = method.losses(batch, output, teacher if step else None, torch.clone)
         sum(term.sum() for term in terms.values()).backward()
         method.end_step(context)
-        output = student(batch.images, method.answers_from)
-        method.predict(output, (64, 64))
-        method.confident(output, (64, 64))
+        method.predict(output, (16, 16))
+        method.confident(output, (16, 16))
+
+
+@pytest.mark.parametrize("name", ["dkd", "mib", "ssul"])  # one of each family
+def test_a_network_in_float64_computes_nothing_in_float32(name):
+    student = DeepLabV3(make(name).heads(), backbone="tiny").double()
+    wants = {"dkd": {"pos_neg"}, "mib": {"stages", "body", "features"}, "ssul": {"unknown"}}[name]
+    images = torch.randn(2, 3, 32, 32).double()
+    with OnlyDouble():
+        sum(
+            each.sum() for each in tree_leaves(student(images, wants)) if each is not None
+        ).backward()
+
+
+def context_of(batch, teacher, total):
+    """What precedes a step, with an output as the teacher's answer to everything."""
+    answer = None if teacher is None else lambda images, wants: teacher
+    return StepContext(torch.nn.Linear(1, 1), answer, lambda _: iter([batch]), 1, total)
 
 
 def on_two_ranks(run):
@@ -509,13 +518,10 @@ def test_two_ranks_are_one(name, step):
         student, teacher = (output_of(maps, part) for maps in (new, old))
         if name == "sdr":
             method.start(None, earlier)
-        asked = lambda images, wants: teacher[0]  # noqa: E731
-        context = StepContext(
-            torch.nn.Linear(1, 1), asked if step else None, lambda _: iter([batch]), 1, total
-        )
+        targets = teacher[0] if step else None
         with torch.no_grad():
-            method.begin_step(context)
-        terms = method.losses(batch, student[0], teacher[0] if step else None, total)
+            method.begin_step(context_of(batch, targets, total))
+        terms = method.losses(batch, student[0], targets, total)
         terms.pop("sparse", None)
         sum(method.weights[key] * term.sum() for key, term in terms.items()).backward()
         gradients = {key: leaf.grad for key, leaf in student[1].items() if leaf.grad is not None}
