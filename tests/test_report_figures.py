@@ -340,6 +340,16 @@ def test_runs_without_configs_are_known_by_their_names(tmp_path):
     assert [m["seeds"] for m in task["methods"]] == [[1], [1, 2], [1]]
 
 
+def test_a_memory_makes_another_method_from_step_1_on(tmp_path):
+    """At step 0 nothing is replayed, whatever the config says."""
+    for name, memory in (("A", 0), ("B", 100)):
+        a_test(tmp_path / "first", STEP_0, 0, name=name, memory=memory)
+        a_run(tmp_path / "both", name=name, memory=memory)
+    first, both = one_task(tmp_path / "first"), one_task(tmp_path / "both")
+    assert [method["label"] for method in first["methods"]] == ["DKD, A", "DKD, B"]
+    assert [method["label"] for method in both["methods"]] == ["DKD", "DKD-M"]
+
+
 def test_another_global_batch_is_another_row(tmp_path):
     for name, batch in (("A-s1", 16), ("A-s2", 24)):
         run = a_run(tmp_path, name=name)
@@ -348,6 +358,25 @@ def test_another_global_batch_is_another_row(tmp_path):
     task = one_task(tmp_path)
     assert [m["label"] for m in task["methods"]] == ["DKD, A", "DKD, A #2"], "a label of its own"
     assert task["configs"] == [{"key": "global batch", "values": ["16", "24"]}]
+
+
+def test_what_a_step_cost(tmp_path):
+    """Means over the seeds: of whole epochs, of the minutes; and the highest peak."""
+    for seed, peak, seconds in ((1, 100.0, (60, 90, 30)), (2, 300.0, (120, 150)), (3, None, ())):
+        run = a_run(tmp_path, name=f"DKD-s{seed}", seed=seed)
+        epochs = [{"epoch": n, "seconds": s, "whole": s != 30} for n, s in enumerate(seconds)]
+        history = {"device": "cpu", "peak_memory_mib": peak, "epochs": epochs}
+        (run.results[1].file.parent / "history.json").write_text(json.dumps(history))
+    (method,) = one_task(tmp_path)["methods"]
+    assert method["cost"] == [
+        {
+            "step": 1,
+            "seconds_per_epoch": pytest.approx((60 + 90 + 120 + 150) / 4),
+            "minutes": pytest.approx(((60 + 90 + 30) + (120 + 150)) / 60 / 2),
+            "peak_memory_mib": 300,
+            "device": "cpu",
+        }
+    ]
 
 
 def test_a_number_at_the_end_of_a_name_is_no_seed(tmp_path):

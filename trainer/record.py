@@ -9,6 +9,7 @@ count as their product and as what BatchNorm sees of it.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -21,10 +22,12 @@ import torch
 from data_loader.contents import changes, same_rows
 from data_loader.data_loaders import IncrementalDataLoader
 from trainer.build import Previous
+from trainer.optim import OPTIMIZERS
 from utils import VERSION
-from utils.config_schema import OLDER, SCHEMA
+from utils.config_schema import OLDER, OPTIONAL, SCHEMA
 from utils.distributed import Ranks
 from utils.logger import log
+from utils.lr_scheduler import SCHEDULERS
 from utils.misc import PROJECT_ROOT, UserError, sha256
 from utils.parse_config import ConfigParser
 
@@ -47,7 +50,7 @@ def settings(config: ConfigParser, data: IncrementalDataLoader) -> dict[str, Any
         "global batch": data.global_batch,
         "images that BatchNorm sees": None if frozen else data.norm_batch,
     }
-    for dotted, value in config.flat().items():
+    for dotted, value in (_defaults(config) | config.flat()).items():
         if dotted in SCHEMA and not SCHEMA[dotted].decides:
             continue
         if task.step == 0 and dotted.startswith(FROM_STEP_1):
@@ -226,6 +229,22 @@ def remarks(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
         for key, words in names.items()
         if here[key] != there[key]
     ]
+
+
+def _defaults(config: ConfigParser) -> dict[str, Any]:
+    """Dotted key → value of the optional arguments of optimizer and schedule that nobody chose."""
+    registries: dict[str, Mapping[str, type]] = {
+        "optimizer": OPTIMIZERS,
+        "lr_scheduler": SCHEDULERS,
+    }
+    found = {}
+    for section, registry in registries.items():
+        arguments = inspect.signature(registry[config[section]["type"]]).parameters
+        for name in arguments:
+            if (dotted := f"{section}.args.{name}") in OPTIONAL:
+                value = arguments[name].default
+                found[dotted] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 @lru_cache(maxsize=1)

@@ -110,7 +110,7 @@ class PLOP(MiB):
         hidden = labels < self.known
         sure = hidden & (unsure < self.thresholds[answer])
         filled = torch.where(sure, answer.to(labels.dtype), void)
-        share = sure.sum((1, 2)) / (hidden.sum((1, 2)) + 1e-6)
+        share = sure.sum((1, 2)) / (hidden.sum((1, 2)).to(unsure) + 1e-6)
         return torch.where(hidden, filled, labels), share
 
     # ------------------------------------------------------------------------------------ losses
@@ -167,7 +167,7 @@ def thresholds(histogram: torch.Tensor, way: str = "official") -> torch.Tensor:
         way: "official" or "paper".
 
     Returns:
-        [K_t] float32, on the CPU.
+        [K_t] float64, on the CPU.
     """
     counts = histogram.double().cpu()
     bins = counts.shape[1]
@@ -187,4 +187,4 @@ def thresholds(histogram: torch.Tensor, way: str = "official") -> torch.Tensor:
     mass = torch.where(found, before.gather(1, place), beyond)
     median = start[place] + (half - mass) / counts.gather(1, place) / bins
     median = torch.where(half > 0, median, 0).clamp(min=FLOOR)  # NaN stays
-    return median[:, 0].float()
+    return median[:, 0]

@@ -97,7 +97,7 @@ class SDR(MiB):
         sums = groups.sums.detach().masked_fill(~finite[:, None], 0)
         counts = groups.counts.double() * finite
         if self.prototypes.shape[1] == 0:
-            self.prototypes = self.prototypes.new_zeros(sums.shape)
+            self.prototypes = torch.zeros_like(sums)
         if self.task.setting == "overlap" or self.task.step > 0:
             counts[BACKGROUND] = 0
         known = self.counts.to(counts)
