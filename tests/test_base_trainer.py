@@ -37,7 +37,7 @@ class Frame(BaseTrainer):
     def state(self):
         return {"state_dict": {"w": torch.ones(1)}, "optimizer": {}, "rng": [], "record": {}}
 
-    def load_state(self, checkpoint):
+    def load_state(self, checkpoint, path):
         self.calls.append("load")
 
 
@@ -71,7 +71,7 @@ def test_when_it_validates_and_saves(configure, validation, save, validated, sav
     assert [call for call in frame.calls if "val" in call] == [f"val {e}" for e in validated]
     assert (frame.calls[0], frame.calls[-1]) == ("begin", "end")
     assert frame.calls.count("begin") == frame.calls.count("end") == 1
-    assert kept(config) == {"last": 5, "previous": 4} | {
+    assert kept(config) == {"last": 5} | {
         f"checkpoint-epoch{epoch}": epoch for epoch in saved
     }
     assert [files.load(config.step_dir() / f"{name}.pth")["finished"] for name in kept(config)] == [
