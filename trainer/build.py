@@ -107,9 +107,10 @@ def read_previous(config: ConfigParser, method: BaseMethod) -> tuple[dict[str, A
         )
     family = previous.get("family", "auxiliary")  # released files are DKD's
     if family != method.family:
+        first = FAMILIES.get(family, f"'{family}', which nobody knows")
         raise UserError(
             f"{source} was trained by '{previous.get('method', 'dkd')}': its channel 0 is "
-            f"{FAMILIES[family]}, but '{config['method']}' needs {FAMILIES[method.family]}; train "
+            f"{first}, but '{config['method']}' needs {FAMILIES[method.family]}; train "
             f"step 0 with --method {config['method']} and another --name."
         )
     return previous, source

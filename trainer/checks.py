@@ -15,7 +15,6 @@ from base.base_model import BaseModel, HeadPlan
 from base.base_trainer import parse_monitor
 from base.task import Task
 from data_loader.data_loaders import IncrementalDataLoader
-from data_loader.memory import read as read_memory
 from models.backbone import BACKBONES
 from models.model import MODELS, check_arch
 from models.weights import check_fit, check_previous_step
@@ -29,7 +28,7 @@ from trainer.build import (
     starts_from_imagenet,
 )
 from trainer.evaluation import build_evaluators
-from trainer.memory import previous_file
+from trainer.memory import read_previous as read_previous_memory
 from trainer.methods import METHODS
 from trainer.optim import AVERAGES, check_optimizer
 from utils import checkpoint as files
@@ -217,7 +216,7 @@ def _check_start(config: ConfigParser, task: Task) -> None:
         check_previous_step(model, previous["state_dict"], len(plan.sizes) - 1, source)
         method.start(model, previous.get("method_state", {}))
         if task.step > 1 and config["data_loader"]["args"]["memory"]["mem_size"] > 0:
-            read_memory(previous_file(config))
+            read_previous_memory(config, task)
     if config.resume is not None:
         resumed = files.load(config.resume)
         trained_by = resumed.get("method", config["method"])
@@ -229,7 +228,7 @@ def _check_start(config: ConfigParser, task: Task) -> None:
         source = f"the checkpoint to resume from, {config.resume},"
         check_fit(model, resumed["state_dict"], source)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    averages = AVERAGES[config["optimizer"]["type"]] * trainable
+    averages = len(AVERAGES[config["optimizer"]["type"]]) * trainable
     size = 4 * (sum(t.numel() for t in model.state_dict().values()) + averages)
     folder = config.step_dir()
     # The one that is being written, last.pth and previous.pth; kept ones share their room.

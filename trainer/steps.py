@@ -6,7 +6,7 @@ Imports no torch: that a whole task is finished is answered at once.
 from __future__ import annotations
 
 from data_loader import DATA_SETS
-from utils.config_file import flatten, read_json
+from utils.config_file import flatten, read_config
 from utils.config_schema import SCHEMA, Steps
 from utils.misc import UserError, choose, listing
 from utils.parse_config import ConfigParser
@@ -66,7 +66,7 @@ def _is_finished(config: ConfigParser) -> bool:
         return False
     if not any(folder.glob("checkpoint-epoch*.pth")):
         return False
-    then, _ = flatten(read_json(written), str(written), strict=False)
+    then, _ = flatten(read_config(written), str(written), strict=False)
     now = config.flat()
     if config.global_batch is not None:  # what a process gets of it depends on their number
         del now[BATCH[0]], then[BATCH[0]]

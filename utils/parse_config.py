@@ -27,9 +27,9 @@ from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
 from utils import recipe as recipes
-from utils.config_file import check_value, flatten, read_json
+from utils.config_file import check_value, flatten, read_config
 from utils.config_schema import FLAGS, OPTIONAL, SCHEMA, Steps, key_of
-from utils.misc import PROJECT_ROOT, UserError, choose, did_you_mean, listing
+from utils.misc import PROJECT_ROOT, UserError, choose, did_you_mean, listing, shortened
 from utils.recipe import Recipe
 
 T = TypeVar("T")
@@ -271,7 +271,7 @@ class ConfigParser:
             epilog = settings_help(named[-1]) if named else SETTINGS_HINT
         args = vars(_argument_parser(mode, description, epilog).parse_args(words))
         shipped = PROJECT_ROOT / default_config
-        defaults, _ = flatten(read_json(shipped), str(shipped), strict=True)
+        defaults, _ = flatten(read_config(shipped), str(shipped), strict=True)
 
         notes: list[str] = []
         auto = mode == "train" and args["resume"] == "auto"
@@ -280,17 +280,18 @@ class ConfigParser:
             raise UserError(f"-r/--resume: there is no file {resume}.")
         file: dict[str, Any] = {}
         if args["config"] is not None:
-            file, _ = flatten(read_json(Path(args["config"])), args["config"], strict=True)
+            file, _ = flatten(read_config(Path(args["config"])), args["config"], strict=True)
             notes.append(f"config: {args['config']}")
         typed, steps = _typed(args)
         mine = _over(_over(defaults, file), typed)
         theirs: dict[str, Any] = {}
         recipe = None
         if resume is not None and (beside := resume.parent / "config.json").is_file():
-            theirs, unknown = flatten(read_json(beside), str(beside), strict=False)
+            theirs, unknown = flatten(read_config(beside), str(beside), strict=False)
             notes.append(f"config: {beside}, which lies beside the weights")
             if unknown:
-                notes.append(f"ignored, for this version has no such keys: {listing(unknown)}")
+                names = listing(map(shortened, unknown), most=20)
+                notes.append(f"ignored, for this version has no such keys: {names}")
             theirs.update(_not_beside_weights(mode, resume, theirs, mine))
             theirs.setdefault("method", defaults["method"])  # of files older than the key
         elif mode == "eval":
@@ -404,21 +405,23 @@ def _not_beside_weights(
     """What a config beside the weights `resume` does not get to choose, and its value.
 
     Such a file may be downloaded, so folders that are written to, and where processes meet, are
-    this machine's: an evaluation writes below the default folder. Training that continues in the
-    folder tree that holds the checkpoint is the user's own run and keeps its processes. Weights
-    below this call's own save_dir are the user's as well: their links are followed as in training.
-    `theirs` is what the file says, `mine` what holds without it.
+    this machine's, and so is what it can bear: an evaluation writes below the default folder.
+    Training that continues in the folder tree that holds the checkpoint is the user's own run and
+    keeps its processes. Weights below this call's own save_dir are the user's as well: their links
+    are followed and their images loaded as in training. `theirs` is what the file says, `mine` what
+    holds without it.
     """
     refused = {dotted: mine[dotted] for dotted in SCHEMA if SCHEMA[dotted].local}
-    folder, links = resume.resolve().parent, "data_loader.args.follow_links"
+    folder = resume.resolve().parent
+    loading = [dotted for dotted in refused if dotted.startswith("data_loader.args.")]
     in_runs = re.fullmatch(r"step_\d+", folder.name) and len(folder.parts) > 3
     if not in_runs or folder.parents[1].name != "models":
         return refused
     runs = folder.parents[2]
     if runs == Path(mine["trainer.save_dir"]).resolve():
-        refused[links] = theirs.get(links, mine[links])
+        refused |= {dotted: theirs.get(dotted, mine[dotted]) for dotted in loading}
     if mode == "train":
-        own = ("multiprocessing_distributed", "n_gpu", "fast.compile", links)
+        own = ("multiprocessing_distributed", "n_gpu", "fast.compile", *loading)
         refused |= {dotted: theirs.get(dotted, mine[dotted]) for dotted in own}
         refused["trainer.save_dir"] = str(runs)
     return refused

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from utils.config_file import flatten, read_json
+from utils.config_file import flatten, read_config
 from utils.misc import PROJECT_ROOT, UserError, listing
 
 FOLDER = PROJECT_ROOT / "configs" / "recipes"
@@ -43,7 +43,7 @@ def read(method: str, dataset: str, task: str, step: int) -> Recipe | None:
     path = FOLDER / f"{method}_{dataset}.json"
     if not path.is_file():
         return None
-    tree = read_json(path)
+    tree = read_config(path)
     known = {"source", "global_batch", "tasks", *BLOCKS}
     if wrong := [key for key in tree if key not in known]:
         raise UserError(f"{path}: unknown key '{wrong[0]}'; valid: {listing(sorted(known))}.")

@@ -23,7 +23,7 @@ from trainer.build import apply_fast, build_method, build_student, build_task
 from trainer.checks import check_names, check_order, with_settings
 from trainer.precision import Precision
 from utils import checkpoint as files
-from utils.config_file import flatten, read_json
+from utils.config_file import flatten, read_config
 from utils.distributed import find_devices
 from utils.misc import BACKGROUND, PROJECT_ROOT, UserError
 from utils.parse_config import ConfigParser
@@ -221,9 +221,9 @@ def shipped_config(weights: Path) -> str:
             f"there is no config.json beside {weights}; put the one there that they were trained "
             "with."
         )
-    named = flatten(read_json(beside), str(beside), strict=False)[0].get(bundle)
+    named = flatten(read_config(beside), str(beside), strict=False)[0].get(bundle)
     for shipped in sorted((PROJECT_ROOT / "configs").glob("config_*.json")):
-        if flatten(read_json(shipped), str(shipped), strict=True)[0][bundle] == named:
+        if flatten(read_config(shipped), str(shipped), strict=True)[0][bundle] == named:
             return f"configs/{shipped.name}"
     raise UserError(f"{beside}: {bundle} is '{named}', which no shipped config has.")
 
