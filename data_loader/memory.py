@@ -24,6 +24,7 @@ from utils.forms import TEXT, fault
 from utils.misc import WIDE_VOID, UserError, shortened, write_json
 
 FILE = "memory.json"
+LARGEST = 1 << 24  # bytes of the file: of some 100,000 exemplars
 LABEL_ID = Key("", (int,), 0, most=WIDE_VOID)
 ENTRY = {"memory_candidates": [(TEXT, [LABEL_ID])], "memory_list": [TEXT]}
 # The old classes would be replayed no more, or other images than were.
@@ -129,7 +130,7 @@ def read(
         UserError: the file is missing, no JSON, or has another form.
     """
     source = f"memory list {path}"
-    memory = read_json(path, "memory list")
+    memory = read_json(path, "memory list", LARGEST)
     if not isinstance(memory, dict):
         raise UserError(f"{source} must hold one JSON object, step_t: {{…}}.")
     for key, entry in memory.items():

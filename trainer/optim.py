@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from base.base_method import BaseMethod
 from base.base_model import BaseModel
 from utils.checkpoint_form import Values
-from utils.forms import fault
+from utils.forms import fault, shown
 from utils.lr_scheduler import SCHEDULERS
 from utils.misc import UserError
 from utils.parse_config import ConfigParser
@@ -23,6 +23,8 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 # Tensors like a parameter that it keeps of it; SGD only with momentum.
 AVERAGES = {"SGD": ("momentum_buffer",), "AdamW": ("exp_avg", "exp_avg_sq")}
+# Of a group: which way it is computed, and what the schedule sets.
+FREE_OPTIONS = {"lr", "fused", "foreach", "capturable"}
 HEAD_LR = 10  # ASPP and classifiers learn this many times faster than the backbone
 
 
@@ -125,14 +127,14 @@ def build_optimizer(
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Go on with what a checkpoint's optimizer kept; the options of its groups are the config's.
+    """Go on with what a checkpoint's optimizer kept.
 
     Args:
         optimizer: of `build_optimizer`.
         saved: its `state_dict` then.
 
     Raises:
-        UserError: it is of other parameters, or something is missing.
+        UserError: it is of other parameters or options, or something is missing.
     """
     own = optimizer.state_dict()
     kept = {
@@ -140,17 +142,24 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -
         for index, values in own["state"].items()
     }
     wrong = fault(saved["state"], kept, "optimizer.state")
-    if [each["params"] for each in saved["param_groups"]] != [
-        each["params"] for each in own["param_groups"]
-    ]:
+    groups, others = own["param_groups"], saved["param_groups"]
+    if [each["params"] for each in others] != [each["params"] for each in groups]:
         wrong = "optimizer.param_groups is of other parameters than this run's"
+    else:
+        for number, (mine, other) in enumerate(zip(groups, others, strict=True)):
+            for option in mine.keys() & other.keys() - FREE_OPTIONS:
+                if mine[option] != other[option]:
+                    wrong = (
+                        f"optimizer.param_groups[{number}].{option} is {shown(other[option])}, but "
+                        f"this run's is {shown(mine[option])}"
+                    )
     if wrong:
         raise UserError(f"the checkpoint to resume from: {wrong}.")
     state = {
         index: {name: saved["state"][index][name] for name in names}
         for index, names in kept.items()
     }
-    optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def build_scheduler(

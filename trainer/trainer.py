@@ -422,6 +422,8 @@ class Trainer(BaseTrainer):
         self.scheduler.load_state_dict(checkpoint["lr_scheduler"])
         self.precision.load_scale(checkpoint["scaler"])
         states = checkpoint["rng"]
+        if not states:
+            raise UserError("the checkpoint to resume from: rng is empty.")
         if len(states) == self.ranks.world:
             files.set_rng_state(states[self.ranks.rank], self.ranks.device)
         else:

@@ -66,7 +66,7 @@ RNG = {
 }
 # Beside `state_dict`. A checkpoint to go on from has all of it; released weights have none.
 FORM: dict[str, Any] = {
-    "optimizer": {"state": {}, "param_groups": [{"params": [COUNT]}]},
+    "optimizer": {"state": {}, "param_groups": [{"params": [COUNT], "lr": REAL}]},
     "rng": [RNG],  # of each process
     "finished": FLAG,
     "record": {

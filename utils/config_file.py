@@ -6,6 +6,7 @@ Read by `utils/parse_config.py` and `utils/recipe.py`; imports no torch.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -128,6 +129,16 @@ def flatten(tree: Any, source: str, *, strict: bool) -> tuple[dict[str, Any], li
     return values, unknown
 
 
+def _no_path(text: str) -> str:
+    """Why a text can be no path, in words; file systems refuse such, each in its own way."""
+    try:
+        parts = os.fsencode(text).split(b"/")
+    except UnicodeEncodeError:
+        return "it holds half a character"
+    longest = max(map(len, parts))
+    return f"{longest} bytes without a slash are more than the 255 of a name" * (longest > 255)
+
+
 def check_value(dotted: str, value: Any, source: str) -> Any:
     """Return `value` when the key `dotted` may hold it.
 
@@ -140,6 +151,8 @@ def check_value(dotted: str, value: Any, source: str) -> Any:
     if not key.accepts(value) or (isinstance(value, str) and (not value or "\0" in value)):
         shown = shortened(repr(value) if isinstance(value, float) else json.dumps(value))
         raise UserError(f"{source}: {dotted} is {shown}, but must be {key.expected()}.")
+    if isinstance(value, str) and (why := _no_path(value)):
+        raise UserError(f"{source}: {dotted} is {json.dumps(shortened(value))}, but {why}.")
     if key.plain_name and not re.fullmatch(r"[\w.+-]{1,100}", value):
         raise UserError(
             f"{source}: {dotted} is '{shortened(value)}', but it becomes a part of a folder name: "

@@ -12,9 +12,21 @@ from typing import Any
 import torch
 
 from utils.config_file import read_json
-from utils.misc import write_json
+from utils.config_schema import Key
+from utils.forms import FLAG, REAL, REAL_OR_NONE, Maybe, fault
+from utils.logger import log
+from utils.misc import UserError, sentence, write_json
 
 FILE = "history.json"
+EPOCH = {
+    "epoch": Key("", (int,), 1),
+    "losses": Maybe({...: REAL}),
+    "lr": Maybe(REAL),
+    "images_per_s": Maybe(REAL),
+    "seconds": Maybe(REAL),
+    "whole": Maybe(FLAG),
+}
+FORM = {"epochs": [EPOCH], "peak_memory_mib": REAL_OR_NONE}
 
 
 class History:
@@ -36,11 +48,32 @@ class History:
         forget_peak(device)
 
     def resume(self, epoch: int) -> None:
-        """Take over the epochs up to `epoch` that earlier processes wrote."""
-        if self.file.is_file():
+        """Take over the epochs up to `epoch` that earlier processes wrote.
+
+        No weight depends on them, so a damaged file does not stop a run: it is put aside, and the
+        history begins anew.
+        """
+        if not self.file.is_file():
+            return
+        try:
             written = read_json(self.file, "file")
-            self.epochs = [each for each in written["epochs"] if each["epoch"] <= epoch]
-            self.peak_before = written["peak_memory_mib"] or 0.0
+            wrong = fault(written, FORM)
+            epochs = [each["epoch"] for each in written["epochs"]] if wrong is None else []
+            if epochs != sorted(set(epochs)):
+                wrong = "its epochs are out of order"
+        except UserError as error:
+            written, wrong = None, sentence(error)
+        if wrong:
+            aside = self.file.with_name(f"{self.file.name}.damaged")
+            self.file.replace(aside)
+            log.warning(
+                "%s is damaged (%s): it is kept as %s, and the losses of epochs 1 to %d are lost "
+                "to %s; training goes on",
+                *(self.file, wrong, aside.name, epoch, FILE),
+            )
+            return
+        self.epochs = [each for each in written["epochs"] if each["epoch"] <= epoch]
+        self.peak_before = written["peak_memory_mib"] or 0.0
 
     def add(self, global_batch: int, losses: Mapping[str, float], **told: Any) -> None:
         """Write a further epoch.
