@@ -215,7 +215,7 @@ class BaseTrainer(ABC):
                 f"{last} goes on from it with the same settings. Others make another run: give "
                 f"{lower}, and another --name."
             )
-        raise UserError(f"after an update of step {step}, epoch {epoch}, {faults}. {ways}")
+        raise UserError(f"in step {step}, epoch {epoch}, {faults}. {ways}")
 
     def _save(self, *, finished: bool, improved: bool) -> None:
         checkpoint = {

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from base.task import make_task
 from data_loader import memory
 from models.model import DeepLabV3
 from models.weights import check_imagenet, load_strict
@@ -19,6 +20,8 @@ from scripts.predicting.student import Predictor
 from tests import damage
 from tests.helpers import dkd_heads, train
 from trainer.checks import check_names, with_settings
+from trainer.methods.sdr import SDR
+from trainer.precision import Precision
 from trainer.run import prepare, run
 from trainer.trainer import Trainer
 from utils import checkpoint as files
@@ -274,6 +277,16 @@ def test_no_figure_of_weights_that_are_not_finite(downloaded, tmp_path, value):
         with pytest.raises(UserError, match=r"2 values of 1 tensors are not finite: cls.1.bias"):
             read()
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("family", ["background", "unknown"])
+def test_weights_of_another_family(downloaded, tmp_path, family):
+    """Their channels have the same shapes and another meaning."""
+    shutil.copytree(downloaded, tmp_path, dirs_exist_ok=True)
+    checkpoint = torch.load(tmp_path / "w.pth", weights_only=True)
+    torch.save({**checkpoint, "family": family, "method": "mib"}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=f"was trained by 'mib' of the family '{family}', but"):
+        prepare([evaluated(tmp_path)])
 
 
 # ---------------------------------------------------------------------------- config beside weights
@@ -577,6 +590,28 @@ def test_damaged_checkpoints_to_resume(stopped, resume):
             resume({**value, "state_dict": good["state_dict"]})
 
     outcomes(damage.some(damage.of_checkpoint(rest), SHARE), read)
+
+
+def test_a_loss_scale_that_is_none():
+    precision = Precision("cpu", torch.float16)
+    precision.load_scale({})  # of a run without one
+    precision.load_scale(precision.scaler.state_dict() | {"scale": 4.0})
+    assert precision.scaler.get_scale() == 4
+    for wrong in ({"scale": -1.0, "_growth_tracker": 0}, {"scale": 1.0}, {"scale": "1"}):
+        with pytest.raises(UserError, match=r"the checkpoint to resume from: scaler\."):
+            precision.load_scale(wrong)
+
+
+@pytest.mark.parametrize("name", ["prototypes", "counts"])
+def test_damaged_prototypes(name):
+    task = make_task(
+        "toy", {}, ["background", "a", "b"], name="x", setting="overlap", step=1, steps=[[1], [2]]
+    )
+    good = {"prototypes": torch.ones(2, 4), "counts": torch.ones(2).double()}
+    SDR(task, {}).start(None, good)
+    for wrong in (None, [1.0], torch.ones(3, 4), torch.ones(2).long()):
+        with pytest.raises(UserError, match=rf"method_state\.{name} of the checkpoint is"):
+            SDR(task, {}).start(None, good | {name: wrong})
 
 
 # ------------------------------------------------------------------------------ before one is saved

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from base.base_method import BaseMethod
 from base.base_model import BaseModel, HeadPlan
 from base.base_trainer import parse_monitor
 from base.task import Task
@@ -90,6 +91,7 @@ def check(config: ConfigParser, plan: Launch) -> Path | None:
     method = build_method(config, data.task)
     checkpoint = files.load(weights)
     check_order(data.task, weights, checkpoint)
+    check_family(method, weights, checkpoint)
     state = checkpoint["state_dict"]
     check_fit(_skeleton(config, method.heads()), state, f"weight file {weights}")
     return weights
@@ -110,6 +112,21 @@ def check_order(task: Task, weights: Path, checkpoint: dict[str, Any]) -> None:
             f"weight file {weights} is of {describe(known)} and has learnt the label ids "
             f"{learnt}, but --task_name {task.name} --task_step {task.schedule_step} stands for "
             f"{list(task.seen)}."
+        )
+
+
+def check_family(method: BaseMethod, weights: Path, checkpoint: dict[str, Any]) -> None:
+    """Whether the method reads the channels of weights as the one did that trained them.
+
+    Raises:
+        UserError: it does not.
+    """
+    family = checkpoint.get("family", method.family)  # released weights do not say
+    if family != method.family:
+        raise UserError(
+            f"weight file {weights} was trained by '{checkpoint.get('method')}' of the family "
+            f"'{family}', but the config's method is of '{method.family}': it would read other "
+            "answers from the same channels; put the config.json of their run beside them."
         )
 
 

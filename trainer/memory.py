@@ -74,7 +74,7 @@ def replay(
         exemplars = [candidate for taken in chosen.values() for candidate in taken]
         memory.write(file, task.step, exemplars, earlier, lines)
     ranks.barrier()
-    stored = memory.read(file, step=task.step, known=(*task.ids, task.void))
+    stored = memory.read(file, step=task.step, known={*task.ids, task.void})
     data.replay(memory.origins(stored, task.step))
 
 
@@ -89,7 +89,7 @@ def read_previous(config: ConfigParser, task: Task) -> dict[str, Any]:
     Raises:
         UserError: as `data_loader.memory.read`.
     """
-    known = (*task.ids, task.void)
+    known = {*task.ids, task.void}
     return memory.read(previous_file(config), task.old, step=task.step - 1, known=known)
 
 

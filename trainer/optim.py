@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from base.base_method import BaseMethod
 from base.base_model import BaseModel
 from utils.checkpoint_form import Values
-from utils.forms import fault, shown
+from utils.forms import PLAIN, fault, shown
 from utils.lr_scheduler import SCHEDULERS
 from utils.misc import UserError
 from utils.parse_config import ConfigParser
@@ -148,7 +148,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -
     else:
         for number, (mine, other) in enumerate(zip(groups, others, strict=True)):
             for option in mine.keys() & other.keys() - FREE_OPTIONS:
-                if mine[option] != other[option]:
+                if not PLAIN.accepts(other[option]) or mine[option] != other[option]:
                     wrong = (
                         f"optimizer.param_groups[{number}].{option} is {shown(other[option])}, but "
                         f"this run's is {shown(mine[option])}"

@@ -151,11 +151,11 @@ def check_value(dotted: str, value: Any, source: str) -> Any:
     if not key.accepts(value) or (isinstance(value, str) and (not value or "\0" in value)):
         shown = shortened(repr(value) if isinstance(value, float) else json.dumps(value))
         raise UserError(f"{source}: {dotted} is {shown}, but must be {key.expected()}.")
-    if isinstance(value, str) and (why := _no_path(value)):
-        raise UserError(f"{source}: {dotted} is {json.dumps(shortened(value))}, but {why}.")
     if key.plain_name and not re.fullmatch(r"[\w.+-]{1,100}", value):
         raise UserError(
             f"{source}: {dotted} is '{shortened(value)}', but it becomes a part of a folder name: "
             "use at most 100 letters, digits, '_', '-', '+' and '.'."
         )
+    if isinstance(value, str) and (why := _no_path(value)):
+        raise UserError(f"{source}: {dotted} is '{shortened(value)}', but {why}.")
     return value

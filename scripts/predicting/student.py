@@ -20,7 +20,7 @@ from data_loader.transforms import NoTransform, Transform, eval_transform, norma
 from models.upsampling import full_precision, size_of
 from models.weights import load_strict
 from trainer.build import apply_fast, build_method, build_student, build_task
-from trainer.checks import check_names, check_order, with_settings
+from trainer.checks import check_family, check_names, check_order, with_settings
 from trainer.precision import Precision
 from utils import checkpoint as files
 from utils.config_file import flatten, read_config
@@ -60,6 +60,7 @@ class Predictor:
         self.method = build_method(config, self.task)
         checkpoint = files.load(weights)
         check_order(self.task, weights, checkpoint)
+        check_family(self.method, weights, checkpoint)
         self.epoch = int(checkpoint.get("epoch", 0))
         self.model = build_student(config, self.method)
         load_strict(self.model, checkpoint["state_dict"], f"weight file {weights}")

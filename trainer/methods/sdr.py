@@ -57,7 +57,7 @@ class SDR(MiB):
         """Take over the prototypes of the old classes.
 
         Raises:
-            UserError: the previous step was trained by a method that keeps none; they are damaged.
+            UserError: the previous step's method keeps none, or they are damaged.
         """
         if self.task.step == 0:
             return
