@@ -165,6 +165,8 @@ def _fault(entry: Any, key: str, known: Collection[int] | None) -> str | None:
     if sorted(names) != sorted(entry["memory_list"]):
         return f"{key}.memory_list has other names than memory_candidates"
     for name, ids in pairs:
+        if not ids or len({*ids}) < len(ids):
+            return f"{key} has no label id, or one twice, in image {name}"
         strange = [label for label in ids if known is not None and label not in known]
         if strange:
             return f"{key} has the label id {strange[0]} in image {name}, which no mask can hold"

@@ -239,6 +239,9 @@ def test_imagenet_weights_are_looked_at_as_well(tmp_path):
 def test_what_is_not_finite_is_named_wherever_it_stands():
     tree = {"a": {"b": [torch.ones(2), torch.tensor([1.0, math.inf])]}, "best": math.nan}
     assert not_finite(tree) == "2 values of 2 tensors are not finite: best (1), a.b[1] (1)"
+    # What has no values of its own is judged by its form.
+    no_values = {"a": torch.ones(2, device="meta"), "b": torch.ones(1).expand(10**12)}
+    assert not_finite(no_values) is None
     assert (
         not_finite({"a": torch.zeros(0), "n": torch.ones(3, dtype=torch.int64), "x": 1e9}) is None
     )
@@ -386,7 +389,7 @@ def test_long_values_are_refused_in_a_short_sentence(value):
 # ------------------------------------------------------------------------------------ replay memory
 MEMORY = {
     f"step_{t}": {
-        "memory_candidates": [[f"image{t}{n}", [n, t]] for n in range(1, 4)],
+        "memory_candidates": [[f"image{t}{n}", [n, 4]] for n in range(1, 4)],
         "memory_list": [f"image{t}{n}" for n in range(1, 4)],
     }
     for t in (2, 1)
@@ -419,6 +422,8 @@ def test_damaged_replay_memories(tmp_path, share):
         ),
         (lambda m: m["step_2"]["memory_candidates"][0][1].append(9), "the label id 9 in image"),
         (lambda m: m["step_2"]["memory_candidates"][0][1].append(-1), "is -1, but must be"),
+        (lambda m: m["step_2"]["memory_candidates"][0][1].clear(), "no label id, or one twice"),
+        (lambda m: m["step_2"]["memory_candidates"][0][1].extend([3, 3]), "or one twice, in image"),
         (lambda m: m["step_2"]["memory_candidates"][0].append(1), "has 3 items"),
         (lambda m: m["step_2"]["memory_list"].pop(), "memory_list has other names"),
         (
@@ -535,6 +540,7 @@ WRONG_TO_RESUME = {
     "optimizer.param_groups.0.weight_decay": ["much", 0.5],
     "optimizer.param_groups.0.lr": ["much", math.nan],
     "optimizer.state": [{}, [], {"x": {}}],
+    "optimizer.state.1": [{"momentum_buffer": torch.ones(64, device="meta")}],
     "optimizer.state.0": [{}, None, {"momentum_buffer": None}, {"momentum_buffer": torch.ones(1)}],
     "rng": [[], None, [None]],
     "rng.0.torch": [None, torch.zeros(3, dtype=torch.uint8), torch.zeros(5056)],

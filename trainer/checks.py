@@ -36,7 +36,7 @@ from utils import checkpoint as files
 from utils.distributed import Launch, Ranks
 from utils.lr_scheduler import SCHEDULERS
 from utils.metric import EVALUATORS, METRICS
-from utils.misc import UserError, choose, did_you_mean, listing
+from utils.misc import UserError, choose, did_you_mean, listing, shortened
 from utils.parse_config import ConfigParser
 
 
@@ -110,8 +110,8 @@ def check_order(task: Task, weights: Path, checkpoint: dict[str, Any]) -> None:
     if learnt != list(task.seen):
         raise UserError(
             f"weight file {weights} is of {describe(known)} and has learnt the label ids "
-            f"{learnt}, but --task_name {task.name} --task_step {task.schedule_step} stands for "
-            f"{list(task.seen)}."
+            f"{shortened(str(learnt), 800)}, but --task_name {task.name} --task_step "
+            f"{task.schedule_step} stands for {list(task.seen)}."
         )
 
 

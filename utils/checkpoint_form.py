@@ -149,7 +149,7 @@ def not_finite(tree: Mapping[str, Any]) -> str | None:
             left += [(f"{where}[{at}]", each) for at, each in enumerate(value)]
         elif isinstance(value, float):
             tensors[where] = torch.tensor(value)
-        elif isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
+        elif without_values(value) is None and value.is_floating_point() and value.numel():
             tensors[where] = value.detach()
     for device in {tensor.device for tensor in tensors.values()}:
         there = [tensor for tensor in tensors.values() if tensor.device == device]
