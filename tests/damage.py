@@ -94,7 +94,7 @@ def of_tensor(tensor: torch.Tensor) -> Variants[Any]:
             warnings.simplefilter("ignore")
             yield "quantised", torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.qint8)
     for words, number in (("NaN", math.nan), ("infinite", math.inf)):
-        changed = tensor.clone()
+        changed = tensor.clone(memory_format=torch.contiguous_format)
         changed.view(-1)[-1:] = number
         yield f"with one value {words}", changed
     yield "too large for float32", tensor.double() * 1e300 + 1e300
@@ -146,7 +146,7 @@ def of_tree(
             return
         yield f"{where} lacks its last item", rebuild(items[:-1])
         yield f"{where} has its first item twice", rebuild([items[0], *items])
-        yield f"{where} has a million items", rebuild(items[:1] * 10**6)
+        yield f"{where} has 20,000 items", rebuild(items[:1] * 20_000)
         for at in sorted({0, len(items) - 1}):
 
             def put(value: Any, at: int = at) -> Any:

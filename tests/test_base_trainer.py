@@ -35,7 +35,18 @@ class Frame(BaseTrainer):
         return {"val_a": self.values.get(epoch, 0)}
 
     def state(self):
-        return {"state_dict": {"w": torch.ones(1)}, "optimizer": {}, "rng": [], "record": {}}
+        return {
+            "state_dict": {"w": torch.ones(1)},
+            "optimizer": {"state": {}, "param_groups": []},
+            "rng": [],
+            "record": {"version": "", "code": "", "torch": "", "settings": {}},
+            "task": {"dataset": "", "name": "", "setting": "", "step": 0, "steps": []},
+            "method": "",
+            "family": "",
+            "method_state": {},
+            "lr_scheduler": {"last_epoch": 0},
+            "scaler": {},
+        }
 
     def load_state(self, checkpoint, path):
         self.calls.append("load")
@@ -71,9 +82,7 @@ def test_when_it_validates_and_saves(configure, validation, save, validated, sav
     assert [call for call in frame.calls if "val" in call] == [f"val {e}" for e in validated]
     assert (frame.calls[0], frame.calls[-1]) == ("begin", "end")
     assert frame.calls.count("begin") == frame.calls.count("end") == 1
-    assert kept(config) == {"last": 5} | {
-        f"checkpoint-epoch{epoch}": epoch for epoch in saved
-    }
+    assert kept(config) == {"last": 5} | {f"checkpoint-epoch{epoch}": epoch for epoch in saved}
     assert [files.load(config.step_dir() / f"{name}.pth")["finished"] for name in kept(config)] == [
         epoch == 5 for epoch in kept(config).values()
     ]

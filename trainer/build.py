@@ -22,7 +22,7 @@ from models.weights import load_previous_step, load_strict
 from trainer.methods import METHODS
 from utils import checkpoint as files
 from utils.distributed import SINGLE, Ranks
-from utils.misc import UserError, choose
+from utils.misc import UserError, choose, shortened
 from utils.parse_config import ConfigParser
 
 
@@ -106,13 +106,15 @@ def read_previous(config: ConfigParser, method: BaseMethod) -> tuple[dict[str, A
     if known["steps"][: task.step] != mine["steps"][: task.step]:
         raise UserError(
             f"{source} is of {describe(known)}, which learnt other classes before step "
-            f"{task.step}: {known['steps'][: task.step]} instead of {mine['steps'][: task.step]}."
+            f"{task.step}: {shortened(str(known['steps'][: task.step]), 800)} instead of "
+            f"{mine['steps'][: task.step]}."
         )
     family = previous.get("family", "auxiliary")  # released files are DKD's
     if family != method.family:
+        first = FAMILIES.get(family, f"'{family}', which nobody knows")
         raise UserError(
             f"{source} was trained by '{previous.get('method', 'dkd')}': its channel 0 is "
-            f"{FAMILIES[family]}, but '{config['method']}' needs {FAMILIES[method.family]}; train "
+            f"{first}, but '{config['method']}' needs {FAMILIES[method.family]}; train "
             f"step 0 with --method {config['method']} and another --name."
         )
     return previous, source
@@ -193,4 +195,5 @@ def task_record(task: Task) -> dict[str, Any]:
 
 def describe(record: Mapping[str, Any]) -> str:
     """A task record in words."""
-    return f"step {record['step']} of {record['dataset']} {record['setting']} {record['name']}"
+    words = (str(record[key]) for key in ("dataset", "setting", "name"))
+    return f"step {record['step']} of {' '.join(map(shortened, words))}"

@@ -130,6 +130,7 @@ class Provenance:
         if previous.data:
             before = _tables(previous.data)
             contents["trained"] |= same_rows(contents["train"], before["train"], before["trained"])
+        contents["trained"] = contents["trained"].astype(np.uint8)
         tensors = {name: torch.from_numpy(table) for name, table in contents.items()}
         return cls(record(config, data, data.train_hash()), tensors, previous.sha256)
 
@@ -209,7 +210,21 @@ def check_data(data: IncrementalDataLoader, previous: Previous, ranks: Ranks) ->
 
 
 def _tables(data: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    return {name: table.numpy() for name, table in data.items()}
+    """What a checkpoint holds of its data set.
+
+    Raises:
+        UserError: it does not go together.
+    """
+    tables = {name: table.numpy() for name, table in data.items()}
+    good = tables.keys() == {"train", "val", "trained"} and (
+        all(tables[split].ndim == 2 and tables[split].shape[1] > 2 for split in ("train", "val"))
+        and tables["trained"].shape == tables["train"].shape[:1]
+    )
+    if not good:
+        raise UserError(
+            "the checkpoint's tables of its data set do not go together; is it damaged?"
+        )
+    return tables
 
 
 def differ(here: str | None, there: str | None) -> bool:

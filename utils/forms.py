@@ -7,7 +7,7 @@ A form is one of
     {"name": form}     a dict with these names; the form of `...` is that of every other name, which
                        may hold anything where there is none
     Maybe(form)        of a name of a dict: it may be absent
-    [form]             a list of any length
+    [form]             a list of any number of such, up to `MOST_ITEMS`
     (form, form)       a list of just these
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 from utils.config_schema import NULL, NUMBER, Key
 from utils.misc import listing, shortened
 
+MOST_ITEMS = 100_000  # of a list
 COUNT = Key("", (int,), 0, most=10**9)
 FLAG = Key("", (bool,))
 TEXT = Key("", (str,))
@@ -87,6 +88,8 @@ def fault(value: Any, form: Any, name: str = "") -> str | None:
     if isinstance(form, (list, tuple)):
         if not isinstance(value, (list, tuple)):
             return f"{what} is {shown(value)}, but must be a list"
+        if len(value) > MOST_ITEMS:
+            return f"{what} has {len(value):,} items, but may have {MOST_ITEMS:,}"
         if isinstance(form, tuple) and len(value) != len(form):
             return f"{what} has {len(value)} items, but must have {len(form)}"
         each_form: Sequence[Any] = form if isinstance(form, tuple) else form * len(value)

@@ -15,7 +15,8 @@ import torch
 from utils.config_file import read_json
 from utils.config_schema import NULL, NUMBER, Key
 from utils.forms import FLAG, TEXT, Maybe, fault
-from utils.misc import UserError, write_json
+from utils.logger import log
+from utils.misc import UserError, sentence, write_json
 
 FILE = "history.json"
 EPOCH = {
@@ -71,19 +72,24 @@ class History:
     def resume(self, epoch: int) -> None:
         """Take over the epochs up to `epoch` that earlier processes wrote.
 
-        Raises:
-            UserError: their file is damaged.
+        No weight depends on them, so a damaged file does not stop a run: it is put aside, and the
+        history begins anew.
         """
-        if self.file.is_file():
-            try:
-                written = read_history(self.file)
-            except UserError as error:
-                raise UserError(
-                    f"{str(error).rstrip('.')}; mend it, or delete it to go on without the epochs "
-                    "before."
-                ) from None
-            self.epochs = [each for each in written["epochs"] if each["epoch"] <= epoch]
-            self.peak_before = written["peak_memory_mib"] or 0.0
+        if not self.file.is_file():
+            return
+        try:
+            written = read_history(self.file)
+        except UserError as error:
+            aside = self.file.with_name(f"{self.file.name}.damaged")
+            self.file.replace(aside)
+            log.warning(
+                "%s It is kept as %s, and the losses of epochs 1 to %d are lost to %s; training "
+                "goes on",
+                *(sentence(error), aside.name, epoch, FILE),
+            )
+            return
+        self.epochs = [each for each in written["epochs"] if each["epoch"] <= epoch]
+        self.peak_before = written["peak_memory_mib"] or 0.0
 
     def add(self, global_batch: int, losses: Mapping[str, float], **told: Any) -> None:
         """Write a further epoch.

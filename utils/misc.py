@@ -99,8 +99,9 @@ def choose(what: str, name: str, valid: Iterable[str]) -> str:
     """
     valid = list(valid)
     if name not in valid:
+        shown = shortened(str(name))
         raise UserError(
-            f"{what} is '{name}', which does not exist{did_you_mean(name, valid)}; "
+            f"{what} is '{shown}', which does not exist{did_you_mean(shown, valid)}; "
             f"valid: {listing(valid)}."
         )
     return name
