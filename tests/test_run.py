@@ -130,19 +130,16 @@ def test_metrics_count_future_classes_as_the_config_says(after_base, future):
     assert report["protocol"]["future_classes"] == future
 
 
-def test_validation_hides_classes_as_its_own_masking_value_says(after_base):
+def test_validation_hides_classes_as_its_own_masking_value_says(base, toy_config):
     """That of the test is another key."""
-    config, flags = after_base
-    hidden = []
-    for value in (0, 255):
-        key = f"data_loader.args.val.args.masking_value={value}"
-        name = ("--name", f"masked{value}", "--epochs", "1")
-        parsed = train(config, *flags, *name, "--set", key)
+    key = "data_loader.args.val.args.masking_value=255"
+    counted = []
+    for parsed, value in ((base[2], 0), (train(toy_config, "--epochs", "1", "--set", key), 255)):
         validation, test = metrics(parsed.log_dir() / "val"), metrics(parsed.log_dir())
         assert validation["protocol"]["future_classes"] == value
         assert test["protocol"]["future_classes"] == 0
-        hidden.append(np.sum(validation["confusion"]))
-    assert hidden[1] < hidden[0], "later classes are void"
+        counted.append(np.sum(validation["confusion"]))
+    assert counted[1] < counted[0], "later classes are void"
 
 
 def test_a_history_goes_on_where_the_checkpoint_does(tmp_path):

@@ -155,6 +155,7 @@ def test_stopped_while_it_validates(undisturbed, attempt, monkeypatch):
     assert losses(run) == losses(undisturbed[1][0]), "the epoch is told once, and not lost"
 
 
+@pytest.mark.slow
 def test_stopped_while_it_validates_between_epochs(undisturbed, attempt, monkeypatch):
     """The epochs after it are told as well."""
     validated = ("--set", "trainer.validation_period=1")
@@ -359,18 +360,23 @@ def test_continuing_with_other_settings(attempt, monkeypatch):
 
 DECISIVE = [
     ("optimizer.args.weight_decay", 0.5),
-    ("optimizer.args.momentum", 0.5),
-    ("optimizer.args.nesterov", False),
     ("lr_scheduler.args.power", 2),
-    ("lr_scheduler.args.min_lr", 0.0005),
     ("trainer.clip_grad_norm", 1),
-    ("seed", 9),
-    ("use_amp", False),
     ("hyperparameter.ac", 0),
-    ("arch.args.freeze_all_bn", True),
     ("data_loader.args.train.args.masking_value", 255),
-    ("data_loader.args.train.args.transform_args.crop_size", 48),
-    ("data_loader.args.val.cross_val", True),
+    *(
+        pytest.param(key, value, marks=pytest.mark.slow)
+        for key, value in (
+            ("optimizer.args.momentum", 0.5),
+            ("optimizer.args.nesterov", False),
+            ("lr_scheduler.args.min_lr", 0.0005),
+            ("seed", 9),
+            ("use_amp", False),
+            ("arch.args.freeze_all_bn", True),
+            ("data_loader.args.train.args.transform_args.crop_size", 48),
+            ("data_loader.args.val.cross_val", True),
+        )
+    ),
 ]
 
 
@@ -387,7 +393,7 @@ def stopped(undisturbed, tmp_path_factory):
     return (*line, "-r", str(last))
 
 
-@pytest.mark.parametrize(("key", "value"), DECISIVE, ids=[key for key, _ in DECISIVE])
+@pytest.mark.parametrize(("key", "value"), DECISIVE)
 def test_every_setting_that_decides_is_compared_on_resuming(stopped, key, value):
     with pytest.raises(UserError, match=r"of another run: ") as caught:
         train(*stopped, "--set", f"{key}={json.dumps(value)}")
@@ -397,10 +403,9 @@ def test_every_setting_that_decides_is_compared_on_resuming(stopped, key, value)
 
 def test_settings_of_the_memory_are_compared_on_resuming(attempt, monkeypatch):
     interrupted_after(attempt, monkeypatch, 2, step=1)
-    for key, value in (("labels", "stored"), ("mix", "half_batch"), ("candidates", "whole")):
-        name = f"data_loader.args.memory.{key}"
-        with pytest.raises(UserError, match=f"of another run: .*{name} is {value} here and"):
-            attempt(1, "--set", f"{name}={value}")
+    name = "data_loader.args.memory.labels"
+    with pytest.raises(UserError, match=f"of another run: .*{name} is stored here and current"):
+        attempt(1, "--set", f"{name}=stored")
 
 
 def test_the_batch_of_a_recipe_is_shared_out(toy_root, tmp_path):
@@ -490,7 +495,7 @@ def test_only_damaged_checkpoints_mean_a_fresh_start(undisturbed, attempt, monke
     assert_same(run, undisturbed[1][0])
 
 
-@pytest.mark.parametrize("altered", [False, True])
+@pytest.mark.parametrize("altered", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_kept_epoch_is_gone_on_from_when_the_newer_ones_are_damaged(
     undisturbed, attempt, monkeypatch, altered
 ):
@@ -759,6 +764,7 @@ def test_a_base_step_of_other_data_is_refused(undisturbed, toy_root, tmp_path):
     assert not list((tmp_path / "runs/models").rglob("*.pth"))
 
 
+@pytest.mark.slow
 def test_a_base_step_of_other_pretrained_weights(toy_root, tmp_path):
     """They are known by what the file holds, wherever it lies."""
     config = write_config(tmp_path / "toy.json", toy_root)
