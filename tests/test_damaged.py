@@ -8,6 +8,7 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -679,3 +680,54 @@ def test_all_ranks_end_when_weights_are_not_finite(toy_config):
             *("--multiprocessing_distributed", "--set", "n_gpu=2"),
         )
     assert not list(toy_config.parent.rglob("*.pth"))
+
+
+# ----------------------------------------------------------------------- checkpoints of other code
+class Settings:
+    """What other code pickles beside its weights."""
+
+
+@pytest.fixture
+def foreign():
+    return {"a.weight": torch.arange(6.0).reshape(2, 3), "a.num_batches_tracked": torch.tensor(3)}
+
+
+def saved(path, content, **options):
+    torch.save(content, path, **options)
+    return files.load(path)
+
+
+def test_weights_alone_are_accepted(foreign, tmp_path):
+    loaded = saved(tmp_path / "w.pth", foreign)
+    assert loaded.keys() == {"state_dict"}
+    assert all(torch.equal(loaded["state_dict"][name], value) for name, value in foreign.items())
+    assert files.hash_of(tmp_path / "w.pth") == files.weights_hash(foreign)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_numbers_of_numpy_are_read_as_numbers(foreign, tmp_path, zipped):
+    content = {
+        "state_dict": foreign,
+        "epoch": np.int64(3),
+        "monitor_best": np.float32(0.5),
+        "metrics": {"iou": np.array([0.25, 1.0]), "best": [np.float64(0.75), np.bool_(True)]},
+    }
+    options = {"_use_new_zipfile_serialization": zipped}
+    loaded = saved(tmp_path / "w.pth", content, **options)
+    assert (type(loaded["epoch"]), loaded["epoch"]) == (int, 3)
+    assert loaded["monitor_best"] == 0.5
+    assert loaded["metrics"]["best"] == [0.75, True]
+    assert loaded["metrics"]["iou"].tolist() == [0.25, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (lambda w: {"model_state": w, "epoch": 1}, "no 'state_dict'.* of model_state, epoch; save"),
+        (lambda w: {"state_dict": w, "config": Settings()}, r"namely \S*Settings, which could run"),
+        (lambda w: {"state_dict": w, "names": np.array(["a"], object)}, "cannot be read"),
+    ],
+)
+def test_what_other_code_saves_is_told_apart(foreign, tmp_path, content, says):
+    with pytest.raises(UserError, match=says):
+        saved(tmp_path / "w.pth", content(foreign))

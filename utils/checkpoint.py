@@ -24,11 +24,23 @@ import torch
 from utils.checkpoint_form import FORM, READ_BY_ALL, check_weights, not_finite
 from utils.forms import Maybe, fault, shown
 from utils.logger import log
-from utils.misc import PART, UserError, atomic_path, remove_parts
+from utils.misc import PART, UserError, atomic_path, listing, remove_parts
 
 LAST = "last.pth"
 PREVIOUS = "previous.pth"  # what last.pth was before
 BEST = "model_best.pth"
+
+# What a pickle of numbers and arrays of NumPy calls, by the names before and since NumPy 2. Other
+# code keeps such numbers, a best value among them; they run nothing.
+_MAKERS = {"scalar": np.float64(0), "_reconstruct": np.zeros(1)}
+NUMPY: list[Any] = [
+    *(np.dtype, np.ndarray, *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"}),
+    *(
+        (value.__reduce__()[0], f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")
+        for name, value in _MAKERS.items()
+    ),
+]
 
 _memory: dict[tuple[Path, int, int], dict[str, Any]] | None = None  # what `remembered` has read
 
@@ -121,9 +133,17 @@ def load(path: Path) -> dict[str, Any]:
 def _load(path: Path) -> dict[str, Any]:
     source = f"checkpoint {path}"
     checkpoint = read(path, source)
+    if (
+        isinstance(checkpoint, dict)
+        and checkpoint
+        and all(map(torch.is_tensor, checkpoint.values()))
+    ):
+        checkpoint = {"state_dict": checkpoint}  # as torch.save(model.state_dict(), path) leaves it
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        keys = listing(map(str, checkpoint), most=6) if isinstance(checkpoint, dict) else ""
         raise UserError(
-            f"{source} holds no 'state_dict', the weights by name; it is {shown(checkpoint)}."
+            f"{source} holds no 'state_dict', the weights by name; it is {shown(checkpoint)}"
+            f"{f' of {keys}' if keys else ''}; save the weights under that name, or alone."
         )
     check_weights(checkpoint["state_dict"], source)
     if faults := not_finite(checkpoint["state_dict"]):
@@ -175,7 +195,8 @@ def read(path: Path, source: str) -> Any:
         _verify(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about pickles of other protocols
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(NUMPY):
+                return _plain(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
         raise UserError(f"{source} does not exist.") from None
     except OSError as error:
@@ -184,7 +205,8 @@ def read(path: Path, source: str) -> Any:
         if code := re.search(r"GLOBAL (\S+)", str(error)):
             raise Damaged(
                 f"{source} cannot be read as weights: it holds more than tensors and plain values, "
-                f"namely {code[1]}, which could run code; it is not loaded."
+                f"namely {code[1]}, which could run code; it is not loaded. Where you trust it, "
+                "save its 'state_dict' alone."
             ) from None
         why = _text(path) or _reason(error)
         raise Damaged(f"{source} cannot be read: {why}.") from None
@@ -192,6 +214,19 @@ def read(path: Path, source: str) -> Any:
 
 class Damaged(UserError):
     """A file whose bytes are not those that were written, or whose weights are not finite."""
+
+
+def _plain(value: Any) -> Any:
+    """A value with the numbers and arrays of NumPy in it as those of Python and torch."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return torch.from_numpy(np.array(value))
+    if type(value) in (dict, list, tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        changed = {key: _plain(item) for key, item in items}
+        return changed if isinstance(value, dict) else type(value)(changed.values())
+    return value
 
 
 def _verify(path: Path) -> None:
