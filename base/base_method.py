@@ -10,7 +10,7 @@ method lives in one file of `trainer/methods/`. What is called when, in a step:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -19,7 +19,9 @@ import torch
 from base.base_model import BaseModel, HeadPlan, ModelOutput
 from base.batch import Batch
 from base.task import Task
+from utils.checkpoint_form import without_values
 from utils.config_schema import NUMBER, Key
+from utils.forms import shown
 from utils.misc import UserError, choose
 
 # What channel 0 of a family's networks is; a step continues from one of its own family.
@@ -78,6 +80,30 @@ class Settings:
                 )
             values[name] = float(value) if key.types == NUMBER else value
         return cls(**values)
+
+
+def saved_tensor(state: Mapping[str, Any], name: str, shape: Sequence[int | None]) -> torch.Tensor:
+    """A tensor of what `BaseMethod.state` returned and a checkpoint gave back.
+
+    Args:
+        state: the method's state.
+        name: of the tensor.
+        shape: None where any size is right.
+
+    Raises:
+        UserError: it is missing or something else.
+    """
+    value: Any = state.get(name)
+    sizes = ", ".join("any" if size is None else str(size) for size in shape)
+    what = f"must be a tensor of real numbers [{sizes}]"
+    if without_values(value) is not None or not value.is_floating_point():
+        raise UserError(f"method_state.{name} of the checkpoint is {shown(value)}, but {what}.")
+    fits = zip(value.shape, shape, strict=False)
+    if value.dim() != len(shape) or any(there != size for there, size in fits if size is not None):
+        raise UserError(
+            f"method_state.{name} of the checkpoint is a tensor {list(value.shape)}, but {what}."
+        )
+    return value
 
 
 @dataclass(frozen=True)
@@ -247,8 +273,8 @@ class BaseMethod(ABC):
 
     # ------------------------------------------------------------------------------------ its state
     def state(self) -> dict[str, Any]:
-        """What goes into every checkpoint and to the next step: tensors and plain values."""
+        """What goes into every checkpoint and to the next step: finite tensors and plain values."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` returned, inside the same step."""
+        """Take over what `state` returned, inside the same step; `saved_tensor` checks a tensor."""

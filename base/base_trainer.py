@@ -5,13 +5,16 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from utils import checkpoint as files
+from utils.checkpoint_form import FORM, not_finite
 from utils.distributed import Ranks
+from utils.forms import Maybe, fault
 from utils.logger import log
 from utils.misc import Interrupted, UserError, choose, listing
 from utils.parse_config import ConfigParser
@@ -138,21 +141,32 @@ class BaseTrainer(ABC):
         """Continue from a full checkpoint.
 
         Raises:
-            UserError: the checkpoint cannot be read, or holds weights only.
+            UserError: the checkpoint cannot be read, or holds weights only, or is of another form.
         """
         checkpoint = files.load(path)
         missing = [
-            key for key in ("optimizer", "rng", "finished", "record") if key not in checkpoint
+            key
+            for key, form in FORM.items()
+            if key not in checkpoint and not isinstance(form, Maybe)
         ]
         if missing:
             raise UserError(
                 f"checkpoint {path} has no {listing(missing)}: it was not written by this project "
                 "as a place to continue from; use it with eval, or train the step anew."
             )
-        behind, within = checkpoint["epoch"], checkpoint.get("iteration", 0)
-        if behind > self.epochs:
+        rest = {key: value for key, value in checkpoint.items() if key != "state_dict"}
+        if wrong := fault(checkpoint, FORM) or not_finite(rest):
+            raise UserError(f"checkpoint {path} cannot be continued from: {wrong}.")
+        behind, within = checkpoint["epoch"], checkpoint["iteration"]
+        if checkpoint["since_best"] > behind:
             raise UserError(
-                f"checkpoint {path} has {behind} epochs behind it, but trainer.epochs "
+                f"checkpoint {path} cannot be continued from: since_best is "
+                f"{checkpoint['since_best']}, but only {behind} epochs are behind it."
+            )
+        if behind + (within > 0) > self.epochs:
+            more = f" and {within} iterations of the next" if within else ""
+            raise UserError(
+                f"checkpoint {path} has {behind} epochs{more} behind it, but trainer.epochs "
                 f"(--epochs) is {self.epochs}; give at least as many."
             )
         self.load_state(checkpoint, path)
@@ -182,6 +196,31 @@ class BaseTrainer(ABC):
         self.best, self.since_best = value, 0
         return True
 
+    def require_finite(self, values: Mapping[str, Any], epoch: int) -> None:
+        """End the step, on all ranks, where a value is not finite on one of them.
+
+        Args:
+            values: of a checkpoint, by name; all ranks call it alike.
+            epoch: in which they came about.
+
+        Raises:
+            UserError: with step, epoch, names, and the ways on.
+        """
+        faults = next(filter(None, self.ranks.gather(not_finite(values))), None)
+        if faults is None:
+            return
+        step = self.config["data_loader"]["args"]["task"]["step"]
+        lower = "a lower learning rate (--lr) or --set trainer.clip_grad_norm=1"
+        ways = f"Start the step again with {lower}."
+        last = self.folder / files.LAST
+        if last.is_file():
+            ways = (
+                f"The checkpoint before, {last}, is intact: python {Path(sys.argv[0]).name} -r "
+                f"{last} goes on from it with the same settings. Others make another run: give "
+                f"{lower}, and another --name."
+            )
+        raise UserError(f"in step {step}, epoch {epoch}, {faults}. {ways}")
+
     def _save(self, *, finished: bool, improved: bool) -> None:
         checkpoint = {
             **self.state(),
@@ -191,6 +230,8 @@ class BaseTrainer(ABC):
             "since_best": self.since_best,
             "finished": finished,
         }
+        # What is not finite never takes the place of a good checkpoint.
+        self.require_finite(checkpoint, self.epoch + (self.iteration > 0))
         if not self.ranks.is_main:
             return
         last = files.save_last(self.folder, checkpoint)

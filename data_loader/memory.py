@@ -10,16 +10,25 @@ Names are those of the published lists, for VOC whole lines; bare image ids are 
 
 from __future__ import annotations
 
-import json
 import random
+import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from base.base_dataset import bare_id
-from utils.misc import UserError, write_json
+from utils.config_file import read_json
+from utils.config_schema import Key
+from utils.forms import TEXT, fault
+from utils.misc import WIDE_VOID, UserError, shortened, write_json
 
 FILE = "memory.json"
+LARGEST = 1 << 24  # bytes of the file: of some 100,000 exemplars
+LABEL_ID = Key("", (int,), 0, most=WIDE_VOID)
+ENTRY = {"memory_candidates": [(TEXT, [LABEL_ID])], "memory_list": [TEXT]}
+# The old classes would be replayed no more, or other images than were.
+CHOOSE_ANEW = "; put the file of that run there, or train that step anew."
 
 
 class Candidate(NamedTuple):
@@ -103,51 +112,69 @@ def write(
     write_json(path, memory)
 
 
-def read(path: Path, classes: Collection[int] | None = None) -> dict[str, Any]:
+def read(
+    path: Path,
+    classes: Collection[int] | None = None,
+    *,
+    step: int | None = None,
+    known: Collection[int] | None = None,
+) -> dict[str, Any]:
     """The memories in a file, checked.
 
     Args:
         classes: leave out all other label ids; published files have void among theirs.
+        step: whose memory it must hold, with exemplars, and those of all steps before it.
+        known: every label id that a mask may hold, void among them.
 
     Raises:
         UserError: the file is missing, no JSON, or has another form.
     """
-    try:
-        memory = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"memory list {path} does not exist.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"memory list {path} cannot be read: {error}.") from None
+    source = f"memory list {path}"
+    memory = read_json(path, "memory list", LARGEST)
     if not isinstance(memory, dict):
-        raise UserError(f"memory list {path} must hold one JSON object, step_t: {{…}}.")
+        raise UserError(f"{source} must hold one JSON object, step_t: {{…}}.")
     for key, entry in memory.items():
-        if not _valid(entry):
+        if not re.fullmatch(r"step_[1-9]\d{0,3}", key):
+            raise UserError(f"{source}: '{shortened(key)}' is no step_1, step_2, ….")
+        if wrong := _fault(entry, key, known):
             raise UserError(
-                f'memory list {path}: {key} must hold "memory_candidates", a list of '
+                f'{source}: {wrong}; a step holds "memory_candidates", a list of '
                 '[name, [label ids]], and "memory_list", the same names.'
             )
         if classes is not None:
             for _, ids in entry["memory_candidates"]:
                 ids[:] = [label for label in ids if label in classes]
+    if step is not None:
+        for each in range(1, step + 1):
+            if f"step_{each}" not in memory:
+                raise UserError(f"{source} has no step_{each}{CHOOSE_ANEW}")
+        if not exemplars(memory, step):
+            raise UserError(f"{source}: step_{step} is empty{CHOOSE_ANEW}")
     return memory
 
 
-def _valid(entry: Any) -> bool:
-    if not isinstance(entry, dict):
-        return False
-    pairs, names = entry.get("memory_candidates"), entry.get("memory_list")
-    if not isinstance(pairs, list) or not isinstance(names, list):
-        return False
-    for pair in pairs:
-        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
-            return False
-        if not (isinstance(pair[1], list) and all(type(label) is int for label in pair[1])):
-            return False
-    return sorted(name for name, _ in pairs) == sorted(map(str, names))
+def _fault(entry: Any, key: str, known: Collection[int] | None) -> str | None:
+    """What is wrong with the memory of a step, in words."""
+    if wrong := fault(entry, ENTRY, key):
+        return wrong
+    pairs = entry["memory_candidates"]
+    names = [name for name, _ in pairs]
+    bare = [bare_id(name) for name in names]
+    if twice := [name for name, times in Counter(bare).items() if times > 1]:
+        return f"{key} names image {twice[0]} twice"
+    if sorted(names) != sorted(entry["memory_list"]):
+        return f"{key}.memory_list has other names than memory_candidates"
+    for name, ids in pairs:
+        if not ids or len({*ids}) < len(ids):
+            return f"{key} has no label id, or one twice, in image {name}"
+        strange = [label for label in ids if known is not None and label not in known]
+        if strange:
+            return f"{key} has the label id {strange[0]} in image {name}, which no mask can hold"
+    return None
 
 
 def exemplars(memory: dict[str, Any], step: int) -> list[Candidate]:
-    """What the memory of `step` holds; nothing when there is none."""
+    """What the memory of `step` holds; nothing when there is none, which `read` refuses."""
     return _candidates(memory.get(f"step_{step}", {"memory_candidates": []}))
 
 

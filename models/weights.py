@@ -15,6 +15,8 @@ from torch import nn
 from torchvision.models import WeightsEnum
 
 from models.backbone import BACKBONES
+from utils import checkpoint as files
+from utils.checkpoint_form import check_weights, kind, not_finite
 from utils.logger import log
 from utils.misc import UserError, listing
 
@@ -36,18 +38,25 @@ def check_fit(
         `state` without the prefix.
 
     Raises:
-        UserError: lists the missing, the unexpected and the wrongly shaped names.
+        UserError: lists the missing and the unexpected names, and those of another shape, or with
+            whole numbers in the place of real ones.
     """
     if state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     own = model.state_dict()
+    both = sorted(own.keys() & state.keys())
     faults = {
         "missing": sorted(own.keys() - state.keys() - set(may_miss)),
         "unexpected": sorted(state.keys() - own.keys()),
         "wrongly shaped": [
             f"{name} {list(state[name].shape)} instead of {list(own[name].shape)}"
-            for name in sorted(own.keys() & state.keys())
+            for name in both
             if state[name].shape != own[name].shape
+        ],
+        "of another type": [
+            f"{name} {kind(state[name].dtype)} instead of {kind(own[name].dtype)}"
+            for name in both
+            if state[name].is_floating_point() != own[name].is_floating_point()
         ],
     }
     told = [f"{what}: {listing(names, most=6)}" for what, names in faults.items() if names]
@@ -61,12 +70,19 @@ def load_strict(
 ) -> None:
     """Load `state` into `model`, every key matched; names in `may_miss` keep their values.
 
+    Weights of another precision are converted, and the log says so.
+
     Raises:
         UserError: as `check_fit`.
     """
     state = check_fit(model, state, source, may_miss=may_miss)
+    own = model.state_dict()
+    types = {(kind(state[name].dtype), kind(own[name].dtype)) for name in state}
+    for there, here in sorted(types):
+        if there != here:
+            log.info("%s: what it holds as %s is converted to %s", source, there, here)
     # BatchNorm modules fill in a missing num_batches_tracked themselves, hence the full dict.
-    model.load_state_dict({**model.state_dict(), **state})
+    model.load_state_dict({**own, **state})
 
 
 def check_previous_step(model: nn.Module, state: State, new_head: int, source: str) -> list[str]:
@@ -167,27 +183,30 @@ def _may_miss(name: str, backbone: nn.Module) -> list[str]:
     return [key for key in backbone.state_dict() if key.endswith(BACKBONES[name].may_miss)]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> State:
     where = "arch.args.backbone_pretrained"
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{where}: there is no file {path}.") from None
-    except Exception as error:  # torch tells a damaged or unsafe file by many kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{where}: {path} cannot be read as weights: {reason}") from None
+    if not path.is_file():
+        raise UserError(f"{where}: there is no file {path}.")
+    source = f"{where}: the weight file {path}"
+    state = files.read(path, source)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not isinstance(state, dict) or not all(torch.is_tensor(t) for t in state.values()):
-        raise UserError(f"{where}: {path} is no file of weights by name.")
+    return _checked(state, source)
+
+
+def _checked(state: Any, source: str) -> State:
+    """`state`, when it is weights by name with finite values."""
+    check_weights(state, source)
+    if faults := not_finite(state):
+        raise UserError(f"{source} is of no use: {faults}.")
     return state
 
 
-def _download(weights: WeightsEnum) -> dict[str, Any]:
+def _download(weights: WeightsEnum) -> State:
     file = weights.url.rsplit("/", 1)[1]
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     try:
-        return torch.hub.load_state_dict_from_url(
+        state = torch.hub.load_state_dict_from_url(
             weights.url, map_location="cpu", check_hash=True, weights_only=True
         )
     except Exception as error:  # whatever the network or the disk says, the way on is the same
@@ -195,3 +214,4 @@ def _download(weights: WeightsEnum) -> dict[str, Any]:
             f"the ImageNet weights {weights.url} cannot be fetched ({error}); put the file at "
             f"{cache / file}, or name it in arch.args.backbone_pretrained."
         ) from None
+    return _checked(state, f"the ImageNet weights {cache / file}")

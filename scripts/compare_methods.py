@@ -25,7 +25,7 @@ from base.base_method import BaseMethod
 from trainer.methods import METHODS, in_order
 from trainer.run import run
 from trainer.steps import step_configs
-from utils.config_file import read_json
+from utils.config_file import read_config
 from utils.misc import PROJECT_ROOT, choose, one_sentence_errors, write_json
 from utils.parse_config import ConfigParser
 from utils.recipe import BLOCKS, read_layers
@@ -109,7 +109,7 @@ TASKS = {"15-5": (FIRST, tuple(range(16, 21))), "15-3-2": (FIRST, (16, 17, 18), 
 def make_config(args: argparse.Namespace, steps: Sequence[Sequence[int]]) -> Path:
     """The configuration that all runs of a schedule share: that of `--config`, on this data."""
     read_layers(args.config)  # tells what is wrong with it
-    tree = read_json(args.config)
+    tree = read_config(args.config)
     _drop_rates(tree)
     data = tree["data_loader"]["args"]
     data |= {"data_dir": str(args.data_dir), "num_workers": 0}

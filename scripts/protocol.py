@@ -6,6 +6,7 @@ Most conventions follow from the confusion matrix of the test, which is read fro
 or `eval_voc.py` wrote it, or made now. Two need a pass over images: the test images that hold no
 class seen yet, and whole images instead of centre crops. What the passes counted is kept in
 protocol.json beside that metrics.json: a second call makes none, and `scripts/report.py` shows it.
+A file that is damaged is named and made anew.
 """
 
 from __future__ import annotations
@@ -28,34 +29,57 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 
+from base.task import Task
 from scripts.predicting.student import Predictor, one_device
-from scripts.reporting.results import Result, beside, fingerprint, read_result
+from scripts.reporting.results import Result, beside, passes_json, read_result
 from scripts.reporting.sections import label_of
 from scripts.reporting.sentences import convention_sentence
 from scripts.reporting.summary import convention_rows
 from trainer.build import build_data
 from trainer.evaluation import Evaluation
-from trainer.results import METRICS, PASSES
+from trainer.results import METRICS, PASSES, WEIGHTS
 from trainer.run import evaluation_dir
 from utils.distributed import Ranks
-from utils.misc import one_sentence_errors, write_json
+from utils.misc import UserError, one_sentence_errors, write_json
 from utils.parse_config import ConfigParser
 
 COLUMNS, SIGNS = ("old", "new", "hIoU", "all", "change"), (*[".2f"] * 4, "+.2f")
 
 
 def tested(predictor: Predictor, device: torch.device) -> Result:
-    """The test of some weights: the run's own, that of an evaluation, or one made now."""
+    """The test of some weights: the run's own, that of an evaluation, or one made now.
+
+    A file that is damaged, or of other weights, is told and not used.
+    """
     weights, config = predictor.weights.resolve(), predictor.config
     own = beside(weights.parent, "log") / METRICS
     other = evaluation_dir(config) / METRICS
     for file in (own, other):
-        if file.is_file():
+        if not file.is_file():
+            continue
+        try:
             result = read_result(file)
-            if Path(result.content["weights"]).name == weights.name and result.wide is not None:
-                return result
+        except UserError as error:
+            print(f"not used: {error}", file=sys.stderr)
+            continue
+        if result.wide is None:  # an older file, which does not tell enough
+            continue
+        if not _fits(result, predictor.task):
+            print(f"not used: {file} is of another step or other classes.", file=sys.stderr)
+        elif result.content.get(WEIGHTS) == predictor.tested.sha256:
+            for words in result.damaged.values():
+                print(f"not used: {words}", file=sys.stderr)
+            return result
     evaluation(predictor, config, device).test(other, predictor.tested)
     return read_result(other)
+
+
+def _fits(result: Result, task: Task) -> bool:
+    """Whether the matrices of a test are those of a task: of its data set, step and classes."""
+    rows = 1 + len(task.classes)
+    here = (task.dataset, task.schedule_step, task.schedule, task.background)
+    there = (result.dataset, result.step, result.schedule, result.background)
+    return here == there and result.wide is not None and len(result.wide) == rows
 
 
 def evaluation(predictor: Predictor, config: ConfigParser, device: torch.device) -> Evaluation:
@@ -115,9 +139,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         passes = result.passes
         if not passes:
             passes = make_passes(predictor, result, device)
-            told = {words: wide.tolist() for words, wide in passes.items()}
-            file = result.file.parent / PASSES
-            write_json(file, {"of": fingerprint(result.content), "passes": told})
+            write_json(result.file.parent / PASSES, passes_json(result, passes))
             result = read_result(result.file)
         rows = convention_rows([result], result.schedule)
         print(f"{weights}: {result.dataset} {result.content['task']}, step {result.step}")

@@ -7,6 +7,7 @@ A RUN is a run's folder (below models or log), a folder that holds runs, or a pa
 steps, seeds and methods are found in it. Writes report.html (one file that opens anywhere),
 report.json (every figure of it) and report.csv (a row per run), and prints the table of the last
 step. Pictures need the weights and the test images; where these are missing, the page says so.
+A run with a damaged file is named, on the page as well, and left out.
 """
 
 from __future__ import annotations
@@ -88,23 +89,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.pictures < 0:
         raise UserError("--pictures must be 0 or more.")
-    runs, untested = find_runs(args.runs)
-    sections, left_out = make_sections(runs)
-    report = make_report(sections, [*untested, *left_out], args.runs)
+    runs, unused = find_runs(args.runs)
+    sections, others = make_sections(runs)
+    left_out = [*unused, *others]
+    report = make_report(sections, left_out, args.runs)
     if args.pictures:
         device = one_device(args.device)
         for section, task in zip(sections, report["tasks"], strict=True):
             add_pictures(section, task, args.pictures, device, args.data_dir)
     write_json(args.out / "report.json", report)
     with atomic_path(args.out / "report.csv") as temporary:
-        temporary.write_text(csv_of(report), encoding="utf-8")
+        temporary.write_text(csv_of(report), encoding="utf-8", errors="backslashreplace")
     write_page(report, args.out / "report.html")
     for task in report["tasks"]:
         print(f"{task['dataset']} {task['task']}, {task['setting']}, step {task['last']}")
         print(table(task), end="\n\n")
+    for words in left_out:
+        print(words)
     print(f"report: {(args.out / 'report.html').resolve()}")
 
 
 if __name__ == "__main__":
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of folders need not be UTF-8
     with one_sentence_errors():
         main()

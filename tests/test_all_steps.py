@@ -196,7 +196,31 @@ def test_a_signal_in_the_preparation_of_a_later_step_stops_at_once(alone, elsewh
     assert not list(parsed.step_dir(1).glob("*.pth"))
 
 
-def test_finished_steps_of_other_settings(alone):
+@pytest.mark.parametrize("step", ["1", "all"])
+def test_another_schedule_of_the_same_name_is_not_finished(alone, tmp_path, step):
+    """Same number of classes and images: only which classes they are tells them apart."""
+    config, _ = alone
+    tree = json.loads(config.read_text())
+    tree["data_loader"]["args"]["task"]["steps"] = [STEPS[0], [16, 18], [17, 19, 20]]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(tree))
+    line = (other, *FLAGS, "--task_step", step, *(("-r", "auto") if step == "1" else ()))
+    with pytest.raises(UserError, match=r"classes is .*16, 18.* here and .*16, 17.* there"):
+        train(*line)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--bs", "8"), ("--set", "trainer.accumulate=2"), ("--set", "optimizer.args.momentum=0.5")],
+    ids=" ".join,
+)
+def test_other_settings_are_not_finished(alone, flags):
+    config, _ = alone
+    with pytest.raises(UserError, match=r"holds a finished step of another run: .* here and"):
+        train(config, *FLAGS, "--task_step", "all", *flags)
+
+
+def test_finished_steps_of_another_seed(alone):
     config, _ = alone
     told = "holds a finished step of another run: seed is 9 here and 1 there"
     with pytest.raises(UserError, match=told):
@@ -235,6 +259,51 @@ def test_a_method_trains_by_its_recipe(method, dataset, step):
     (note,) = [note for note in config.notes if note.startswith("recipe: ")]
     assert f"recipes/{method}_{dataset}.json: " in note
     assert f"optimizer.args.lr {found[0]}" in note
+
+
+@pytest.mark.parametrize(
+    ("method", "task", "key", "first", "later"),
+    [
+        ("mib", "15-1", "hyperparameter.kd", None, 100),
+        ("mib", "10-1", "hyperparameter.kd", None, 100),
+        ("mib", "15-5", "hyperparameter.kd", None, 10),
+        ("mib", "19-1", "hyperparameter.kd", None, 10),
+        ("plop", "10-1", "trainer.epochs", 30, 10),
+        ("plop", "15-1", "trainer.epochs", 30, 30),
+    ],
+)
+def test_what_a_recipe_says_of_a_task_beats_its_other_blocks(method, task, key, first, later):
+    for step in (0, 1):
+        flags = ("--method", method, "--task_name", task, "--task_step", str(step))
+        found = parsed_with(*flags).flat()
+        assert found.get(key) == (later if step else first), step
+
+
+def test_blocks_of_a_recipe_in_their_order(tmp_path, monkeypatch):
+    """every_step, then those of the step; those of the task after all of them."""
+    from utils import recipe
+
+    def block(**values):
+        return {"trainer": {"epochs": 1}, "hyperparameter": values}
+
+    tree = {
+        "source": "a test",
+        "global_batch": 8,
+        "later_steps": block(a=2, b=2, c=2, d=2),
+        "every_step": block(a=1, b=1, c=1, d=1, e=1),
+        "step_0": block(a=9, b=9, c=9, d=9),
+        "tasks": {
+            "15-1": {"later_steps": block(c=4), "every_step": block(b=3, c=3)},
+            "15-5": {"every_step": block(d=9)},
+        },
+    }
+    monkeypatch.setattr(recipe, "FOLDER", tmp_path)
+    monkeypatch.setattr(recipe, "PROJECT_ROOT", tmp_path)
+    (tmp_path / "dkd_voc.json").write_text(json.dumps(tree))
+    later, first = (recipe.read("dkd", "voc", "15-1", step).values for step in (2, 0))
+    names = [f"hyperparameter.{name}" for name in "abcde"]
+    assert [later[name] for name in names] == [2, 3, 4, 2, 1]
+    assert [first[name] for name in names] == [9, 3, 3, 9, 1]
 
 
 def test_what_the_user_says_beats_the_recipe(tmp_path):

@@ -64,6 +64,14 @@ def test_two_processes_train_as_one(frozen_step):
     assert "2 process(es) on CPU" in log
     assert "global batch: 8" in log
     assert len(assert_as_one(saved, one)["rng"]) == 2
+    expected, found = (
+        json.loads((run.log_dir() / "history.json").read_text())["epochs"] for run in (one, two)
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        # Of the images of both, whose losses differ.
+        assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4)
+        images = [epoch["images_per_s"] * epoch["seconds"] for epoch in (ours, theirs)]
+        assert images[0] == pytest.approx(images[1])
     # The weights agree to rounding, so a pixel on the edge of a decision may fall either way.
     difference = np.abs(np.array(metrics(one)["confusion"]) - metrics(two)["confusion"])
     assert difference.sum() <= 0.001 * np.sum(metrics(one)["confusion"])

@@ -83,6 +83,27 @@ def test_learning_rates(pieces, cls, args, key):
     np.testing.assert_allclose(rates, pieces[key], rtol=1e-9)
 
 
+@pytest.mark.parametrize("warmup", [None, 0, 0.5])
+def test_learning_rates_of_other_arguments(warmup):
+    """Each group's own, from the first iteration to past the last, and none below `min_lr`."""
+    groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in (1.0, 0.01)]
+    optimizer = torch.optim.SGD(groups, lr=1)
+    given = {"max_iters": 8, "power": 2, "min_lr": 0.004}
+    if warmup is None:
+        scheduler = PolyLR(optimizer, **given)
+    else:
+        scheduler = WarmupPolyLR(optimizer, **given, warmup_iters=warmup)
+    found, expected = [], []
+    for i in range(10):
+        found.append([group["lr"] for group in optimizer.param_groups])
+        share = min(i / (8 * warmup), 1) if warmup else 1
+        factor = (1 - min(i / 8, 1)) ** 2 * (0.001 + 0.999 * share)
+        expected.append([max(lr * factor, 0.004) for lr in (1.0, 0.01)])
+        optimizer.step()
+        scheduler.step()
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def test_schedule_resumes_where_it_stood():
     def make():
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
@@ -122,6 +143,16 @@ def test_void_pixels_are_not_counted():
     confusion = ConfusionMatrix(3, 3, torch.device("cpu"))
     confusion.update(torch.full((1, 4, 4), 255, dtype=torch.uint8), torch.ones(1, 4, 4).long())
     assert confusion.matrix().sum() == 0
+
+
+def test_void_of_many_classes_is_the_largest_number_of_its_type():
+    """There 255 is a class like any other."""
+    confusion = ConfusionMatrix(300, 300, torch.device("cpu"))
+    labels = torch.tensor([[[255, 299, torch.iinfo(torch.int32).max]]], dtype=torch.int32)
+    confusion.update(labels, torch.tensor([[[255, 0, 0]]]))
+    found = confusion.matrix()
+    assert found[255, 255] == found[299, 0] == 1
+    assert found.sum() == 2
 
 
 @pytest.mark.parametrize(("old", "new"), [(range(3), ()), ((), range(3))])

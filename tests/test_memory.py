@@ -167,6 +167,12 @@ def test_confident_background_takes_the_class_of_the_old_model():
     assert filled.tolist() == [[[0, 2], [7, 255]]]
 
 
+def test_a_score_of_just_the_least_is_sure():
+    labels, channels = torch.zeros(1, 1, 3, dtype=torch.uint8), torch.full((1, 1, 3), 2)
+    scores = torch.tensor([[[0.5, 0.75, 0.8]]])
+    assert pseudo_label(channels, scores, labels, 0.75).tolist() == [[[0, 2, 2]]]
+
+
 def test_the_method_says_how_sure_the_old_model_must_be(every_id, tmp_path):
     """It gets the outputs that it wants, with the logits of old channels alone."""
     data = own_data(every_id, tmp_path, step=2, setting="overlap", candidates="whole")
@@ -410,6 +416,30 @@ def test_audit_stops_a_leak(every_id, tmp_path):
     assert "show none" in audit(data.task, [part])
 
 
+@pytest.mark.parametrize(
+    ("setting", "leaks"), [("overlap", True), ("disjoint", True), ("sequential", False)]
+)
+def test_audit_stops_an_old_class(every_id, tmp_path, setting, leaks):
+    """But in `sequential` its labels are given."""
+    data = own_data(every_id, tmp_path, step=2, setting=setting)
+    data.train_set.table[:4] = 0, 1, 0, 3
+    if not leaks:
+        assert "images show 1, 3-4; hide old 2 in " in data.leakage()
+        return
+    with pytest.raises(AssertionError, match=r"^images: label ids 1, 3 leak into the loss$"):
+        data.leakage()
+
+
+@pytest.mark.parametrize("policy", ["current", "stored"])
+def test_audit_stops_an_old_class_of_the_exemplars(every_id, tmp_path, policy):
+    """Of a step that is neither this one nor the one that stored them."""
+    data = own_data(every_id, tmp_path, step=2, setting="overlap", labels=policy)
+    data.replay({"123": 0, "13": 0})
+    data.replay_sets[0].table[3] = 3
+    with pytest.raises(AssertionError, match=r"^exemplars .*: label ids 3 leak into the loss$"):
+        data.leakage()
+
+
 def test_void_masking_is_no_leak(every_id, tmp_path):
     data = own_data(every_id, tmp_path, step=1, setting="overlap")
     data.train_set.table[5] = 255
@@ -576,9 +606,17 @@ def test_memory_of_a_run(three_steps):
         kept = memory.exemplars(stored, t)
         assert 0 < len(kept) <= 12
         assert all(1 <= label <= (15, 17)[t - 1] for c in kept for label in c.ids)
+    # Masks of step 1 name no class of step 0, so those come from what was stored before.
+    before = {c.name: c.ids for c in memory.exemplars(first, 1)}
+    again = [c for c in memory.exemplars(second, 2) if c.name in before]
+    assert any(min(c.ids) <= 15 for c in again)
+    assert all({*before[c.name]} <= {*c.ids} for c in again)
+    later = (two.log_dir() / "info.log").read_text()
+    assert f"candidates chosen, {len(before)} of them stored before" in later
     log = (one.log_dir() / "info.log").read_text()
     kept = memory.exemplars(first, 1)
     assert f"memory: {len(kept)} of " in log
+    assert f"memory: {CLASS_NAMES[16]}: " not in log, "a new class takes no turn"
     for number in range(1, 16):
         taken = [line for line in log.splitlines() if f"memory: {CLASS_NAMES[number]}: " in line]
         assert len(taken) == 1, "every class is named, with how many and which"

@@ -9,14 +9,21 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from base.base_method import StepContext
 from base.base_model import ModelOutput
 from base.batch import Batch
 from base.task import Task
+from models.aspp import Dropout
 from models.fast_loss import by_definition, local_pod
 from models.model import DeepLabV3
 from tests.networks import WAYS, earlier_of, make_config, make_trainer
+from trainer.build import build_student
 from trainer.methods import METHODS
+from trainer.methods.plop import BINS, FLOOR, thresholds
+from trainer.methods.ssul import UNKNOWN
 
 STEPS = ((1, 2, 3), (4, 5), (6,))
 VOID = 255
@@ -115,6 +122,52 @@ def test_factor_of_local_pod(sizes, first, last):
         torch.testing.assert_close(found, torch.full((5,), factor), rtol=0, atol=0.0051)
 
 
+def test_share_of_plop_in_float64():
+    """ν, the sure share of an image's background, of sizes whose shares have no short form."""
+    method, teacher = make("plop"), ModelOutput(3 * torch.randn(3, 4, 7, 9).double())
+    method.load_state({"thresholds": torch.full((6,), 0.05)})
+    labels = torch.randint(0, 6, (3, 7, 9)).byte()
+    found = method.pseudo_labels(labels, teacher)[1]
+    q = teacher.logits.softmax(1)
+    unsure = -(q * (q + 1e-8).log()).sum(1) / 4 / math.log(4 + 1e-8) / math.log(6)
+    for nu, image, places in zip(found, unsure, labels < 4, strict=True):
+        sure = int((image[places] < torch.tensor(0.05)).sum())
+        assert 0 < sure < int(places.sum())
+        assert nu.item() == pytest.approx(sure / (int(places.sum()) + 1e-6), rel=1e-12)
+
+
+def test_thresholds_of_plop_in_float64():
+    """The median inside its bin, with all digits."""
+    histogram = torch.zeros(1, BINS)
+    histogram[0, :2] = torch.tensor([3.0, 7.0])
+    expected = (1 + (5 - 3) / 7) / BINS
+    assert thresholds(histogram, "paper").item() == pytest.approx(expected, rel=1e-12)
+
+
+def plop_pass(labels, logits, **settings):
+    """The thresholds that a pass over one batch finds."""
+    method, maps = make("plop", **settings), tuple(torch.zeros(1, 1, 4, 4) for _ in range(5))
+    teacher = ModelOutput(logits, stages=maps[:4], features=maps[4])
+    method.begin_step(context_of(Batch(None, labels), teacher, torch.clone))
+    return method.thresholds
+
+
+def test_the_pass_of_plop_looks_at_background_alone():
+    """Where masks name old classes as well, as in the sequential setting."""
+    logits = 3 * torch.randn(1, 4, 16, 16)
+    labels = torch.zeros(1, 16, 16, dtype=torch.uint8)
+    expected = plop_pass(labels[:, :8], logits[:, :, :8], uncertainty="paper")
+    labels[:, 8:] = torch.randint(1, 6, (1, 8, 16))
+    assert expected[:4].min() > 0.01
+    assert torch.equal(plop_pass(labels, logits, uncertainty="paper"), expected)
+
+
+def test_a_teacher_that_knows_nothing_is_in_the_last_bin():
+    labels, logits = torch.zeros(1, 4, 4, dtype=torch.uint8), torch.zeros(1, 4, 4, 4)
+    found = plop_pass(labels, logits, uncertainty="paper")
+    assert found.tolist() == pytest.approx([0.995, *[FLOOR] * 5])
+
+
 # ---------------------------------------------------------------------------------------------- SDR
 def sdr(labels, body, **settings):
     """The terms of a batch at step 1 whose labels have the features' resolution."""
@@ -155,6 +208,45 @@ def test_one_class_is_not_repelled():
     assert not gradient.any()
     labels[0, 0, 0] = 5
     assert sdr(labels, body)[1]["repulse"] > 0
+
+
+def test_classes_of_equal_features_are_not_repelled():
+    """Their distance has no direction, and no inverse."""
+    body = torch.ones(1, 5, 4, 4).requires_grad_()
+    labels = torch.tensor([4, 5], dtype=torch.uint8).repeat(1, 4, 2)
+    repulse = sdr(labels, body)[1]["repulse"]
+    (gradient,) = torch.autograd.grad(repulse.sum(), body)
+    assert repulse == 0
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize(
+    ("setting", "step", "moves"),
+    [("overlap", 0, False), ("disjoint", 0, True), ("disjoint", 1, False)],
+)
+def test_background_has_a_prototype_where_it_is_no_other_class(setting, step, moves):
+    names = tuple(f"class{i}" for i in range(7))
+    method = METHODS["sdr"](Task("voc", "own", setting, step, STEPS, names), {})
+    method.start(None, {"prototypes": torch.rand(4, 5), "counts": torch.ones(4).double()})
+    before = method.counts.clone()
+    labels = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    student = ModelOutput(
+        torch.randn(1, 1 + len(method.task.seen), 4, 4), body=torch.rand(1, 5, 4, 4)
+    )
+    teacher = ModelOutput(torch.randn(1, 4, 4, 4)) if step else None
+    method.losses(Batch(None, labels), student, teacher, torch.clone)
+    assert (method.counts - before).tolist() == [16 * moves, *[0] * len(method.task.seen)]
+
+
+def test_features_that_overflow_do_not_move_a_prototype():
+    """Nor is it said that it has seen them: the update is skipped as a whole."""
+    body = torch.rand(1, 5, 4, 4)
+    body[0, 0, 0, 0] = torch.inf
+    labels = torch.tensor([4, 5], dtype=torch.uint8).repeat(1, 4, 2)
+    method, _ = sdr(labels, body)
+    assert method.counts.tolist() == [1, 1, 1, 1, 0, 0]
+    assert method.prototypes.isfinite().all()
+    assert not method.prototypes[4:].any()
 
 
 def test_sparsity_of_relu_features():
@@ -229,7 +321,222 @@ def test_ssul_answers_background_where_the_unknown_is_sure():
     assert method.predict(output._replace(unknown=-output.unknown)).item() == 0
 
 
+def test_share_of_ssul_in_float64():
+    """The mean over pixels that are not void, with all digits of a share that has no short form."""
+    method = make("ssul", unknown="all")
+    logits, unknown = torch.randn(3, 6, 7, 9).double(), torch.randn(3, 1, 7, 9).double()
+    labels = torch.randint(0, 6, (3, 7, 9)).byte()
+    labels[0, :3, :7] = VOID
+    teacher = ModelOutput(logits[:, :4] - 50, unknown=unknown)  # it is sure of nothing
+    output = ModelOutput(logits, unknown=unknown)
+    found = method.losses(Batch(None, labels), output, teacher, torch.clone)["bce"]
+    scores = torch.cat([unknown, logits], 1).sigmoid()
+    is_class = torch.stack([labels == 0, *(labels == c for c in range(6))], 1)
+    is_class[:, 1] = False  # all of background is unknown
+    each = -torch.where(is_class, scores, 1 - scores).log() * (labels != VOID)[:, None]
+    expected = each.sum((0, 2, 3)) / (3 * 7 * 9 - 3 * 7)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+
+
+def test_ssul_of_void_alone_is_zero():
+    method, void = make("ssul", unknown="all"), torch.full((1, 4, 4), VOID, dtype=torch.uint8)
+    logits = torch.randn(1, 6, 4, 4).requires_grad_()
+    teacher = ModelOutput(torch.randn(1, 4, 4, 4), unknown=torch.randn(1, 1, 4, 4))
+    output = ModelOutput(logits, unknown=torch.randn(1, 1, 4, 4))
+    term = method.losses(Batch(None, void), output, teacher, torch.clone)["bce"]
+    (gradient,) = torch.autograd.grad(term.sum(), logits)
+    assert not term.any()
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize(("least", "label"), [(0.5, 2), (0.51, 0)])
+def test_a_score_of_just_the_confidence_of_ssul_is_enough(least, label):
+    method = make("ssul", confidence=least)
+    low = torch.full((1, 1, 1, 1), -50.0)
+    teacher = ModelOutput(torch.cat([low, low, 0 * low, low], 1), unknown=low)
+    background = torch.zeros(1, 1, 1, dtype=torch.uint8)
+    batch = Batch(None, background, saliency=background)
+    assert method.targets(batch, teacher).item() == label
+
+
+def test_pseudo_labels_of_ssul_without_a_least_score():
+    """With `confidence` 0 every class that wins is a label; background and the unknown are none."""
+    method = make("ssul", unknown="all", confidence=0)
+    scores = torch.tensor([[0.3, 0.2, 0.1], [0.2, 0.3, 0.1], [0.1, 0.2, 0.3], [0.1, 0.1, 0.1]])
+    background, old, unknown = scores.logit().t()[:, None, None, None]  # each [1, 1, 1, 4]
+    rest = torch.full_like(old, -50)
+    teacher = ModelOutput(torch.cat([background, rest, old, rest], 1), unknown=unknown)
+    labels = torch.zeros(1, 1, 4, dtype=torch.uint8)
+    targets = method.targets(Batch(None, labels), teacher)
+    assert targets.flatten().tolist() == [UNKNOWN, 2, UNKNOWN, UNKNOWN]
+    labelled = torch.tensor([[[4, 4, VOID, VOID]]], dtype=torch.uint8)
+    targets = method.targets(Batch(None, labelled), teacher)
+    assert targets.flatten().tolist() == [4, 4, *2 * [torch.iinfo(torch.int32).max]]
+
+
 # -------------------------------------------------------------------------------------- all of them
+def made_up_outputs(channels):
+    """Name → map of four images, of everything that a method may ask for."""
+    sizes = {"logits": channels, "pos": channels - 1, "neg": channels - 1, "unknown": 1}
+    sizes |= {"body": 5, "features": 3, **{f"stage {number}": 3 for number in range(4)}}
+    return {name: torch.randn(4, size, 8, 8).double() for name, size in sizes.items()}
+
+
+def output_of(maps, part):
+    """The output of a part of the images, and its leaves by name."""
+    leaves = {name: value[part].clone().requires_grad_() for name, value in maps.items()}
+    stages = tuple(leaves[f"stage {number}"] for number in range(4))
+    rest = {name: value for name, value in leaves.items() if not name.startswith("stage ")}
+    return ModelOutput(**rest, stages=stages), leaves
+
+
+@pytest.mark.parametrize("name", ["ft", "lwf", "lwf_mc", "ilt", "mib", "sdr"])
+def test_void_is_trained_as_background_on_request_alone(name):
+    """The setting `official`, in every term that reads labels."""
+    new, old = (made_up_outputs(channels) for channels in (6, 4))
+    labels = torch.randint(0, 6, (4, 16, 16)).byte()
+    labels[:, :4] = 0
+    void = labels.clone()
+    void[:, :4] = VOID
+
+    def terms_of(labels, official):
+        method = make(name, official=official)
+        if name == "sdr":
+            method.start(None, {"prototypes": torch.zeros(4, 5), "counts": torch.ones(4)})
+        outputs = (output_of(maps, slice(None))[0] for maps in (new, old))
+        terms = method.losses(Batch(None, labels), *outputs, torch.clone)
+        return {key: term.sum().detach() for key, term in terms.items()}
+
+    assert terms_of(void, True) == terms_of(labels, True)
+    label_term = "bce" if name == "lwf_mc" else "ce"
+    trained, void_left_out = (terms_of(void, official)[label_term] for official in (True, False))
+    assert void_left_out < trained == terms_of(labels, False)[label_term]
+
+
+# at step 0, and later
+DROPOUT = {"dkd": (True, False), "finetune": (True, False), "ssul": (True, True)}
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("name", METHODS)
+def test_which_steps_have_dropout(name, step):
+    """As in the published codes; the decoder of MiB's family has none."""
+    config = make_config(step, "PolyLR", method=name)
+    arch = {"arch.args.backbone": "tiny", "arch.args.backbone_pretrained": False}
+    config = config.with_values(arch)
+    student = build_student(config, make(name, step))
+    expected = DROPOUT.get(name, (False, False))[step]
+    drops = [part.training for part in student.train().modules() if isinstance(part, Dropout)]
+    assert drops == [expected]
+
+
+class OnlyDouble(TorchDispatchMode):
+    """No operation inside may give a number of fewer digits than float64."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for each in tree_leaves(result):
+            if isinstance(each, torch.Tensor) and each.is_floating_point():
+                assert each.dtype is torch.float64, func
+        return result
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_in_float64_computes_nothing_in_float32(name, step, way):
+    """Neither the pass before the step, nor losses, their gradient, and what is seen."""
+    method = make(name, step)
+    task = method.task
+    if name == "sdr":
+        method.start(None, {"prototypes": torch.rand(4, 5), "counts": torch.ones(4).double()})
+    new, old = (made_up_outputs(1 + len(classes)) for classes in (task.seen, task.old))
+    output, teacher = (output_of(maps, slice(None))[0] for maps in (new, old))
+    labels = torch.randint(0, 1 + len(task.seen), (4, 16, 16)).byte()
+    batch = Batch(None, labels, saliency=labels % 2)
+    context = context_of(batch, teacher if step else None, torch.clone)
+    with OnlyDouble():
+        with torch.no_grad():
+            method.begin_step(context)
+        terms = method.losses(batch, output, teacher if step else None, torch.clone)
+        sum(term.sum() for term in terms.values()).backward()
+        method.end_step(context)
+        method.predict(output, (16, 16))
+        method.confident(output, (16, 16))
+
+
+@pytest.mark.parametrize("name", ["dkd", "mib", "ssul"])  # one of each family
+def test_a_network_in_float64_computes_nothing_in_float32(name):
+    student = DeepLabV3(make(name).heads(), backbone="tiny").double()
+    wants = {"dkd": {"pos_neg"}, "mib": {"stages", "body", "features"}, "ssul": {"unknown"}}[name]
+    images = torch.randn(2, 3, 32, 32).double()
+    with OnlyDouble():
+        sum(
+            each.sum() for each in tree_leaves(student(images, wants)) if each is not None
+        ).backward()
+
+
+def context_of(batch, teacher, total):
+    """What precedes a step, with an output as the teacher's answer to everything."""
+    answer = None if teacher is None else lambda images, wants: teacher
+    return StepContext(torch.nn.Linear(1, 1), answer, lambda _: iter([batch]), 1, total)
+
+
+def on_two_ranks(run):
+    """What `run(rank, total)` returns for ranks 0 and 1, without processes.
+
+    Each runs twice: first to learn what it hands to `total`, then with the sums of both.
+    """
+    given = [[], []]
+    for rank, own in enumerate(given):
+        run(rank, lambda values, own=own: own.append(values.detach().clone()) or own[-1].clone())
+    sums = [first + second for first, second in zip(*given, strict=True)]
+    results = []
+    for rank in (0, 1):
+        left = [each.clone() for each in reversed(sums)]
+        results.append(run(rank, lambda _, left=left: left.pop()))
+    return results
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("name", METHODS)
+def test_two_ranks_are_one(name, step):
+    """Terms, the mean gradient and what is remembered; classes of either rank alone among them.
+
+    Without SDR's L_sp, whose largest feature of a class is that of one process's images.
+    """
+    task = make(name, step).task
+    new, old = (made_up_outputs(1 + len(classes)) for classes in (task.seen, task.old))
+    labels = torch.randint(0, 1 + len(task.seen), (4, 16, 16)).byte()
+    labels[:2][labels[:2] == task.new[0]] = 0
+    labels[2:][labels[2:] == task.new[1]] = VOID
+    saliency = torch.randint(2, labels.shape).byte()
+    earlier = {"prototypes": torch.rand(1 + len(task.old), 5), "counts": torch.ones(4).double()}
+
+    def run(rank, total):
+        part = slice(None) if rank is None else slice(2 * rank, 2 * rank + 2)
+        method, batch = make(name, step), Batch(None, labels[part], saliency=saliency[part])
+        student, teacher = (output_of(maps, part) for maps in (new, old))
+        if name == "sdr":
+            method.start(None, earlier)
+        targets = teacher[0] if step else None
+        with torch.no_grad():
+            method.begin_step(context_of(batch, targets, total))
+        terms = method.losses(batch, student[0], targets, total)
+        terms.pop("sparse", None)
+        sum(method.weights[key] * term.sum() for key, term in terms.items()).backward()
+        gradients = {key: leaf.grad for key, leaf in student[1].items() if leaf.grad is not None}
+        return {key: term.detach() for key, term in terms.items()}, gradients, method.state()
+
+    terms, gradients, state = run(None, torch.clone)
+    first, second = on_two_ranks(run)
+    mean = {key: (first[0][key] + second[0][key]) / 2 for key in terms}
+    torch.testing.assert_close(mean, terms, rtol=1e-10, atol=1e-14)
+    both = {key: torch.cat([first[1][key], second[1][key]]) / 2 for key in gradients}
+    torch.testing.assert_close(both, gradients, rtol=1e-9, atol=1e-13)
+    for each in (first, second):
+        torch.testing.assert_close(each[2], state, rtol=1e-10, atol=0)
+
+
 @pytest.mark.parametrize("step", range(len(STEPS)))
 @pytest.mark.parametrize("name", METHODS)
 def test_predictions_are_channels_of_seen_classes(name, step):

@@ -163,7 +163,7 @@ def plop(new, old, labels, task, thresholds, **_):
     assert 0.05 < sure.sum() / hidden.sum() < 0.95, "some are sure, some are not"
     target[hidden] = VOID
     target[sure] = answer[sure]
-    nu = sure.sum((1, 2)) / (hidden.sum((1, 2)) + 1e-6)
+    nu = sure.sum((1, 2)) / (hidden.sum((1, 2)).double() + 1e-6)
     loss = mean_nll(z.softmax(1), target, nu[:, None, None])
     reduced = new[3][:, :k].clone()
     reduced[:, 0] = reduced[:, 0] + new[3][:, k:].sum(1)

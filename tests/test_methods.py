@@ -166,6 +166,8 @@ def test_finetune_teaches_old_classes_to_be_background():
     contract = METHODS["finetune"](task, {})
     model = DeepLabV3(dkd_heads(1, 3, 2), backbone="tiny")
     contract.start(model, {})
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {"cls.0.weight", "cls.0.bias"}, "weight decay leaves it as well"
     out = model(torch.randn(2, 3, 64, 64))
     batch = Batch(None, torch.zeros(2, 64, 64, dtype=torch.uint8))
     terms = contract.losses(batch, out, None, None)

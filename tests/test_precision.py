@@ -219,6 +219,62 @@ def test_a_row_of_skipped_updates_ends_the_run():
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize("every", [1, 2, 10])
+def test_the_loss_of_an_epoch_is_the_mean_over_its_updates(every):
+    """However often it is read, and without those that were skipped."""
+    losses = LossLog(every)
+    for epoch in (1, 2):
+        losses.begin(f"step 0, epoch {epoch}")
+        for number, value in enumerate((1.0, 2.0, 30.0, 6.0, 1.0), start=1):
+            skipped = torch.tensor(float(number == 3))
+            losses.add(number, {"loss": epoch * torch.tensor(value), "skipped": skipped}, ["a"])
+        losses.read()
+        assert losses.means() == {"loss": epoch * 2.5}
+        assert (losses.count, losses.skipped) == (4, 1)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_iteration_tells_the_weighted_sum_and_the_mean_of_each_term(count):
+    """Of its batches together."""
+    trainer = trainer_of("dkd", 1)
+    weights = {"mbce": 1, "ac": 1, "kd": 5, "dkd_pos": 5, "dkd_neg": 5}
+    classes = {"mbce": 2, "ac": 1, "kd": 3, "dkd_pos": 3, "dkd_neg": 3}
+    batches = [
+        (torch.randn(2, 3, 64, 64), torch.randint(0, 6, (2, 64, 64)).to(torch.uint8))
+        for _ in range(count)
+    ]
+    each = []
+    for images, labels in batches:
+        with torch.no_grad():
+            outputs = (
+                net(images, trainer.method.wants) for net in (trainer.student, trainer.teacher)
+            )
+            each.append(trainer.method.losses(Batch(images, labels), *outputs, torch.clone))
+    told = trainer.train_step(batches, count)
+    assert told.keys() == {"loss"} | weights.keys()
+    for name in weights:
+        expected = sum(terms[name].sum() for terms in each) / classes[name] / count
+        torch.testing.assert_close(told[name], expected, rtol=1e-4, atol=0)
+    loss = sum(weights[name] * classes[name] * told[name] for name in weights)
+    torch.testing.assert_close(told["loss"], loss, rtol=1e-5, atol=0)
+
+
+def test_a_batch_knows_its_iteration():
+    """The same for all that are accumulated, and counted on after a resume."""
+    trainer, seen = trainer_of("finetune", 0), []
+    losses = trainer.method.losses
+    trainer.method.losses = lambda batch, *rest: (
+        seen.append(batch.iteration),
+        losses(batch, *rest),
+    )[1]
+    batch = torch.randn(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.uint8)
+    trainer.train_step([batch, batch], 2)
+    trainer.train_step([batch])
+    trainer.scheduler.load_state_dict({"last_epoch": 7})
+    trainer.train_step([batch])
+    assert seen == [0, 0, 1, 7]
+
+
 def test_a_run_with_skipped_updates(toy_config, monkeypatch):
     """The whole way: an overflow in the middle of a run costs one update and nothing else."""
     monkeypatch.setattr(

@@ -34,7 +34,7 @@ def reference_rows():
         default = json.dumps(voc[key]) if key in voc else "-"
         if key in ade and json.dumps(ade[key]) != default:
             default += f" (ADE {json.dumps(ade[key])})"
-        yield f"| `{key}` | {default} | {flags.get(key, '')} | {rule.doc} |"
+        yield f"| `{key}` | {default} | {flags.get(key, '')} | {rule.doc} | {rule.expected()} |"
 
 
 def method_rows():

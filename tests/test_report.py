@@ -6,10 +6,12 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from scripts import protocol, report
 from scripts.reporting.results import find_runs
 from tests.helpers import evaluation, train, write_config
+from utils import checkpoint as files
 
 METRIC = "Mean_Intersection_over_Union"
 
@@ -164,3 +166,164 @@ def test_passes_of_other_weights_are_not_shown(runs, tmp_path):
     )
     (run,), _ = find_runs([str(log)])
     assert run.results[0].passes == {}
+
+
+def card(runs, capsys):
+    """What `protocol.py` prints of a copy of a step 0, and the folder of its log."""
+    weights = runs / "models/overlap_15-5_DKD/step_0/checkpoint-epoch1.pth"
+    protocol.main(["-r", str(weights), "-d", "cpu"])
+    return capsys.readouterr(), runs / "log/overlap_15-5_DKD/step_0"
+
+
+def broken(file, key):
+    content = json.loads(file.read_text())
+    if key == "confusion":
+        content["confusion"][1][1] = -5
+    elif key == "passes":
+        content["passes"]["whole images"][1][1] += 1
+    elif key == "of":
+        content["of"] = 0
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("key", ["confusion", "step"])
+def test_a_damaged_test_is_told_and_made_anew(runs, tmp_path, capsys, monkeypatch, key):
+    """As an evaluation of these weights, which a second call finds."""
+    monkeypatch.chdir(tmp_path)
+    own = shutil.copytree(runs, tmp_path / "runs", ignore=shutil.ignore_patterns("protocol.json"))
+    before, log = card(own, capsys)
+    assert before.err == ""
+    if key == "step":  # whole, but of the other step
+        shutil.copy(log.with_name("step_1") / "metrics.json", log)
+    else:
+        broken(log / "metrics.json", key)
+    after, _ = card(own, capsys)
+    assert after.out == before.out
+    assert after.err.startswith(f"not used: {log / 'metrics.json'}")
+    (made,) = tmp_path.rglob("eval/*/protocol.json")
+    status = made.stat().st_mtime_ns
+    assert card(own, capsys)[0].out == before.out
+    assert made.stat().st_mtime_ns == status
+
+
+@pytest.mark.parametrize("key", ["of", "passes"])
+def test_damaged_passes_are_told_and_made_anew(runs, tmp_path, capsys, key):
+    own = shutil.copytree(runs, tmp_path / "runs")
+    before, log = card(own, capsys)
+    whole = (log / "protocol.json").read_text()
+    broken(log / "protocol.json", key)
+    after, _ = card(own, capsys)
+    assert after.out == before.out
+    assert after.err.startswith(f"not used: {log / 'protocol.json'}")
+    assert (log / "protocol.json").read_text() == whole
+
+
+# ------------------------------------------- tests and the weights that lie there
+def spoil(file, change):
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("step", "change", "says"),
+    [
+        (1, {"weights_sha256": "0" * 64}, "step_1/metrics.json is of other weights than"),
+        (1, {"previous_sha256": "1" * 64}, "were trained from other weights of step 0 than those"),
+        (0, {"weights_sha256": None, "epoch": 7}, "is of epoch 7, but there lies"),
+    ],
+)
+def test_a_test_of_other_weights_than_those_that_lie_there_is_left_out(
+    runs, tmp_path, capsys, step, change, says
+):
+    own = shutil.copytree(runs, tmp_path / "runs")
+    file = own / f"log/overlap_15-5_FT/step_{step}/metrics.json"
+    content = json.loads(file.read_text()) | change
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    report.main([str(own), "--out", str(tmp_path / "out"), "--pictures", "0"])
+    (task,) = json.loads((tmp_path / "out/report.json").read_text())["tasks"]
+    assert [method["label"] for method in task["methods"]] == ["DKD"]
+    (left,) = [words for words in task["sentences"]["summary"] if "left out" in words]
+    assert left.startswith("overlap_15-5_FT is left out: ")
+    assert says in left
+
+
+def test_other_weights_of_the_same_name_are_tested_anew_for_the_card(runs, tmp_path, capsys):
+    own = shutil.copytree(runs, tmp_path / "runs", ignore=shutil.ignore_patterns("protocol.json"))
+    before, log = card(own, capsys)
+    weights = own / "models/overlap_15-5_DKD/step_0/checkpoint-epoch1.pth"
+    checkpoint = files.load(weights)
+    checkpoint["state_dict"]["cls.1.bias"][3] += 50
+    weights.unlink()
+    torch.save(checkpoint, weights)
+    after, _ = card(own, capsys)
+    assert after.out != before.out
+    (made,) = own.rglob("eval/*/metrics.json")
+    told = json.loads(made.read_text())
+    assert told["weights_sha256"] == files.hash_of(weights)
+    assert not (log / "protocol.json").exists() or passes_of(log) != passes_of(made.parent)
+
+
+def passes_of(folder):
+    return json.loads((folder / "protocol.json").read_text())["of"]
+
+
+def test_what_changed_on_the_way_is_told(runs, tmp_path):
+    own = shutil.copytree(runs, tmp_path / "runs")
+    log = own / "log/overlap_15-5_FT"
+    spoil(log / "step_0/metrics.json", lambda c: c["lists"]["test"].update(contents="ab" * 32))
+    spoil(log / "step_1/metrics.json", lambda c: c.update(lengthened=[3]))
+    report.main([str(own), "--out", str(tmp_path / "out"), "--pictures", "0"])
+    (task,) = json.loads((tmp_path / "out/report.json").read_text())["tasks"]
+    warnings = " ".join(task["warnings"])
+    assert "overlap_15-5_FT: what the files of the test data hold changed on the way." in warnings
+    assert "overlap_15-5_FT, step 1, was lengthened after epoch 3, where its learning" in warnings
+
+
+def test_broken_weights_cost_the_pictures_of_their_run(runs, written, tmp_path):
+    own = shutil.copytree(runs, tmp_path / "runs")
+    weights = own / "models/overlap_15-5_FT/step_1/checkpoint-epoch1.pth"
+    weights.unlink()
+    weights.write_text("404 Not Found")
+    report.main([str(own), "--out", str(tmp_path / "out"), "--pictures", "3", "-d", "cpu"])
+    task = content(tmp_path / "out")
+    labels = ["image", "truth", "DKD, step 0", "DKD, step 1"]
+    assert [tile["label"] for tile in task["pictures"][0]["tiles"]] == labels
+    (_, words) = task["sentences"]["pictures"]
+    assert words.startswith(f"No pictures of overlap_15-5_FT: checkpoint {weights} ")
+    assert words in (tmp_path / "out/report.html").read_text()
+    before = content(written)["methods"]
+    assert [m["summary"] for m in task["methods"]] == [m["summary"] for m in before]
+
+
+def test_a_data_set_that_one_config_misses_is_that_of_another(runs, tmp_path):
+    own = shutil.copytree(runs, tmp_path / "runs")
+    for file in (own / "models/overlap_15-5_DKD").glob("step_*/config.json"):
+        config = json.loads(file.read_text())
+        config["data_loader"]["args"]["data_dir"] = str(tmp_path / "moved")
+        file.write_text(json.dumps(config))
+    report.main([str(own), "--out", str(tmp_path / "out"), "--pictures", "3", "-d", "cpu"])
+    assert len(content(tmp_path / "out")["pictures"]) == 3
+
+
+def test_a_broken_image_costs_its_picture(runs, toy_root, tmp_path):
+    root = shutil.copytree(toy_root, tmp_path / "voc")
+    name = (root / "ImageSets/Segmentation/val.txt").read_text().split()[3]
+    (image,) = (root / "JPEGImages").glob(f"{name}.*")
+    image.write_bytes(image.read_bytes()[:200])
+    flags = ["--pictures", "3", "-d", "cpu", "--data_dir", str(root)]
+    report.main([str(runs), "--out", str(tmp_path / "out"), *flags])
+    task = content(tmp_path / "out")
+    assert len(task["pictures"]) == 3
+    how, words = task["sentences"]["pictures"]
+    assert how.startswith("Of 23 test images")
+    assert words.startswith("1 more cannot be read; the first: ")
+    assert name in words
+
+
+def test_a_page_without_pictures_says_why(runs, tmp_path):
+    shutil.copytree(runs / "log", tmp_path / "log")
+    report.main([str(tmp_path), "--out", str(tmp_path / "out"), "-d", "cpu"])
+    assert "No pictures: overlap_15-5_FT: there is no checkpoint-epoch*.pth of " in (
+        (tmp_path / "out/report.html").read_text()
+    )

@@ -10,44 +10,9 @@ from scripts.reporting import figures, pictures, published, summary
 from scripts.reporting.figures import Convention
 from scripts.reporting.results import Run, find_runs, fingerprint
 from scripts.reporting.sections import make_sections
-from utils.metric import Mean_Intersection_over_Union, fold
+from tests.results import SCHEDULE, STEP_0, STEP_1, a_test
+from utils.metric import fold
 from utils.misc import UserError
-from utils.report import metrics_json
-
-NAMES = ("background", "cat", "dog", "cow")
-SCHEDULE = ((1, 2), (3,))
-# rows: background, cat, dog, cow; columns: what is seen at the step
-STEP_0 = np.array([[80, 10, 10], [5, 40, 5], [0, 10, 40], [6, 4, 0]])
-STEP_1 = np.array([[70, 0, 0, 30], [10, 20, 10, 10], [0, 0, 50, 0], [0, 0, 2, 8]])
-
-
-def a_test(root, wide, step, *, name="toy-s1", seed=1, method="dkd", future=0, **changes):
-    """Write a `metrics.json` as an evaluation does."""
-    confusion = fold(wide, future)
-    seen = range(len(confusion))
-    overall = float(np.mean(Mean_Intersection_over_Union(confusion, {})["by_class"]))
-    about = {
-        "dataset": "voc",
-        "task": "2-1",
-        "setting": "overlap",
-        "step": step,
-        "steps": [list(ids) for ids in SCHEDULE],
-        "joint": False,
-        "name": name,
-        "method": method,
-        "seed": seed,
-        "images": 7,
-        "weights": "checkpoint-epoch1.pth",
-        "lists": {"test": {"images": 7, "sha256": "ab" * 32, "published": None}},
-        "protocol": {"future_classes": future, "background": True, "images": "whole"},
-        **changes,
-    }
-    results = {"Mean_Intersection_over_Union": {"overall": overall, "by_class": [*seen]}}
-    content = metrics_json(about, wide, future, range(4), NAMES, results)
-    file = root / "log" / f"overlap_2-1_{name}" / f"step_{step}" / "metrics.json"
-    file.parent.mkdir(parents=True)
-    file.write_text(json.dumps(content))
-    return file
 
 
 def a_run(root, **changes) -> Run:
@@ -193,6 +158,19 @@ def test_seeds_are_one_row_and_other_methods_others(tmp_path):
     assert any("Seeds are not equally many: MiB 1, DKD 3." in w for w in task["warnings"])
 
 
+def test_the_deviation_over_seeds_is_that_of_the_sample(tmp_path):
+    """mIoU 40, 50 and 60: √(100 + 0 + 100) / √2 = 10; that of a population were 8.16."""
+    for seed, (right, wrong) in enumerate(((4, 3), (2, 1), (3, 1)), start=1):
+        # IoU of background and cat: right / (right + 2 · wrong)
+        wide = np.array([[right, wrong], [wrong, right], [0, 0], [0, 0]])
+        a_test(tmp_path, wide, 0, name=f"A-s{seed}", seed=seed, steps=[[1], [2, 3]])
+    sections, _ = make_sections(found(tmp_path))
+    (method,) = summary.make_report(sections, [], [])["tasks"][0]["methods"]
+    expected = {"mean": pytest.approx(50), "std": pytest.approx(10), "n": 3}
+    assert method["summary"]["all"] == expected
+    assert method["curve"] == [{"step": 0, **expected}]
+
+
 def test_a_comparison_that_is_not_fair_is_told(tmp_path):
     a_run(tmp_path, name="A-s1")
     other = {"test": {"images": 9, "sha256": "cd" * 32, "published": None}}
@@ -286,14 +264,14 @@ def test_what_is_no_run_is_told(tmp_path):
     a_run(tmp_path, name="B", dataset="ade")
     with pytest.raises(UserError, match=r"sets: the data set is .voc. in .*_A and .ade. in"):
         make_sections(found(tmp_path))
-    other = tmp_path / "log/overlap_2-1_B/step_1/metrics.json"
-    other.write_text(other.read_text().replace('"ade"', '"voc"').replace('"cat"', '"car"'))
+    for other in (tmp_path / "log/overlap_2-1_B").rglob("metrics.json"):
+        other.write_text(other.read_text().replace('"ade"', '"voc"').replace('"cat"', '"car"'))
     with pytest.raises(UserError, match=r"label id 1 is 'cat' in .*_A and 'car' in .*_B; give one"):
         make_sections(found(tmp_path))
     file = tmp_path / "log/overlap_2-1_A/step_0/metrics.json"
     file.write_text('{"dataset": "voc"}')
-    with pytest.raises(UserError, match=r"metrics.json is no report of a test: it has no 'task'"):
-        find_runs([str(tmp_path)])
+    with pytest.raises(UserError, match=r"metrics.json: task is missing; delete it and test the"):
+        find_runs([str(file.parent)])
 
 
 def one_task(*paths):
@@ -362,6 +340,16 @@ def test_runs_without_configs_are_known_by_their_names(tmp_path):
     assert [m["seeds"] for m in task["methods"]] == [[1], [1, 2], [1]]
 
 
+def test_a_memory_makes_another_method_from_step_1_on(tmp_path):
+    """At step 0 nothing is replayed, whatever the config says."""
+    for name, memory in (("A", 0), ("B", 100)):
+        a_test(tmp_path / "first", STEP_0, 0, name=name, memory=memory)
+        a_run(tmp_path / "both", name=name, memory=memory)
+    first, both = one_task(tmp_path / "first"), one_task(tmp_path / "both")
+    assert [method["label"] for method in first["methods"]] == ["DKD, A", "DKD, B"]
+    assert [method["label"] for method in both["methods"]] == ["DKD", "DKD-M"]
+
+
 def test_another_global_batch_is_another_row(tmp_path):
     for name, batch in (("A-s1", 16), ("A-s2", 24)):
         run = a_run(tmp_path, name=name)
@@ -370,6 +358,25 @@ def test_another_global_batch_is_another_row(tmp_path):
     task = one_task(tmp_path)
     assert [m["label"] for m in task["methods"]] == ["DKD, A", "DKD, A #2"], "a label of its own"
     assert task["configs"] == [{"key": "global batch", "values": ["16", "24"]}]
+
+
+def test_what_a_step_cost(tmp_path):
+    """Means over the seeds: of whole epochs, of the minutes; and the highest peak."""
+    for seed, peak, seconds in ((1, 100.0, (60, 90, 30)), (2, 300.0, (120, 150)), (3, None, ())):
+        run = a_run(tmp_path, name=f"DKD-s{seed}", seed=seed)
+        epochs = [{"epoch": n, "seconds": s, "whole": s != 30} for n, s in enumerate(seconds)]
+        history = {"device": "cpu", "peak_memory_mib": peak, "epochs": epochs}
+        (run.results[1].file.parent / "history.json").write_text(json.dumps(history))
+    (method,) = one_task(tmp_path)["methods"]
+    assert method["cost"] == [
+        {
+            "step": 1,
+            "seconds_per_epoch": pytest.approx((60 + 90 + 120 + 150) / 4),
+            "minutes": pytest.approx(((60 + 90 + 30) + (120 + 150)) / 60 / 2),
+            "peak_memory_mib": 300,
+            "device": "cpu",
+        }
+    ]
 
 
 def test_a_number_at_the_end_of_a_name_is_no_seed(tmp_path):
@@ -430,7 +437,8 @@ def test_the_best_method_and_its_rival_choose_the_pictures(tmp_path, monkeypatch
             step.mkdir(parents=True, exist_ok=True)
             (step / "checkpoint-epoch1.pth").touch()
         (section,), _ = make_sections(found(tmp_path))
-        columns, pair = pictures._columns(section, None, None)
+        columns, pair, said = pictures._columns(section, None, None)
+        assert said == []
         return {c.label: c.predictor for c in columns}, [c.label for c in pair]
 
     a_run(tmp_path, name="A")
@@ -463,6 +471,9 @@ def test_the_published_convention_is_one_row(tmp_path):
 def test_without_background_there_is_no_convention_about_it(tmp_path):
     file = a_test(tmp_path, STEP_1, 1)
     content = json.loads(file.read_text())
+    content["protocol"]["background"] = False
+    overall = np.mean([iou(STEP_1, k) for k in (1, 2, 3)])
+    content["metrics"] = {"Mean_Intersection_over_Union": {"overall": overall}}
     file.write_text(json.dumps(content | {"classes": content["classes"][1:]}))
     (run,) = found(file.parent)
     rows = summary.convention_rows([run.results[1]], SCHEDULE)

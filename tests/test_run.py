@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from PIL import Image
 
 from base.base_trainer import parse_monitor
 from tests.helpers import evaluation, train, write_config
+from trainer.methods import METHODS
+from trainer.trainer import Trainer
 from utils import VERSION
 from utils import checkpoint as files
 from utils.history import History
@@ -101,6 +104,44 @@ def test_metrics_file(base):
     }
 
 
+@pytest.mark.parametrize("future", [0, 255])
+def test_metrics_count_future_classes_as_the_config_says(after_base, future):
+    """As background or not at all, in the figures as in the matrix beside them."""
+    config, flags = after_base
+    key = f"data_loader.args.test.args.masking_value={future}"
+    report = metrics(train(config, *flags, "--test", "--set", key).log_dir())
+    wide = np.array(report["wide"])
+    counted = wide[:16].copy()
+    if future == 0:
+        counted[0] += wide[16:].sum(0)
+    correct, pixels = counted.diagonal(), counted.sum(1)
+    iou = 100 * correct / np.maximum(pixels + counted.sum(0) - correct, 1)
+    found = {name: result["overall"] for name, result in report["metrics"].items()}
+    assert found == pytest.approx(
+        {
+            "Pixel_Accuracy": 100 * correct.sum() / pixels.sum(),
+            "Pixel_Accuracy_Class": np.mean(100 * correct / np.maximum(pixels, 1)),
+            "Mean_Intersection_over_Union": iou.mean(),
+        }
+    )
+    assert report["confusion"] == counted.tolist()
+    assert [row["IoU"] for row in report["classes"]] == pytest.approx(iou.tolist())
+    assert [row["pixels"] for row in report["classes"]] == pixels.tolist()
+    assert report["protocol"]["future_classes"] == future
+
+
+def test_validation_hides_classes_as_its_own_masking_value_says(base, toy_config):
+    """That of the test is another key."""
+    key = "data_loader.args.val.args.masking_value=255"
+    counted = []
+    for parsed, value in ((base[2], 0), (train(toy_config, "--epochs", "1", "--set", key), 255)):
+        validation, test = metrics(parsed.log_dir() / "val"), metrics(parsed.log_dir())
+        assert validation["protocol"]["future_classes"] == value
+        assert test["protocol"]["future_classes"] == 0
+        counted.append(np.sum(validation["confusion"]))
+    assert counted[1] < counted[0], "later classes are void"
+
+
 def test_a_history_goes_on_where_the_checkpoint_does(tmp_path):
     history = History(tmp_path, torch.device("cpu"))
     for epoch in (1, 2, 3):
@@ -111,6 +152,18 @@ def test_a_history_goes_on_where_the_checkpoint_does(tmp_path):
     written = json.loads((tmp_path / "history.json").read_text())
     assert [epoch["losses"] for epoch in written["epochs"]] == [{"loss": x} for x in (1, 2, 0.5)]
     assert written["global_batch"] == 8
+
+
+def test_the_peak_of_memory_is_that_of_all_processes(tmp_path, monkeypatch):
+    peaks = iter([300.0, 100.0, 200.0, 500.0])
+    monkeypatch.setattr("utils.history.peak", lambda device: next(peaks))
+    found = []
+    for epoch in (1, 2, 3, 4):
+        history = History(tmp_path, torch.device("cpu"))
+        history.resume(epoch - 1)
+        history.add(8, epoch=epoch, losses={})
+        found.append(json.loads((tmp_path / "history.json").read_text())["peak_memory_mib"])
+    assert found == [300, 300, 300, 500]
 
 
 def test_history_file(base):
@@ -210,8 +263,6 @@ def test_resumed_run_equals_an_uninterrupted_one(after_base, tmp_path, step, mon
     whole_metrics = metrics(whole.log_dir())
     shutil.rmtree(whole.step_dir())
 
-    from trainer.trainer import Trainer
-
     epochs = Trainer.train_epoch
 
     def stop_in_the_third(self, epoch):
@@ -260,6 +311,16 @@ def test_step_1_of_another_schedule(after_base, tmp_path, toy_root):
     other = write_config(tmp_path / "other.json", toy_root, steps=steps)
     with pytest.raises(UserError, match="which learnt other classes before step 1"):
         train(other, *flags, "--task_step", "1", "--freeze_bn", "--bs", "4")
+
+
+def test_weights_of_another_order_of_classes_are_not_tested(after_base, tmp_path, toy_root):
+    """Their channels would be taken for other classes."""
+    _, flags = after_base
+    weights = str(tmp_path / STEP_0 / "checkpoint-epoch2.pth")
+    steps = [[2, 1, *range(3, 16)], [*range(16, 21)]]
+    other = write_config(tmp_path / "other.json", toy_root, steps=steps)
+    with pytest.raises(UserError, match=r"has learnt the label ids \[1, 2.* for \[2, 1, "):
+        train(other, *flags, "--test", "-r", weights)
 
 
 def test_weights_only_file_cannot_be_resumed(after_base, tmp_path):
@@ -354,9 +415,71 @@ def test_choosing_on_test_images_is_told(toy_config, held_out):
     assert told is not held_out
 
 
-def test_sequential_setting_runs(toy_config):
-    parsed = train(toy_config, "--task_setting", "sequential", "--epochs", "1")
-    assert metrics(parsed.log_dir())["setting"] == "sequential"
+def test_a_result_names_its_run(toy_config):
+    """The setting, the seed, the memory, the schedule: what reports compare."""
+    flags = ("--task_setting", "sequential", "--seed", "9", "--mem_size", "7", "--name", "other")
+    parsed = train(toy_config, *flags, "--epochs", "1")
+    steps = [[*range(1, 16)], [*range(16, 21)]]
+    expected = {"setting": "sequential", "seed": 9, "memory": 7, "name": "other", "epoch": 1}
+    expected |= {"dataset": "voc", "task": "15-5", "step": 0, "steps": steps, "joint": False}
+    expected |= {"method": "dkd", "precision": "float32", "device": "cpu"}
+    for folder, split in ((parsed.log_dir(), "test"), (parsed.log_dir() / "val", "val")):
+        report = metrics(folder)
+        assert {key: report[key] for key in expected} == expected
+        assert report["split"] == split
+        assert ("wide" in report) is ("future_classes" in report) is (split == "test")
+
+
+def test_batches_of_a_pass_before_the_step_know_their_iteration(toy_config, monkeypatch):
+    seen = []
+
+    def note(self, context):
+        seen.extend(batch.iteration for batch in context.batches(0))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(METHODS["dkd"], "begin_step", note)
+    with pytest.raises(KeyboardInterrupt):
+        train(toy_config, "--accumulate", "2", "--bs", "4")
+    assert seen == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_the_seed_decides_the_weights_that_a_step_starts_with(toy_config, monkeypatch):
+    started = []
+
+    def note(self):
+        started.append(torch.cat([p.detach().flatten() for p in self.student.parameters()]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "train", note)
+    for seed in ("3", "3", "4"):
+        with pytest.raises(KeyboardInterrupt):
+            train(toy_config, "--seed", seed)
+    assert torch.equal(started[0], started[1])
+    assert not torch.equal(started[0], started[2])
+
+
+def test_the_teacher_is_the_finished_step_in_eval_mode(after_base, monkeypatch):
+    """Also where BatchNorm is trained and dropout is on."""
+    config, flags = after_base
+    seen = []
+    step = Trainer.train_step
+
+    def note(self, *args):
+        seen.append((self.student.training, self.teacher))
+        return step(self, *args)
+
+    monkeypatch.setattr(Trainer, "train_step", note)
+    late = ("--task_step", "1", "--no-freeze_bn", "--epochs", "1", "--bs", "4")
+    train(config, *flags, *late, "--set", "fast.fold_bn=false")
+    trained = files.load(Path(flags[1]) / "models/overlap_15-5_toy/step_0/checkpoint-epoch2.pth")
+    assert seen
+    for training, teacher in seen:
+        assert training
+        assert not any(module.training for module in teacher.modules())
+        assert not any(p.requires_grad for p in teacher.parameters())
+        state = teacher.state_dict()
+        assert state.keys() == trained["state_dict"].keys()
+        assert all(torch.equal(state[key], v) for key, v in trained["state_dict"].items())
 
 
 def test_own_order_of_classes(toy_root, tmp_path):

@@ -221,7 +221,8 @@ def test_keys_that_a_downloaded_config_has_no_say_in():
     assert {dotted for dotted, key in SCHEMA.items() if key.local} == {
         *("n_gpu", "multiprocessing_distributed", "rank", "world_size"),
         *("dist_backend", "dist_url", "trainer.save_dir", "data_loader.args.follow_links"),
-        "fast.compile",
+        *("fast.compile", "data_loader.args.num_workers"),
+        *("data_loader.args.val.batch_size", "data_loader.args.test.batch_size"),
     }
     paths = {dotted for dotted in SCHEMA if dotted.endswith(("_dir", "_path"))}
     assert paths == {

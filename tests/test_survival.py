@@ -19,17 +19,22 @@ import numpy as np
 import pytest
 import torch
 
+from base.base_model import HeadPlan
+from models.model import DeepLabV3
 from scripts.chaos import Chaos
 from scripts.disturbance.job import Job
 from tests.helpers import PROJECT, train, write_config
 from trainer import memory as replay_memory
 from trainer.evaluation import Evaluation
 from trainer.record import code_hash, differences, remarks
+from trainer.run import prepare
 from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils import interrupt
+from utils.config_schema import SCHEMA
 from utils.logger import close_logger, log, setup_logger
 from utils.misc import EXIT_INTERRUPTED, Interrupted, UserError, one_sentence_errors
+from utils.parse_config import ConfigParser
 
 STEP_1 = ("--task_step", "1", "--freeze_bn", "--mem_size", "6", "--bs", "4")
 FLAGS = {0: ("--epochs", "3"), 1: ("--epochs", "3", *STEP_1)}
@@ -48,6 +53,15 @@ def assert_same(run, expected, epoch=3):
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert metrics(run)["confusion"] == metrics(expected)["confusion"]
+
+
+def epochs(run):
+    """What the history tells of each."""
+    return json.loads((run.log_dir() / "history.json").read_text())["epochs"]
+
+
+def losses(run):
+    return [(each["epoch"], each["losses"]) for each in epochs(run)]
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +126,14 @@ def test_stopped_while_it_trains(undisturbed, attempt, monkeypatch, step, where,
     saved = files.load(attempt.folder(step) / "last.pth")
     assert (saved["epoch"], saved["iteration"]) == divmod(at, each)
     assert not saved["finished"]
-    assert_same(attempt(step), runs[step])
+    run = attempt(step)
+    assert_same(run, runs[step])
+    assert [each["epoch"] for each in epochs(run)] == [1, 2, 3]
+    whole = [each["whole"] for each in epochs(run)]
+    cut = at // each if at % each else None  # the epoch that was stopped inside
+    assert whole == [number != cut for number in range(3)]
+    same = [number for number in range(3) if number != cut]
+    assert [losses(run)[n] for n in same] == [losses(runs[step])[n] for n in same]
 
 
 def test_stopped_while_it_validates(undisturbed, attempt, monkeypatch):
@@ -131,6 +152,23 @@ def test_stopped_while_it_validates(undisturbed, attempt, monkeypatch):
         patch.setattr(Trainer, "train_step", None)  # is not to be called
         run = attempt(0)
     assert_same(run, undisturbed[1][0])
+    assert losses(run) == losses(undisturbed[1][0]), "the epoch is told once, and not lost"
+
+
+@pytest.mark.slow
+def test_stopped_while_it_validates_between_epochs(undisturbed, attempt, monkeypatch):
+    """The epochs after it are told as well."""
+    validated = ("--set", "trainer.validation_period=1")
+    original = Evaluation.evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Evaluation, "evaluate", lambda *args: (send(signal.SIGINT)(), original(*args))[1]
+        )
+        with pytest.raises(Interrupted, match="Epoch 0 is done and iteration"):
+            attempt(0, *validated)
+    run = attempt(0, *validated)
+    assert_same(run, undisturbed[1][0])
+    assert losses(run) == losses(undisturbed[1][0])
 
 
 def test_stopped_in_its_final_test(undisturbed, attempt, monkeypatch):
@@ -320,6 +358,110 @@ def test_continuing_with_other_settings(attempt, monkeypatch):
         attempt(0, "--lr", "0.5")
 
 
+DECISIVE = [
+    ("optimizer.args.weight_decay", 0.5),
+    ("lr_scheduler.args.power", 2),
+    ("trainer.clip_grad_norm", 1),
+    ("hyperparameter.ac", 0),
+    ("data_loader.args.train.args.masking_value", 255),
+    *(
+        pytest.param(key, value, marks=pytest.mark.slow)
+        for key, value in (
+            ("optimizer.args.momentum", 0.5),
+            ("optimizer.args.nesterov", False),
+            ("lr_scheduler.args.min_lr", 0.0005),
+            ("seed", 9),
+            ("use_amp", False),
+            ("arch.args.freeze_all_bn", True),
+            ("data_loader.args.train.args.transform_args.crop_size", 48),
+            ("data_loader.args.val.cross_val", True),
+        )
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def stopped(undisturbed, tmp_path_factory):
+    """The folder of runs whose step 0 was stopped, and the line that goes on with it."""
+    saved = tmp_path_factory.mktemp("stopped") / "runs"
+    line = (undisturbed[0], *FLAGS[0], "--save_dir", str(saved))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", after(2, Trainer.train_step, send(signal.SIGTERM)))
+        with pytest.raises(Interrupted):
+            train(*line)
+    (last,) = saved.rglob("last.pth")
+    return (*line, "-r", str(last))
+
+
+@pytest.mark.parametrize(("key", "value"), DECISIVE)
+def test_every_setting_that_decides_is_compared_on_resuming(stopped, key, value):
+    with pytest.raises(UserError, match=r"of another run: ") as caught:
+        train(*stopped, "--set", f"{key}={json.dumps(value)}")
+    shown = float(value) if key.startswith("hyperparameter.") else value
+    assert f"{key} is {shown} here and " in str(caught.value)
+
+
+def test_settings_of_the_memory_are_compared_on_resuming(attempt, monkeypatch):
+    interrupted_after(attempt, monkeypatch, 2, step=1)
+    name = "data_loader.args.memory.labels"
+    with pytest.raises(UserError, match=f"of another run: .*{name} is stored here and current"):
+        attempt(1, "--set", f"{name}=stored")
+
+
+def test_the_batch_of_a_recipe_is_shared_out(toy_root, tmp_path):
+    """To processes and accumulated batches."""
+    config = write_config(tmp_path / "toy.json", toy_root)
+    tree = json.loads(config.read_text()) | {"n_gpu": 2}
+    del tree["data_loader"]["args"]["train"]["batch_size"]
+    config.write_text(json.dumps(tree))
+    two = ("--multiprocessing_distributed", "--dist_url", f"file://{tmp_path}/meet")
+    for flags, size in ((two, 16), ((*two, "--accumulate", "2"), 8)):
+        argv = ["-c", str(config), *flags]
+        parsed = ConfigParser.from_args("train", "configs/config_voc.json", argv=argv)
+        start = prepare([parsed]).first
+        assert start.config["data_loader"]["args"]["train"]["batch_size"] == size
+    run = train(config, "--epochs", "1", "--accumulate", "4")
+    written = json.loads((run.step_dir() / "config.json").read_text())
+    assert written["data_loader"]["args"]["train"]["batch_size"] == 8
+    assert "global batch: 32" in (run.log_dir() / "info.log").read_text()
+
+
+def test_settings_that_decide_nothing_may_change_on_resuming():
+    """All other keys of the config decide the weights, so that a new one does until it is known."""
+    free = {key for key, rule in SCHEMA.items() if not rule.decides}
+    assert free == {
+        *("name", "n_gpu", "multiprocessing_distributed", "rank", "world_size", "dist_backend"),
+        *("dist_url", "eval_amp", "evaluator.type", "metrics"),
+        *(f"fast.{key}" for key in ("channels_last", "fold_bn", "fused_optimizer", "compile")),
+        *(
+            f"data_loader.args.{key}"
+            for key in ("data_dir", "follow_links", "saliency_dir", "num_workers", "pin_memory")
+        ),
+        *(
+            f"data_loader.args.task.{key}"
+            for key in ("name", "step", "idxs_path", "steps", "joint")
+        ),
+        "data_loader.args.train.batch_size",
+        *(
+            f"data_loader.args.{kind}.{key}"
+            for kind in ("val", "test")
+            for key in (
+                "args.transform",
+                "args.transform_args.crop_size",
+                "args.masking_value",
+                "batch_size",
+            )
+        ),
+        *(
+            f"trainer.{key}"
+            for key in (
+                *("accumulate", "save_dir", "save_period", "validation_period", "verbosity"),
+                *("monitor", "reset_best_mnt", "tensorboard"),
+            )
+        ),
+    }
+
+
 def damage(path, how):
     whole = bytearray(path.read_bytes())
     path.unlink()  # other names of the same file stay whole
@@ -351,6 +493,31 @@ def test_only_damaged_checkpoints_mean_a_fresh_start(undisturbed, attempt, monke
     assert log.count("skipped: checkpoint") == 2
     assert "a fresh start" in log
     assert_same(run, undisturbed[1][0])
+
+
+@pytest.mark.parametrize("altered", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_kept_epoch_is_gone_on_from_when_the_newer_ones_are_damaged(
+    undisturbed, attempt, monkeypatch, altered
+):
+    """The newest that is whole."""
+    kept = ("--set", "trainer.save_period=1")
+    each = iterations(undisturbed[1][0])
+    with monkeypatch.context() as patch:
+        stop = after(2 * each + 1, Trainer.train_step, send(signal.SIGTERM))
+        patch.setattr(Trainer, "train_step", stop)
+        with pytest.raises(Interrupted):
+            attempt(0, *kept)
+    names = ["last.pth", "previous.pth", *(["checkpoint-epoch2.pth"] if altered else [])]
+    for name in names:
+        damage(attempt.folder(0) / name, "cut")
+    run = attempt(0, *kept)
+    log = (run.log_dir() / "info.log").read_text()
+    assert log.count("skipped: checkpoint") == len(names)
+    epoch = 1 if altered else 2
+    assert f"-r auto: {attempt.folder(0) / files.epoch_file(epoch)}" in log
+    assert f": epoch {epoch} is done\n" in log
+    assert_same(run, undisturbed[1][0])
+    assert losses(run) == losses(undisturbed[1][0])
 
 
 def test_torch_alone_would_load_an_altered_checkpoint(undisturbed, tmp_path):
@@ -571,6 +738,20 @@ def test_a_base_step_of_other_settings_is_refused(undisturbed, toy_root, tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_base_step_that_was_stopped_is_refused(undisturbed, attempt, monkeypatch):
+    """Though it has a kept checkpoint."""
+    each = iterations(undisturbed[1][0])
+    with monkeypatch.context() as patch:
+        stop = after(each + 1, Trainer.train_step, send(signal.SIGTERM))
+        patch.setattr(Trainer, "train_step", stop)
+        with pytest.raises(Interrupted):
+            attempt(0, "--set", "trainer.save_period=1")
+    base = attempt.folder(0)
+    assert (base / files.epoch_file(1)).is_file()
+    with pytest.raises(UserError, match="is not of a finished step"):
+        train(undisturbed[0], *FLAGS[0], "--name", "other", "--base", str(base))
+
+
 def test_a_base_step_of_other_data_is_refused(undisturbed, toy_root, tmp_path):
     _, (zero, _) = undisturbed
     root = tmp_path / "data"
@@ -581,6 +762,25 @@ def test_a_base_step_of_other_data_is_refused(undisturbed, toy_root, tmp_path):
     with pytest.raises(UserError, match="the training data have the hash"):
         train(other, *FLAGS[0], "--base", str(zero.step_dir()))
     assert not list((tmp_path / "runs/models").rglob("*.pth"))
+
+
+@pytest.mark.slow
+def test_a_base_step_of_other_pretrained_weights(toy_root, tmp_path):
+    """They are known by what the file holds, wherever it lies."""
+    config = write_config(tmp_path / "toy.json", toy_root)
+    weights = [tmp_path / name for name in ("one.pth", "other.pth", "copy.pth")]
+    for path in weights[:2]:
+        torch.save(DeepLabV3(HeadPlan((1,)), backbone="tiny").backbone.state_dict(), path)
+    shutil.copy(weights[0], weights[2])
+
+    def run(path, *flags):
+        pretrained = f"arch.args.backbone_pretrained={json.dumps(str(path))}"
+        return train(config, "--epochs", "1", "--set", pretrained, *flags)
+
+    base = ("--base", str(run(weights[0]).step_dir()))
+    with pytest.raises(UserError, match=r"arch\.args\.backbone_pretrained is .* here and .* there"):
+        run(weights[1], "--name", "other", *base)
+    run(weights[2], "--name", "copy", *base)
 
 
 def test_versions_are_compared(undisturbed):

@@ -173,3 +173,24 @@ def test_a_task_is_frozen():
 def test_faulty_tasks(changes, message):
     with pytest.raises(UserError, match=message):
         a_task(**changes)
+
+
+def test_label_0_is_hidden_as_any_class_where_it_is_one():
+    names, steps = ("wall", "floor", "roof"), ((0,), (1, 2))
+    for background, expected in ((False, [255, 2, 3]), (True, [0, 1, 2])):
+        schedule = steps if not background else ((1,), (2,))
+        task = Task("own", "own", "overlap", 1, schedule, names, background=background)
+        kept = task.new if not background else task.seen
+        assert task.label_table(kept, 255)[:3].tolist() == expected
+
+
+def test_hidden_classes_are_void_of_any_width():
+    """255 means void in the config; where 255 is a channel, void is another number."""
+    names = tuple(f"class {number}" for number in range(302))
+    for first, void in ((3, 255), (300, np.iinfo(np.int32).max)):
+        steps = (tuple(range(1, 1 + first)), (301,))
+        task = make_task("own", {}, names, name="own", setting="overlap", step=0, steps=steps)
+        table = task.label_table(task.new, 255)
+        assert table[301] == table[-1] == void
+        assert table[: first + 1].tolist() == [*range(first + 1)]
+        assert task.label_table(task.new, 0)[301] == 0

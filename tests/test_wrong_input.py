@@ -191,7 +191,10 @@ WRONG_FLAGS_OF_AN_EVALUATION = [
     ("-r config.json --lr 0.1", ["unrecognized arguments: --lr 0.1"]),
     ("-r config.json -d gpu", ["-d/--device is 'gpu'"]),
     ("-r config.json --data_dir nowhere", ["folder nowhere does not exist"]),
-    ("-r config.json", ["checkpoint config.json is damaged or holds more than tensors"]),
+    (
+        "-r config.json",
+        ["checkpoint config.json cannot be read: it is a text that begins"],
+    ),
 ]
 
 

@@ -52,7 +52,7 @@ def base_of_family(family: str, method: str) -> str:
         method: which one is to go on.
     """
     needed = METHODS[method].family
-    there, here = (FAMILIES.get(name, f"that of '{name}'") for name in (family, needed))
+    there, here = (FAMILIES.get(name, f"'{name}', which nobody knows") for name in (family, needed))
     own = f"train step 0 with --method {method} and another --name"
     others = [name for name in of_family(needed) if name != method]
     if others:

@@ -23,7 +23,7 @@ from trainer.advice import base_of_family
 from trainer.methods import METHODS
 from utils import checkpoint as files
 from utils.distributed import SINGLE, Ranks
-from utils.misc import UserError, choose
+from utils.misc import UserError, choose, shortened
 from utils.parse_config import ConfigParser
 
 
@@ -107,7 +107,8 @@ def read_previous(config: ConfigParser, method: BaseMethod) -> tuple[dict[str, A
     if known["steps"][: task.step] != mine["steps"][: task.step]:
         raise UserError(
             f"{source} is of {describe(known)}, which learnt other classes before step "
-            f"{task.step}: {known['steps'][: task.step]} instead of {mine['steps'][: task.step]}."
+            f"{task.step}: {shortened(str(known['steps'][: task.step]), 800)} instead of "
+            f"{mine['steps'][: task.step]}."
         )
     family = previous.get("family", "auxiliary")  # released files are DKD's
     if family != method.family:
@@ -193,4 +194,5 @@ def task_record(task: Task) -> dict[str, Any]:
 
 def describe(record: Mapping[str, Any]) -> str:
     """A task record in words."""
-    return f"step {record['step']} of {record['dataset']} {record['setting']} {record['name']}"
+    words = (str(record[key]) for key in ("dataset", "setting", "name"))
+    return f"step {record['step']} of {' '.join(map(shortened, words))}"

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
+from base.base_method import BaseMethod
 from base.base_model import BaseModel, HeadPlan
 from base.base_trainer import parse_monitor
 from base.task import Task
 from data_loader import DATA_SETS
 from data_loader.data_loaders import IncrementalDataLoader
-from data_loader.memory import read as read_memory
 from models.backbone import BACKBONES
 from models.model import MODELS, check_arch
 from models.weights import check_fit, check_previous_step
@@ -30,14 +30,14 @@ from trainer.build import (
     starts_from_imagenet,
 )
 from trainer.evaluation import build_evaluators
-from trainer.memory import previous_file
+from trainer.memory import read_previous as read_previous_memory
 from trainer.methods import METHODS
 from trainer.optim import AVERAGES, check_optimizer
 from utils import checkpoint as files
 from utils.distributed import Launch, Ranks
 from utils.lr_scheduler import SCHEDULERS
 from utils.metric import EVALUATORS, METRICS
-from utils.misc import UserError, choose, did_you_mean, listing
+from utils.misc import UserError, choose, did_you_mean, listing, shortened
 from utils.parse_config import ConfigParser
 
 
@@ -102,6 +102,7 @@ def check(config: ConfigParser, plan: Launch) -> Path | None:
     method = build_method(config, data.task)
     checkpoint = files.load(weights)
     check_order(data.task, weights, checkpoint)
+    check_family(method, weights, checkpoint)
     state = checkpoint["state_dict"]
     check_fit(_skeleton(config, method.heads()), state, f"weight file {weights}")
     return weights
@@ -120,8 +121,23 @@ def check_order(task: Task, weights: Path, checkpoint: dict[str, Any]) -> None:
     if learnt != list(task.seen):
         raise UserError(
             f"weight file {weights} is of {describe(known)} and has learnt the label ids "
-            f"{learnt}, but --task_name {task.name} --task_step {task.schedule_step} stands for "
-            f"{list(task.seen)}."
+            f"{shortened(str(learnt), 800)}, but --task_name {task.name} --task_step "
+            f"{task.schedule_step} stands for {list(task.seen)}."
+        )
+
+
+def check_family(method: BaseMethod, weights: Path, checkpoint: dict[str, Any]) -> None:
+    """Whether the method reads the channels of weights as the one did that trained them.
+
+    Raises:
+        UserError: it does not.
+    """
+    family = checkpoint.get("family", method.family)  # released weights do not say
+    if family != method.family:
+        raise UserError(
+            f"weight file {weights} was trained by '{checkpoint.get('method')}' of the family "
+            f"'{family}', but the config's method is of '{method.family}': it would read other "
+            "answers from the same channels; put the config.json of their run beside them."
         )
 
 
@@ -227,7 +243,7 @@ def _check_start(config: ConfigParser, task: Task) -> None:
         check_previous_step(model, previous["state_dict"], len(plan.sizes) - 1, source)
         method.start(model, previous.get("method_state", {}))
         if task.step > 1 and config["data_loader"]["args"]["memory"]["mem_size"] > 0:
-            read_memory(previous_file(config))
+            read_previous_memory(config, task)
     if config.resume is not None:
         resumed = files.load(config.resume)
         trained_by = resumed.get("method", config["method"])
@@ -248,7 +264,7 @@ def checkpoint_size(config: ConfigParser, task: Task) -> int:
     """Bytes of a checkpoint of a step, of what it mostly holds: weights and optimizer."""
     model = _skeleton(config, build_method(config, task).heads())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    averages = AVERAGES[config["optimizer"]["type"]] * trainable
+    averages = len(AVERAGES[config["optimizer"]["type"]]) * trainable
     return 4 * (sum(t.numel() for t in model.state_dict().values()) + averages)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,28 +50,47 @@ def replay(
     task = data.task
     file = config.step_dir() / memory.FILE
     if ranks.is_main and not (config.resume is not None and file.is_file()):
-        earlier = {} if task.step == 1 else memory.read(previous_file(config), task.old)
+        earlier = {} if task.step == 1 else read_previous(config, task)
         kept = memory.exemplars(earlier, task.step - 1)
+        lines = {entry.id: entry.line for entry in data.raw["train"].entries}
+        if strange := [candidate.name for candidate in kept if candidate.name not in lines]:
+            raise UserError(
+                f"memory list {previous_file(config)} names image {strange[0]}, which is not in "
+                f"the training list of {data.raw['train'].root}."
+            )
         size = config["data_loader"]["args"]["memory"]["mem_size"]
         found = find_candidates(data.candidate_loader(), method, student, ranks.device)
         pool = memory.merge(kept, found)
         seed = seed_from(config["seed"], task.step, "memory")
         chosen = memory.choose(pool, task.old, size, seed)
+        if not any(chosen.values()):
+            raise UserError(
+                f"none of {len(pool)} candidates for the memory holds an old class, so that "
+                "nothing could be replayed; check the masks of the step before (scripts/"
+                "check_data.py), or set data_loader.args.memory.mem_size (--mem_size) to 0."
+            )
         _report(file, task, chosen, len(pool), len(kept), size)
         file.parent.mkdir(parents=True, exist_ok=True)
-        lines = {entry.id: entry.line for entry in data.raw["train"].entries}
         exemplars = [candidate for taken in chosen.values() for candidate in taken]
         memory.write(file, task.step, exemplars, earlier, lines)
     ranks.barrier()
-    stored = memory.read(file)
-    if f"step_{task.step}" not in stored:
-        raise UserError(f"memory list {file} has no step_{task.step}; delete it to choose anew.")
+    stored = memory.read(file, step=task.step, known={*task.ids, task.void})
     data.replay(memory.origins(stored, task.step))
 
 
 def previous_file(config: ConfigParser) -> Path:
     """The `memory.json` of the step before."""
     return config.step_dir(config["data_loader"]["args"]["task"]["step"] - 1) / memory.FILE
+
+
+def read_previous(config: ConfigParser, task: Task) -> dict[str, Any]:
+    """The memories up to that of the step before, with label ids of old classes alone.
+
+    Raises:
+        UserError: as `data_loader.memory.read`.
+    """
+    known = {*task.ids, task.void}
+    return memory.read(previous_file(config), task.old, step=task.step - 1, known=known)
 
 
 @torch.inference_mode()

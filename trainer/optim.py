@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from base.base_method import BaseMethod
 from base.base_model import BaseModel
+from utils.checkpoint_form import Values
+from utils.forms import PLAIN, fault, shown
 from utils.lr_scheduler import SCHEDULERS
 from utils.misc import UserError
 from utils.parse_config import ConfigParser
@@ -18,7 +21,10 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "SGD": torch.optim.SGD,
     "AdamW": torch.optim.AdamW,
 }
-AVERAGES = {"SGD": 1, "AdamW": 2}  # tensors like the parameters that it keeps, at most
+# Tensors like a parameter that it keeps of it; SGD only with momentum.
+AVERAGES = {"SGD": ("momentum_buffer",), "AdamW": ("exp_avg", "exp_avg_sq")}
+# Of a group: which way it is computed, and what the schedule sets.
+FREE_OPTIONS = {"lr", "fused", "foreach", "capturable"}
 HEAD_LR = 10  # ASPP and classifiers learn this many times faster than the backbone
 
 
@@ -93,10 +99,15 @@ def build_optimizer(
     # None leaves the choice between its other ways to torch; False would take the slowest on CUDA.
     fused = True if config["fast"]["fused_optimizer"] else None
     optimizer = config.resolve("optimizer", OPTIMIZERS)(groups, **args, fused=fused)
-    if fused and args.get("momentum"):
-        # torch leaves these uninitialised when the loss scale makes it skip the first update.
-        for parameter in grouped:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    # torch makes these at the first update, and leaves them uninitialised where the loss scale
+    # skips that one. Made here, every checkpoint has those of every parameter.
+    adam = config["optimizer"]["type"] == "AdamW"
+    for parameter in grouped if adam or args.get("momentum") else ():
+        for name in AVERAGES[config["optimizer"]["type"]]:
+            optimizer.state[parameter][name] = torch.zeros_like(parameter)
+        if adam:  # it counts where it computes: fused on the device
+            device = parameter.device if fused else "cpu"
+            optimizer.state[parameter]["step"] = torch.zeros((), device=device)
 
     def keep_own_way(optimizer: torch.optim.Optimizer) -> None:
         """What a checkpoint of another way brings: its option, and averages in its layout."""
@@ -104,7 +115,7 @@ def build_optimizer(
             group["fused"] = fused
         for parameter, state in optimizer.state.items():
             for name, value in state.items():
-                if name == "step":  # AdamW counts where it computes: fused on the device
+                if name == "step":
                     state[name] = value.to(parameter.device if fused else "cpu")
                 elif value is not None:
                     # The fused update reads memory in its order, not by strides.
@@ -113,6 +124,42 @@ def build_optimizer(
 
     optimizer.register_load_state_dict_post_hook(keep_own_way)
     return optimizer
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Go on with what a checkpoint's optimizer kept.
+
+    Args:
+        optimizer: of `build_optimizer`.
+        saved: its `state_dict` then.
+
+    Raises:
+        UserError: it is of other parameters or options, or something is missing.
+    """
+    own = optimizer.state_dict()
+    kept = {
+        index: {name: Values(value.dtype, tuple(value.shape)) for name, value in values.items()}
+        for index, values in own["state"].items()
+    }
+    wrong = fault(saved["state"], kept, "optimizer.state")
+    groups, others = own["param_groups"], saved["param_groups"]
+    if [each["params"] for each in others] != [each["params"] for each in groups]:
+        wrong = "optimizer.param_groups is of other parameters than this run's"
+    else:
+        for number, (mine, other) in enumerate(zip(groups, others, strict=True)):
+            for option in mine.keys() & other.keys() - FREE_OPTIONS:
+                if not PLAIN.accepts(other[option]) or mine[option] != other[option]:
+                    wrong = (
+                        f"optimizer.param_groups[{number}].{option} is {shown(other[option])}, but "
+                        f"this run's is {shown(mine[option])}"
+                    )
+    if wrong:
+        raise UserError(f"the checkpoint to resume from: {wrong}.")
+    state = {
+        index: {name: saved["state"][index][name] for name in names}
+        for index, names in kept.items()
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def build_scheduler(

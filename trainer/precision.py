@@ -5,11 +5,19 @@ Made by `trainer/run.py` for the trainer; knows no model and no loss term.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from operator import attrgetter
+from typing import Any
 
 import torch
 
+from utils.config_schema import NUMBER, Key
+from utils.forms import COUNT, fault
+from utils.misc import UserError
 from utils.parse_config import ConfigParser
+
+# Of a loss scale, what changes from update to update.
+SCALE = {"scale": Key("", NUMBER, above=0), "_growth_tracker": COUNT}
 
 
 class Precision:
@@ -40,6 +48,19 @@ class Precision:
         """A context in which networks compute in `dtype`, or when not `on` in float32."""
         half = on and self.dtype is not torch.float32
         return torch.amp.autocast(self.device, self.dtype, enabled=half)
+
+    def load_scale(self, state: Mapping[str, Any]) -> None:
+        """Go on with the loss scale of a checkpoint that has one.
+
+        Raises:
+            UserError: it is something else.
+        """
+        if not self.scaled or not state:
+            return
+        if wrong := fault(state, SCALE, "scaler"):
+            raise UserError(f"the checkpoint to resume from: {wrong}.")
+        own = self.scaler.state_dict()
+        self.scaler.load_state_dict(own | {name: state[name] for name in SCALE})
 
     def name(self, on: bool = True) -> str:
         """The data type inside `autocast(on)`, for logs and reports."""

@@ -23,10 +23,12 @@ from data_loader.contents import changes, same_rows
 from data_loader.data_loaders import IncrementalDataLoader
 from trainer.build import Previous
 from trainer.methods import METHODS
+from trainer.optim import OPTIMIZERS
 from utils import VERSION
-from utils.config_schema import OLDER, SCHEMA
+from utils.config_schema import OLDER, OPTIONAL, SCHEMA
 from utils.distributed import Ranks
 from utils.logger import log
+from utils.lr_scheduler import SCHEDULERS
 from utils.misc import PROJECT_ROOT, UserError, sha256
 from utils.parse_config import ConfigParser
 from utils.sources import name_of, needed, source_hash
@@ -49,7 +51,7 @@ def settings(config: ConfigParser, data: IncrementalDataLoader) -> dict[str, Any
         "global batch": data.global_batch,
         "images that BatchNorm sees": None if frozen else data.norm_batch,
     }
-    for dotted, value in config.flat().items():
+    for dotted, value in (_defaults(config) | config.flat()).items():
         if dotted in SCHEMA and not SCHEMA[dotted].decides:
             continue
         if task.step == 0 and dotted.startswith(FROM_STEP_1):
@@ -130,6 +132,7 @@ class Provenance:
         if previous.data:
             before = _tables(previous.data)
             contents["trained"] |= same_rows(contents["train"], before["train"], before["trained"])
+        contents["trained"] = contents["trained"].astype(np.uint8)
         tensors = {name: torch.from_numpy(table) for name, table in contents.items()}
         return cls(record(config, data, data.train_hash()), tensors, previous.sha256)
 
@@ -209,7 +212,21 @@ def check_data(data: IncrementalDataLoader, previous: Previous, ranks: Ranks) ->
 
 
 def _tables(data: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    return {name: table.numpy() for name, table in data.items()}
+    """What a checkpoint holds of its data set.
+
+    Raises:
+        UserError: it does not go together.
+    """
+    tables = {name: table.numpy() for name, table in data.items()}
+    good = tables.keys() == {"train", "val", "trained"} and (
+        all(tables[split].ndim == 2 and tables[split].shape[1] > 2 for split in ("train", "val"))
+        and tables["trained"].shape == tables["train"].shape[:1]
+    )
+    if not good:
+        raise UserError(
+            "the checkpoint's tables of its data set do not go together; is it damaged?"
+        )
+    return tables
 
 
 def differ(here: str | None, there: str | None) -> bool:
@@ -234,6 +251,22 @@ def remarks(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
         for file in own
         if file in other and own[file] != other[file]
     ]
+
+
+def _defaults(config: ConfigParser) -> dict[str, Any]:
+    """Dotted key → value of the optional arguments of optimizer and schedule that nobody chose."""
+    registries: dict[str, Mapping[str, type]] = {
+        "optimizer": OPTIMIZERS,
+        "lr_scheduler": SCHEDULERS,
+    }
+    found = {}
+    for section, registry in registries.items():
+        arguments = inspect.signature(registry[config[section]["type"]]).parameters
+        for name in arguments:
+            if (dotted := f"{section}.args.{name}") in OPTIONAL:
+                value = arguments[name].default
+                found[dotted] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 @lru_cache(maxsize=1)

@@ -30,6 +30,7 @@ from trainer.advice import after_divergence
 from trainer.build import describe, task_record
 from trainer.evaluation import Evaluation, Weights
 from trainer.events import Events
+from trainer.optim import load_optimizer
 from trainer.precision import Precision
 from trainer.record import Provenance, remarks
 from utils import checkpoint as files
@@ -291,6 +292,8 @@ class Trainer(BaseTrainer):
                 if self.iteration < count:
                     self._stop_between_iterations(losses)
         losses.read()
+        # No loss tells of the last update; validation would make figures of what it left.
+        self.require_finite({"weights": self.student.state_dict()}, epoch)
         if not images:  # the run was stopped after the last iteration of the epoch
             return
         seconds = time.perf_counter() - start
@@ -384,7 +387,8 @@ class Trainer(BaseTrainer):
         super().resume(path)
         # An epoch that is done but for its validation is told already.
         done = self.iteration == self.data.train_batches.iterations
-        self.history.resume(self.epoch + done)
+        if self.ranks.is_main:
+            self.history.resume(self.epoch + done)
 
     def state(self) -> dict[str, Any]:
         task = self.task
@@ -413,13 +417,22 @@ class Trainer(BaseTrainer):
         for remark in remarks(self.provenance.record, checkpoint["record"]):
             log.info("resuming with another %s", remark)
         self.provenance = self.provenance.resumed(self.config, checkpoint, path, self.data)
+        epoch, iteration = checkpoint["epoch"], checkpoint["iteration"]
+        count, at = self.data.train_batches.iterations, checkpoint["lr_scheduler"]["last_epoch"]
+        if iteration > count or at != epoch * count + iteration:
+            raise UserError(
+                f"the checkpoint to resume from: epoch is {epoch}, iteration {iteration} and "
+                f"lr_scheduler.last_epoch {at}, which do not go together where an epoch has "
+                f"{count} iterations."
+            )
         load_strict(self.student, checkpoint["state_dict"], "the checkpoint to resume from")
-        self.method.load_state(checkpoint.get("method_state", {}))
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.method.load_state(checkpoint["method_state"])
+        load_optimizer(self.optimizer, checkpoint["optimizer"])
         self.scheduler.load_state_dict(checkpoint["lr_scheduler"])
-        if self.precision.scaled and checkpoint["scaler"]:
-            self.precision.scaler.load_state_dict(checkpoint["scaler"])
+        self.precision.load_scale(checkpoint["scaler"])
         states = checkpoint["rng"]
+        if not states:
+            raise UserError("the checkpoint to resume from: rng is empty.")
         if len(states) == self.ranks.world:
             files.set_rng_state(states[self.ranks.rank], self.ranks.device)
         else:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import pickle
 import random
 import re
 import shutil
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from utils.checkpoint_form import FORM, READ_BY_ALL, check_weights, not_finite
+from utils.forms import Maybe, fault, shown
 from utils.logger import log
 from utils.misc import PART, UserError, atomic_path, remove_parts
 
@@ -99,11 +101,13 @@ def forget(*, go_on: bool = False) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU. Only tensors and plain values are accepted.
+    """Read a checkpoint onto the CPU: tensors and plain values alone, and finite weights.
+
+    Whether the weights fit a model is judged where they are loaded into one.
 
     Raises:
-        UserError: the file is missing, unsafe, or holds no `state_dict`.
-        Damaged: its bytes are not those that were written.
+        UserError: the file is missing, or holds no weights, or something of another form.
+        Damaged: its bytes are not those that were written, or its weights are not finite.
     """
     if _memory is None or not path.is_file():
         return _load(path)
@@ -115,22 +119,17 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        _verify(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"checkpoint {path} does not exist.") from None
-    except pickle.UnpicklingError:
-        raise Damaged(
-            f"checkpoint {path} is damaged or holds more than tensors and plain values, which "
-            "could run code; it is not loaded."
-        ) from None
-    except (RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise Damaged(f"checkpoint {path} cannot be read: {_first_line(error)}.") from None
-    except OSError as error:
-        raise UserError(f"checkpoint {path} cannot be read: {_first_line(error)}.") from None
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise UserError(f"checkpoint {path} holds no 'state_dict'.")
+    source = f"checkpoint {path}"
+    checkpoint = read(path, source)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(
+            f"{source} holds no 'state_dict', the weights by name; it is {shown(checkpoint)}."
+        )
+    check_weights(checkpoint["state_dict"], source)
+    if faults := not_finite(checkpoint["state_dict"]):
+        raise Damaged(f"{source} is of no use: {faults}.")
+    if wrong := fault(checkpoint, {key: Maybe(FORM[key]) for key in READ_BY_ALL}):
+        raise UserError(f"{source}: {wrong}.")
     return checkpoint
 
 
@@ -161,8 +160,38 @@ def hash_of(path: Path) -> str:
         return weights_hash(load(path)["state_dict"])
 
 
+def read(path: Path, source: str) -> Any:
+    """What a file of `torch.save` holds, on the CPU: tensors and plain values, nothing else.
+
+    Args:
+        path: the file.
+        source: what it is, for messages.
+
+    Raises:
+        UserError: it is missing, or may not be read.
+        Damaged: its bytes are not those that were written, or it is another kind of file.
+    """
+    try:
+        _verify(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about pickles of other protocols
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{source} does not exist.") from None
+    except OSError as error:
+        raise UserError(f"{source} cannot be read: {error.strerror or error}.") from None
+    except Exception as error:  # torch reads what it did not write until anything at all fails
+        if code := re.search(r"GLOBAL (\S+)", str(error)):
+            raise Damaged(
+                f"{source} cannot be read as weights: it holds more than tensors and plain values, "
+                f"namely {code[1]}, which could run code; it is not loaded."
+            ) from None
+        why = _text(path) or _reason(error)
+        raise Damaged(f"{source} cannot be read: {why}.") from None
+
+
 class Damaged(UserError):
-    """A file whose bytes are not those that were written."""
+    """A file whose bytes are not those that were written, or whose weights are not finite."""
 
 
 def _verify(path: Path) -> None:
@@ -170,9 +199,34 @@ def _verify(path: Path) -> None:
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
+        if sum(record.file_size for record in archive.infolist()) > path.stat().st_size:
+            raise zipfile.BadZipFile("damaged, its records claim more bytes than the file has")
         record = archive.testzip()
     if record is not None:
         raise zipfile.BadZipFile(f"damaged, the checksum of its record {record} is wrong")
+
+
+def _text(path: Path) -> str:
+    """That a file is empty or a text, in words; an empty string where it is neither."""
+    with open(path, "rb") as file:
+        start = file.read(200)
+    if not start:
+        return "it is empty"
+    text = start.decode("utf-8", "replace").rstrip("\ufffd")  # a letter may be cut in two
+    line = text.lstrip().split("\n")[0].strip()
+    if not line or not line.isprintable() or "\ufffd" in line:
+        return ""
+    return (
+        f"it is a text that begins with '{line[:50]}'; if a download left it, fetch the file again"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a damaged file, without torch's advice."""
+    words = _first_line(error).split(". ")[0]
+    if isinstance(error, zipfile.BadZipFile) or "zip archive" in words or "EOF" in words:
+        return words
+    return "it is damaged, or no file of torch.save"
 
 
 def newest_good(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
@@ -259,11 +313,22 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    """Restore what `rng_state` returned."""
-    torch.set_rng_state(state["torch"])
-    if device.type == "cuda" and state["cuda"] is not None:
-        torch.cuda.set_rng_state(state["cuda"], device)
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
+    """Restore what `rng_state` returned.
+
+    Raises:
+        UserError: a generator does not take its state.
+    """
+    try:
+        torch.set_rng_state(state["torch"])
+        if device.type == "cuda" and state["cuda"] is not None:
+            torch.cuda.set_rng_state(state["cuda"], device)
+        name, keys, *rest = state["numpy"]
+        if keys.min() < 0 or keys.max() >= 2**32:
+            raise ValueError("numpy: a number has more than 32 bits")
+        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+        version, numbers, gauss = state["python"]
+        random.setstate((version, tuple(numbers), gauss))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the random state of the checkpoint cannot be restored: {_first_line(error)}."
+        ) from None

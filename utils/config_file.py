@@ -6,45 +6,82 @@ Read by `utils/parse_config.py` and `utils/recipe.py`; imports no torch.
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from utils.config_schema import HYPERPARAMETER, RELEASED, SCHEMA, SECTIONS, key_of
-from utils.misc import UserError, did_you_mean, listing
+from utils.misc import UserError, did_you_mean, listing, shortened
+
+# What nobody writes by hand, and what would take minutes, or all memory, to read.
+LARGEST_CONFIG = 1 << 20  # bytes
+LARGEST_FILE = 1 << 27
+DEEPEST = 32  # blocks and lists inside each other
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise UserError(f"key '{key}' stands twice in one block; keep one of them.")
-    return dict(pairs)
+    block = dict(pairs)
+    if len(block) < len(pairs):
+        key = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise UserError(f"key '{shortened(key)}' stands twice in one block; keep one of them.")
+    return block
 
 
-def read_json(path: Path, what: str = "config file") -> Any:
-    """Parse the JSON file `path`; `what` it is, for messages.
+def read_json(path: Path, what: str = "", largest: int = LARGEST_FILE) -> Any:
+    """Parse a JSON file.
+
+    Args:
+        path: the file.
+        what: it is, for messages; a config file when empty.
+        largest: bytes that it may have.
 
     Raises:
-        UserError: the file is missing, unreadable or broken (with line and column).
+        UserError: the file is missing, unreadable, too large or nested too deep, or broken (with
+            line and column).
     """
+    source = f"{what} {path}".lstrip()
     try:
-        text = path.read_text(encoding="utf-8")
+        with open(path, "rb") as file:
+            content = file.read(largest + 1)  # of a device there is no end
+        text = content.decode()
     except FileNotFoundError:
-        raise UserError(f"{what} {path} does not exist.") from None
+        raise UserError(f"{what or 'config file'} {path} does not exist.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{what} {path} cannot be read: {error}.") from None
+        raise UserError(f"{what or 'config file'} {path} cannot be read: {error}.") from None
+    if len(content) > largest:
+        raise UserError(f"{source}: the file cannot be read: it has over {largest >> 20} MiB.")
     try:
-        return json.loads(text, object_pairs_hook=_no_duplicates)
+        tree = json.loads(text, object_pairs_hook=_no_duplicates)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}."
+            f"{source}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}."
         ) from None
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{source}: {error}") from None
     except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
-        raise UserError(f"{path}: the file cannot be read: {error}.") from None
+        raise UserError(f"{source}: the file cannot be read: {error}.") from None
+    level = [tree]
+    for _ in range(DEEPEST):
+        level = [each for item in level for each in _below(item) if isinstance(each, (dict, list))]
+        if not level:
+            return tree
+    raise UserError(f"{source}: the file cannot be read: it is nested over {DEEPEST} deep.")
+
+
+def _below(item: Any) -> Iterable[Any]:
+    return item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+
+
+def read_config(path: Path) -> Any:
+    """Parse a config or a recipe.
+
+    Raises:
+        UserError: as `read_json`.
+    """
+    return read_json(path, largest=LARGEST_CONFIG)
 
 
 def flatten(
@@ -85,13 +122,24 @@ def flatten(
                 here = sorted({*(key.split(".")[0] for key in below), *(() if prefix else blocks)})
                 elsewhere = [key for key in known if key.endswith(f".{name}")]
                 hint = f" (did you mean '{elsewhere[0]}'?)" if len(elsewhere) == 1 else ""
+                hint = hint or did_you_mean(name[:100], here)
                 raise UserError(
-                    f"{source}: unknown key '{dotted}'{hint or did_you_mean(name, here)}; "
+                    f"{source}: unknown key '{shortened(dotted)}'{hint}; "
                     f"valid here: {listing(here) or 'nothing'}."
                 )
 
     visit(tree, "")
     return values, unknown
+
+
+def _no_path(text: str) -> str:
+    """Why a text can be no path, in words; file systems refuse such, each in its own way."""
+    try:
+        parts = os.fsencode(text).split(b"/")
+    except UnicodeEncodeError:
+        return "it holds half a character"
+    longest = max(map(len, parts))
+    return f"{longest} bytes without a slash are more than the 255 of a name" * (longest > 255)
 
 
 def check_value(dotted: str, value: Any, source: str) -> Any:
@@ -104,11 +152,13 @@ def check_value(dotted: str, value: Any, source: str) -> Any:
     if key is HYPERPARAMETER and isinstance(value, (bool, str)):
         return value
     if not key.accepts(value) or (isinstance(value, str) and (not value or "\0" in value)):
-        shown = repr(value) if isinstance(value, float) else json.dumps(value)
+        shown = shortened(repr(value) if isinstance(value, float) else json.dumps(value))
         raise UserError(f"{source}: {dotted} is {shown}, but must be {key.expected()}.")
     if key.plain_name and not re.fullmatch(r"[\w.+-]{1,100}", value):
         raise UserError(
-            f"{source}: {dotted} is '{value}', but it becomes a part of a folder name: "
+            f"{source}: {dotted} is '{shortened(value)}', but it becomes a part of a folder name: "
             "use at most 100 letters, digits, '_', '-', '+' and '.'."
         )
+    if isinstance(value, str) and (why := _no_path(value)):
+        raise UserError(f"{source}: {dotted} is '{shortened(value)}', but {why}.")
     return value

@@ -19,6 +19,13 @@ from utils.misc import listing
 
 NUMBER = (int, float)
 LARGEST = 2**63 - 1
+# Generous, and finite: a file from elsewhere must not keep this machine busy for hours.
+LONGEST_TEXT = 4096
+LONGEST_LIST = 65_536
+MOST_EPOCHS = 100_000
+MOST_PROCESSES = 256
+MOST_IMAGES = 65_536  # of a batch
+LARGEST_CROP = 16_384
 NULL = type(None)
 
 
@@ -47,7 +54,7 @@ class Key:
             names[int] = "a whole number"
         words = [names[kind] for kind in self.types if kind in names]
         bounds = [
-            f"{sign} {bound:g}"
+            f"{sign} {bound:.12g}"
             for sign, bound in ((">=", self.least), (">", self.above), ("<=", self.most))
             if bound is not None
         ]
@@ -57,6 +64,8 @@ class Key:
         """Whether `value`, as JSON gave it, may stand here."""
         if isinstance(value, bool) or not isinstance(value, NUMBER):
             fits = type(value) in self.types
+            if isinstance(value, (str, list)):
+                fits &= len(value) <= (LONGEST_TEXT if isinstance(value, str) else LONGEST_LIST)
         else:
             fits = (
                 isinstance(value, self.types)
@@ -75,18 +84,22 @@ local = functools.partial(free, local=True)
 
 def _split(kind: str, images: str, key: Callable[..., Key]) -> dict[str, Key]:
     """The keys of one of the blocks `train`, `val`, `test` of `data_loader.args`."""
-    where = f"data_loader.args.{kind}"
+    where, batch = f"data_loader.args.{kind}", free if kind == "train" else local
     return {
         f"{where}.args.transform": key(
             f"resize and crop the {images} images; false: keep them whole", (bool,)
         ),
-        f"{where}.args.transform_args.crop_size": key("side of the crop in pixels", (int,), 1),
+        f"{where}.args.transform_args.crop_size": key(
+            "side of the crop in pixels", (int,), 1, most=LARGEST_CROP
+        ),
         f"{where}.args.masking_value": key(
             f"label of hidden classes in {images} masks: 0 background, 255 not counted",
             (int,),
             choices=(0, 255),
         ),
-        f"{where}.batch_size": free("images per process and iteration", (int,), 1),
+        f"{where}.batch_size": batch(
+            "images per process and iteration", (int,), 1, most=MOST_IMAGES
+        ),
     }
 
 
@@ -95,10 +108,10 @@ def _split(kind: str, images: str, key: Callable[..., Key]) -> dict[str, Key]:
 SCHEMA: dict[str, Key] = {
     "name": free("name of the run, a part of its folder's name", (str,), plain_name=True),
     "method": Key("which method of trainer/methods trains the step", (str,)),
-    "n_gpu": local("processes started on a machine without CUDA", (int,), 1),
+    "n_gpu": local("processes started on a machine without CUDA", (int,), 1, most=MOST_PROCESSES),
     "multiprocessing_distributed": local("one process per GPU (without CUDA: n_gpu)", (bool,)),
-    "rank": local("number of this node", (int,), 0),
-    "world_size": local("number of nodes", (int,), 1),
+    "rank": local("number of this node", (int,), 0, most=65_535),
+    "world_size": local("number of nodes", (int,), 1, most=65_536),
     "dist_backend": local("process group on CUDA (CPU: gloo)", (str,), choices=("nccl", "gloo")),
     "dist_url": local(
         "where the processes meet: tcp://HOST:PORT, env:// (MASTER_ADDR and MASTER_PORT) or "
@@ -158,7 +171,9 @@ SCHEMA: dict[str, Key] = {
         "names of a data set's own classes, background first", (list, NULL), items="names"
     ),
     "data_loader.args.task.name": free("the schedule, such as 15-1", (str,), plain_name=True),
-    "data_loader.args.task.step": free("the step to train or evaluate", (int,), 0),
+    "data_loader.args.task.step": free(
+        "the step to train or evaluate", (int,), 0, most=LONGEST_LIST
+    ),
     "data_loader.args.task.setting": Key("overlap, disjoint or sequential", (str,)),
     "data_loader.args.task.idxs_path": free("folder of image lists and of the class cache", (str,)),
     # The classes up to a step decide, and a task record holds those.
@@ -178,9 +193,13 @@ SCHEMA: dict[str, Key] = {
     ),
     **_split("val", "validation", free),
     **_split("test", "test", free),
-    "data_loader.args.num_workers": free("loading processes per training process", (int,), 0),
+    "data_loader.args.num_workers": local(
+        "loading processes per training process", (int,), 0, most=MOST_PROCESSES
+    ),
     "data_loader.args.pin_memory": free("pinned host memory (CUDA only)", (bool,)),
-    "data_loader.args.memory.mem_size": Key("replayed old images; 0: no replay", (int,), 0),
+    "data_loader.args.memory.mem_size": Key(
+        "replayed old images; 0: no replay", (int,), 0, most=1_000_000
+    ),
     "data_loader.args.memory.labels": Key(
         "labels of replayed images: current: of the classes of this step, as the published code; "
         "stored: also of the step whose image it was, for methods that learn old classes; "
@@ -226,12 +245,13 @@ SCHEMA: dict[str, Key] = {
     ),
     "evaluator.type": free("the evaluator's class", (str,)),
     "metrics": free("metrics to report, functions of utils/metric.py", (list,), items="names"),
-    "trainer.epochs": Key("epochs of the step", (int,), 1),
+    "trainer.epochs": Key("epochs of the step", (int,), 1, most=MOST_EPOCHS),
     # The global batch decides.
     "trainer.accumulate": free(
         "batches of each process whose gradients make one iteration; a larger batch on less memory",
         (int,),
         1,
+        most=MOST_IMAGES,
     ),
     "trainer.clip_grad_norm": Key(
         "longest gradient of an update, a norm over all parameters; null: however long",
@@ -239,12 +259,16 @@ SCHEMA: dict[str, Key] = {
         above=0,
     ),
     "trainer.save_dir": local("folder of all runs", (str,)),
-    "trainer.save_period": free("epochs between kept checkpoints; -1: the last only", (int,), -1),
-    "trainer.validation_period": free("epochs between validations; -1: after the last", (int,), -1),
+    "trainer.save_period": free(
+        "epochs between kept checkpoints; -1: the last only", (int,), -1, most=MOST_EPOCHS
+    ),
+    "trainer.validation_period": free(
+        "epochs between validations; -1: after the last", (int,), -1, most=MOST_EPOCHS
+    ),
     "trainer.verbosity": free("0: warnings, 1: progress, 2: also details", (int,), 0, most=2),
     "trainer.monitor": free('"off", or "max NAME" / "min NAME" of a validation metric', (str,)),
     "trainer.early_stop": Key(
-        "validations without a new best before stopping; -1: never", (int,), -1
+        "validations without a new best before stopping; -1: never", (int,), -1, most=MOST_EPOCHS
     ),
     "trainer.reset_best_mnt": free("forget the best value on resuming", (bool,)),
     "trainer.tensorboard": free(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 from collections.abc import Mapping
@@ -12,9 +13,42 @@ from typing import Any
 import torch
 
 from utils.config_file import read_json
-from utils.misc import write_json
+from utils.config_schema import NULL, NUMBER, Key
+from utils.forms import FLAG, TEXT, Maybe, fault
+from utils.logger import log
+from utils.misc import UserError, sentence, write_json
 
 FILE = "history.json"
+EPOCH = {
+    "epoch": Key("", (int,), 1),
+    "seconds": Maybe(Key("", NUMBER, 0, most=1e9)),
+    "whole": Maybe(FLAG),
+    "lr": Maybe(Key("", NUMBER, 0)),
+    "images_per_s": Maybe(Key("", NUMBER, 0)),
+    "losses": Maybe({...: Key("", NUMBER, -1e38, most=1e38)}),
+}
+FORM = {
+    "device": TEXT,
+    "global_batch": Maybe(Key("", (int,), 1)),  # older files have none
+    "peak_memory_mib": Key("", (*NUMBER, NULL), 0, most=1e12),
+    "epochs": [EPOCH],
+}
+
+
+def read_history(file: Path) -> dict[str, Any]:
+    """The content of a `history.json`.
+
+    Raises:
+        UserError: it cannot be read, is not of its form, or its epochs are not in order.
+    """
+    content = read_json(file, "file")
+    if words := fault(content, FORM):
+        raise UserError(f"{file}: {words}.")
+    epochs = [each["epoch"] for each in content["epochs"]]
+    for before, after in itertools.pairwise(epochs):
+        if after <= before:
+            raise UserError(f"{file}: epoch {after} comes after epoch {before}.")
+    return content
 
 
 class History:
@@ -36,11 +70,26 @@ class History:
         forget_peak(device)
 
     def resume(self, epoch: int) -> None:
-        """Take over the epochs up to `epoch` that earlier processes wrote."""
-        if self.file.is_file():
-            written = read_json(self.file, "file")
-            self.epochs = [each for each in written["epochs"] if each["epoch"] <= epoch]
-            self.peak_before = written["peak_memory_mib"] or 0.0
+        """Take over the epochs up to `epoch` that earlier processes wrote.
+
+        No weight depends on them, so a damaged file does not stop a run: it is put aside, and the
+        history begins anew.
+        """
+        if not self.file.is_file():
+            return
+        try:
+            written = read_history(self.file)
+        except UserError as error:
+            aside = self.file.with_name(f"{self.file.name}.damaged")
+            self.file.replace(aside)
+            log.warning(
+                "%s It is kept as %s, and the losses of epochs 1 to %d are lost to %s; training "
+                "goes on",
+                *(sentence(error), aside.name, epoch, FILE),
+            )
+            return
+        self.epochs = [each for each in written["epochs"] if each["epoch"] <= epoch]
+        self.peak_before = written["peak_memory_mib"] or 0.0
 
     def add(self, global_batch: int, losses: Mapping[str, float], **told: Any) -> None:
         """Write a further epoch.

@@ -80,6 +80,11 @@ def listing(names: Iterable[object], most: int | None = None) -> str:
     return ", ".join(words[:most]) + rest
 
 
+def shortened(text: str, most: int = 80) -> str:
+    """The beginning of a text that is longer than `most`, for a message."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """` (did you mean 'x'?)` when something valid is close to `name`, else an empty string."""
     near = difflib.get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.6)
@@ -94,8 +99,9 @@ def choose(what: str, name: str, valid: Iterable[str]) -> str:
     """
     valid = list(valid)
     if name not in valid:
+        shown = shortened(str(name))
         raise UserError(
-            f"{what} is '{name}', which does not exist{did_you_mean(name, valid)}; "
+            f"{what} is '{shown}', which does not exist{did_you_mean(shown, valid)}; "
             f"valid: {listing(valid)}."
         )
     return name

@@ -28,9 +28,9 @@ from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
 from utils import recipe as recipes
-from utils.config_file import check_value, flatten, read_json
+from utils.config_file import check_value, flatten, read_config
 from utils.config_schema import FLAGS, SCHEMA, Steps, key_of
-from utils.misc import PROJECT_ROOT, UserError, choose, did_you_mean, listing
+from utils.misc import PROJECT_ROOT, UserError, choose, did_you_mean, listing, shortened
 from utils.recipe import TASK, Layers, Recipe, lay, read_layers, same_at_all_steps
 
 T = TypeVar("T")
@@ -295,10 +295,11 @@ class ConfigParser:
         beside = None if resume is None else resume.parent / "config.json"
         theirs: dict[str, Any] = {}
         if beside is not None and beside.is_file():
-            theirs, unknown = flatten(read_json(beside), str(beside), strict=False)
+            theirs, unknown = flatten(read_config(beside), str(beside), strict=False)
             notes.append(f"config: {beside}, which lies beside the weights")
             if unknown:
-                notes.append(f"ignored, for this version has no such keys: {listing(unknown)}")
+                names = listing(map(shortened, unknown), most=20)
+                notes.append(f"ignored, for this version has no such keys: {names}")
         else:
             beside = None
             if mode == "eval" and not notes:
@@ -426,21 +427,22 @@ def _not_beside_weights(
     """What a config beside the weights `resume` does not get to choose, and its value.
 
     Such a file may be downloaded, so folders that are written to, and where processes meet, are
-    this machine's. Weights that lie in the folder tree of a run are the user's own, whose results
-    go beside them; training that continues there keeps its processes. Weights below this call's own
-    save_dir have their links followed as in training.
-    `theirs` is what the file says, `mine` what holds without it.
+    this machine's, and so is what it can bear. Weights that lie in the folder tree of a run are the
+    user's own, whose results go beside them; training that continues there keeps its processes.
+    Weights below this call's own save_dir have their links followed and their images loaded as in
+    training. `theirs` is what the file says, `mine` what holds without it.
     """
     refused = {dotted: mine[dotted] for dotted in SCHEMA if SCHEMA[dotted].local}
-    folder, links = resume.resolve().parent, "data_loader.args.follow_links"
+    folder = resume.resolve().parent
+    loading = [dotted for dotted in refused if dotted.startswith("data_loader.args.")]
     in_runs = re.fullmatch(r"step_\d+", folder.name) and len(folder.parts) > 3
     if not in_runs or folder.parents[1].name != "models":
         return refused
     runs = folder.parents[2]
     if runs == Path(mine["trainer.save_dir"]).resolve():
-        refused[links] = theirs.get(links, mine[links])
+        refused |= {dotted: theirs.get(dotted, mine[dotted]) for dotted in loading}
     if mode == "train":
-        own = ("multiprocessing_distributed", "n_gpu", "fast.compile", links)
+        own = ("multiprocessing_distributed", "n_gpu", "fast.compile", *loading)
         refused |= {dotted: theirs.get(dotted, mine[dotted]) for dotted in own}
     refused["trainer.save_dir"] = str(runs)
     return refused

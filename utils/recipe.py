@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from utils.config_file import flatten, read_json
+from utils.config_file import flatten, read_config
 from utils.config_schema import OPTIONAL
 from utils.misc import PROJECT_ROOT, UserError, did_you_mean, listing
 
@@ -113,7 +113,7 @@ def read(method: str, dataset: str, task: str, step: int) -> Recipe | None:
     path = FOLDER / f"{method}_{dataset}.json"
     if not path.is_file():
         return None
-    tree = read_json(path)
+    tree = read_config(path)
     known = {*HEADING, "tasks", *BLOCKS}
     if wrong := [key for key in tree if key not in known]:
         raise UserError(f"{path}: unknown key '{wrong[0]}'; valid: {listing(sorted(known))}.")
@@ -135,7 +135,7 @@ def read_layers(path: Path) -> Layers:
     Raises:
         UserError: it cannot be read, or holds an unknown key or a wrong value, in whichever block.
     """
-    return _layers_of(read_json(path), str(path))
+    return _layers_of(read_config(path), str(path))
 
 
 def _layers_of(tree: Any, source: str) -> Layers:

@@ -21,11 +21,11 @@ from models.upsampling import full_precision, size_of
 from models.weights import load_strict
 from scripts.predicting.memory import enough_memory
 from trainer.build import apply_fast, build_method, build_student, build_task
-from trainer.checks import check_names, check_order, with_settings
+from trainer.checks import check_family, check_names, check_order, with_settings
 from trainer.evaluation import Weights
 from trainer.precision import Precision
 from utils import checkpoint as files
-from utils.config_file import flatten, read_json
+from utils.config_file import flatten, read_config
 from utils.distributed import find_devices
 from utils.misc import BACKGROUND, PROJECT_ROOT, UserError
 from utils.parse_config import ConfigParser
@@ -63,6 +63,7 @@ class Predictor:
         self.method = build_method(config, self.task)
         checkpoint = files.load(weights)
         check_order(self.task, weights, checkpoint)
+        check_family(self.method, weights, checkpoint)
         self.tested = Weights.of(checkpoint, weights)
         self.model = build_student(config, self.method)
         load_strict(self.model, checkpoint["state_dict"], f"weight file {weights}")
@@ -233,7 +234,7 @@ def shipped_config(weights: Path) -> str:
             f"there is no config.json beside {weights}; put the one there that they were trained "
             "with."
         )
-    named = flatten(read_json(beside), str(beside), strict=False)[0].get(bundle)
+    named = flatten(read_config(beside), str(beside), strict=False)[0].get(bundle)
     for shipped in sorted((PROJECT_ROOT / "configs").glob("config_*.json")):
         if read_layers(shipped).plain[bundle] == named:
             return f"configs/{shipped.name}"

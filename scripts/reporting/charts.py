@@ -315,8 +315,9 @@ def _end_labels(
             clip_on=False,
         )  # fmt: skip
         axes.figure.text(
-            x + 8, y, ends[label][1], fontsize=12, va="center_baseline", transform=None
-        )
+            x + 8, y, ends[label][1], fontsize=12, va="center_baseline", transform=None,
+            parse_math=False,
+        )  # fmt: skip
 
 
 _NEXT = itertools.count()
@@ -334,15 +335,20 @@ def _svg(figure: Figure, words: str) -> Markup:
     text = re.sub(r".*?</style>\s*</defs>", "", text, count=1, flags=re.S)  # up to its own style
     used = set(re.findall(r'url\(#(.+?)\)|href="#(.+?)"', text))
     names = {name for pair in used for name in pair if name}
-    text = re.sub(
-        r' id="(.+?)"', lambda m: f' id="c{number}-{m[1]}"' if m[1] in names else "", text
-    )
-    text = re.sub(
-        r"url\(#|xlink:href=\"#", lambda m: f"{m[0].removeprefix('xlink:')}c{number}-", text
-    )
-    text = re.sub(r"#fe00(..)", lambda m: f"var(--{VARIABLES[int(m[1], 16)]})", text)
-    text = re.sub(r'font: ([\d.]+px) [^;"]*', r"font-size: \1", text)  # matplotlib up to 3.10
-    text = re.sub(r' transform="rotate\(-0 .*?\)"| font-family: [^;"]*;?', "", text)
+
+    def own(tag: re.Match[str]) -> str:
+        """A tag as the page needs it; what stands between tags is a label and stays as it is."""
+        text = re.sub(
+            r' id="(.+?)"', lambda m: f' id="c{number}-{m[1]}"' if m[1] in names else "", tag[0]
+        )
+        text = re.sub(
+            r"url\(#|xlink:href=\"#", lambda m: f"{m[0].removeprefix('xlink:')}c{number}-", text
+        )
+        text = re.sub(r"#fe00(..)", lambda m: f"var(--{VARIABLES[int(m[1], 16)]})", text)
+        text = re.sub(r'font: ([\d.]+px) [^;"]*', r"font-size: \1", text)  # matplotlib up to 3.10
+        return re.sub(r' transform="rotate\(-0 .*?\)"| font-family: [^;"]*;?', "", text)
+
+    text = re.sub(r"<[^>]*>", own, text)
     text = re.sub(r"\s*\n\s*", " ", text)
     width, height = figure.bbox.size
     head = (

@@ -93,8 +93,8 @@ def write_page(report: Mapping[str, Any], file: Path) -> None:
         fold=FOLD,
         swatches=SWATCHES,
     )
-    with atomic_path(file) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+    with atomic_path(file) as temporary:  # names of folders need not be UTF-8
+        temporary.write_text(html, encoding="utf-8", errors="backslashreplace")
 
 
 def number(value: float | None, signed: bool = False) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +21,7 @@ from scripts.reporting.sections import Group, Section
 from trainer.build import build_data
 from utils.distributed import SINGLE
 from utils.logger import progress
-from utils.misc import BACKGROUND, UserError
+from utils.misc import BACKGROUND, UserError, listing
 from utils.pictures import colour, palette_image
 
 BATCH = 16
@@ -44,12 +46,12 @@ def add_pictures(
 ) -> None:
     """Add pictures, a legend and how they were chosen to a task's report.
 
-    Without weights or test images, or where one is broken, there is a sentence that says why.
+    Weights that are missing or broken cost the columns of their run, a broken image its picture;
+    a sentence says so.
     """
     try:
-        columns, pair = _columns(section, device, data_dir)
-        data = build_data(pair[0].predictor.config, SINGLE)
-        data.setup("test")
+        columns, pair, said = _columns(section, device, data_dir)
+        data = _test_data([*pair, *columns])
         chosen, how = choose_images(data, *pair, count)
         shown: set[int] = set()
         pictures = []
@@ -66,7 +68,7 @@ def add_pictures(
     except UserError as error:
         task["sentences"]["pictures"] = [f"No pictures: {error}"]
         return
-    task["pictures"], task["sentences"]["pictures"] = pictures, [how]
+    task["pictures"], task["sentences"]["pictures"] = pictures, [*how, *said]
     steps = {row["id"]: row["step"] for row in task["classes"]}
     future = sorted({*data.task.ids} - steps.keys())
     task["legend"] = [
@@ -80,23 +82,37 @@ def add_pictures(
     ]
 
 
-def _columns(
-    section: Section, device: torch.device, data_dir: str | None
-) -> tuple[list[Column], tuple[Column, Column]]:
-    """What is shown, and the two whose difference chooses the images: the best and the next.
-
-    Of each method, the first run that reaches the last step.
+def _test_data(columns: Sequence[Column]) -> IncrementalDataLoader:
+    """The test images, where the first of the configs says that can be followed.
 
     Raises:
-        UserError: a step's weights are missing or broken.
+        UserError: none can.
+    """
+    faults = []
+    for column in columns:
+        try:
+            data = build_data(column.predictor.config, SINGLE)
+            data.setup("test")
+            return data
+        except UserError as error:
+            faults.append(error)
+    raise faults[0]
+
+
+def _columns(
+    section: Section, device: torch.device, data_dir: str | None
+) -> tuple[list[Column], tuple[Column, Column], list[str]]:
+    """What is shown, the two whose difference chooses the images, the best and the next, and what
+    cannot be shown, in words.
+
+    Of each method, the first run that reaches the last step and whose weights can be loaded.
+
+    Raises:
+        UserError: there is none.
     """
     steps = range(section.last + 1)
-    done = [
-        (group, next(run for run in group.runs if section.last in run.results))
-        for group in section.groups
-        if any(section.last in run.results for run in group.runs)
-    ]
-    if len(done) * len(steps) > MOST_COLUMNS:
+    rows = [group for group in section.groups if any(section.last in r.results for r in group.runs)]
+    if len(rows) * len(steps) > MOST_COLUMNS:
         steps = range(section.last, section.last + 1)
 
     def column(group: Group, run: Run, step: int) -> Column:
@@ -108,22 +124,37 @@ def _columns(
     def overall(run: Run) -> float:
         return grouped(run.results[section.last], section.schedule)["all"] or 0.0
 
-    mine = [
-        [column(group, run, step) for step in steps if step in run.results] for group, run in done
-    ]
-    columns = [each for columns in mine for each in columns]
+    done: list[tuple[Group, Run]] = []
+    shown: list[list[Column]] = []
+    faults: list[str] = []
+    for group in rows:
+        for run in (run for run in group.runs if section.last in run.results):
+            try:
+                shown.append([column(group, run, step) for step in steps if step in run.results])
+            except UserError as error:
+                faults.append(f"{run.name}: {error}")
+            else:
+                done.append((group, run))
+                break
+    if not done:
+        raise UserError(listing(faults, 2))
+    columns = list(itertools.chain.from_iterable(shown))
     rivals = [i for i, (group, _) in enumerate(done) if not group.joint] or [0]
     best, *others = sorted(rivals, key=lambda i: -overall(done[i][1]))
-    return columns, (mine[best][-1], mine[others[0]][-1] if others else mine[best][0])
+    pair = shown[best][-1], shown[others[0]][-1] if others else shown[best][0]
+    return columns, pair, [f"No pictures of {words}" for words in faults]
 
 
 def choose_images(
     data: IncrementalDataLoader, first: Column, second: Column, count: int
-) -> tuple[dict[int, str], str]:
+) -> tuple[dict[int, str], list[str]]:
     """Test images that show what one gains and loses against another, and many classes.
 
     Returns:
         Position → why it was chosen, and how they all were, in words.
+
+    Raises:
+        UserError: none can be read.
     """
     images, ids = data.test_set, data.task.label_ids()
     spread = np.linspace(0, len(images) - 1, min(CANDIDATES, len(images))).astype(int).tolist()
@@ -131,17 +162,26 @@ def choose_images(
     size = BATCH if data.one_size("test") else 1
     gains: dict[int, float] = {}
     classes: dict[int, set[int]] = {}
+    faults: list[UserError] = []
     for start in progress(range(0, len(spread), size), desc="choosing pictures", unit="batch"):
-        positions = spread[start : start + size]
-        samples = [images[position] for position in positions]
-        pixels = torch.stack([sample.image for sample in samples])
+        samples = {}
+        for position in spread[start : start + size]:
+            try:
+                samples[position] = images[position]
+            except UserError as error:
+                faults.append(error)
+        if not samples:
+            continue
+        pixels = torch.stack([sample.image for sample in samples.values()])
         preds = [column.predictor.predict(pixels) for column in (first, second)]
-        for position, sample, mine, theirs in zip(positions, samples, *preds, strict=True):
+        for (position, sample), mine, theirs in zip(samples.items(), *preds, strict=True):
             truth = sample.label.numpy()
             known = truth < len(ids)
             seen = ids[truth[known]]
             classes[position] = {*np.unique(truth[known]).tolist()} - {BACKGROUND}
             gains[position] = _agreement(seen, mine[known]) - _agreement(seen, theirs[known])
+    if not gains:
+        raise faults[0]
     by_gain = sorted(gains, key=lambda position: -gains[position])
     each = 0 if first is second else min(max(1, count // 3), count // 2)
     chosen: dict[int, str] = {}
@@ -161,7 +201,10 @@ def choose_images(
             f"those in which {first.label} gains and loses most against {second.label} (mean IoU "
             "of the classes of the image), then"
         )
-    return chosen, " ".join([*how, "those that show most classes."])
+    said = [" ".join([*how, "those that show most classes."])]
+    if faults:
+        said.append(f"{len(faults)} more cannot be read; the first: {faults[0]}")
+    return chosen, said
 
 
 def _agreement(truth: np.ndarray, preds: np.ndarray) -> float:

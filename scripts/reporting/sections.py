@@ -16,12 +16,12 @@ import numpy as np
 from scripts.reporting.figures import iou_over_steps
 from scripts.reporting.results import Result, Run, Schedule, labels_of
 from trainer.methods import display_name, in_order
-from utils.config_file import flatten
 from utils.config_schema import OLDER, SCHEMA
 from utils.misc import BACKGROUND, UserError, listing
 
 # They say which run or which step it is, not how it is trained.
 STEP_0 = "step 0: "  # before the keys of settings of a run that goes on
+BATCH = "global batch"  # a setting that stands in no config
 NO_SETTING = re.compile(r"seed|data_loader\.args\.task\..*|arch\.args\.backbone_pretrained")
 
 
@@ -119,22 +119,23 @@ def settings_of(run: Run) -> dict[str, str]:
     known by its name.
     """
     told: dict[str, str] = {}
-    steps = {"": run.last} | (
-        {STEP_0: run.results[0]} if run.last.step and 0 in run.results else {}
-    )
-    for prefix, result in steps.items():
+    for prefix, result in _settled(run).items():
         if result.global_batch is not None:
-            told[f"{prefix}global batch"] = str(result.global_batch)
+            told[f"{prefix}{BATCH}"] = str(result.global_batch)
         if not result.config:
             told[f"{prefix}name"] = _without_seed(result.content["name"])
-            continue
-        flat, _ = flatten(result.config, f"the config of {result.file.parent}", strict=False)
         told |= {
             f"{prefix}{key}": json.dumps(value)
-            for key, value in (OLDER | flat).items()
+            for key, value in (OLDER | result.config if result.config else {}).items()
             if not NO_SETTING.fullmatch(key) and (key not in SCHEMA or SCHEMA[key].decides)
         }
     return told
+
+
+def _settled(run: Run) -> dict[str, Result]:
+    """The steps whose settings tell runs apart, by what their keys begin with."""
+    first = run.results.get(0)
+    return {"": run.last} | ({STEP_0: first} if run.last.step and first else {})
 
 
 def label_of(result: Result) -> str:
@@ -201,19 +202,32 @@ def _check_one_data_set(runs: Iterable[Run]) -> None:
 
 def _groups(runs: Iterable[Run]) -> list[Group]:
     found: dict[tuple[str, tuple[tuple[str, str], ...]], list[Run]] = {}
-    for run in runs:
-        key = label_of(run.last), tuple(sorted(settings_of(run).items()))
+    for run in sorted(runs, key=lambda run: bool(_lost(run))):
+        label, settings = label_of(run.last), settings_of(run)
+        alike = [
+            key
+            for key in found
+            if key[0] == label and {k: v for k, v in key[1] if k not in _lost(run)} == settings
+        ]
+        # A batch that a damaged file told is taken to be that of the runs that are equal else.
+        key = alike[0] if len(alike) == 1 else (label, tuple(sorted(settings.items())))
         found.setdefault(key, []).append(run)
     rows, uses = Counter(label for label, _ in found), Counter[str]()
     groups = []
-    for (label, settings), members in found.items():
+    for (label, known), members in found.items():
         if rows[label] > 1:
             label = f"{label}, {_without_seed(members[0].last.content['name'])}"
         uses[label] += 1
         label = f"{label} #{uses[label]}" if uses[label] > 1 else label
-        groups.append(Group(label, tuple(members), dict(settings)))
+        members = sorted(members, key=lambda run: run.folder)
+        groups.append(Group(label, tuple(members), dict(known)))
     order = in_order(group.method for group in groups)
     return sorted(groups, key=lambda g: (g.joint, order.index(g.method), g.label))
+
+
+def _lost(run: Run) -> set[str]:
+    """The settings that a damaged file told."""
+    return {f"{prefix}{BATCH}" for prefix, result in _settled(run).items() if result.lost_batch}
 
 
 def _without_seed(name: str) -> str:

@@ -219,6 +219,15 @@ def warnings(section: Section) -> list[str]:
                 told.append(
                     f"{run.name} has no test of step {listing(missing)}: no figures over the steps."
                 )
+            contents = {result.list_of("test").get("contents") for result in run.results.values()}
+            if len(contents - {None}) > 1:
+                told.append(f"{run.name}: what the files of the test data hold changed on the way.")
+            for step, result in run.results.items():
+                if epochs := result.content.get("lengthened"):
+                    told.append(
+                        f"{run.name}, step {step}, was lengthened after epoch {listing(epochs)}, "
+                        "where its learning rate rose again: it is no step of that many epochs."
+                    )
         seeds = [run.last.seed for run in group.runs if run.last.seed is not None]
         if len({*seeds}) < len(seeds):
             told.append(f"{group.label} has a seed more than once, so its deviation is too small.")
@@ -227,6 +236,7 @@ def warnings(section: Section) -> list[str]:
     ends = section.ends
     asked: dict[str, list[tuple[str, Any]]] = {
         "test images": [(label, _list_of(r, "test")) for label, r in ends],
+        "test data (hash of the files)": [(label, _contents(r)) for label, r in ends],
         "training images": [(label, _list_of(r, "train")) for label, r in ends if not r.joint],
         "what pixels of future classes count as": [(label, r.future) for label, r in ends],
         "size of the test images": [(label, r.cropped) for label, r in ends],
@@ -256,9 +266,14 @@ def _list_of(result: Result, kind: str) -> str | None:
     return f"{found['images']} ({found['sha256'][:8]})" if found else None
 
 
+def _contents(result: Result) -> str | None:
+    contents = result.list_of("test").get("contents")
+    return contents and contents[:12]
+
+
 def _network(result: Result) -> str | None:
-    arch = result.config.get("arch", {}).get("args", {})
-    names = [str(arch[key]) for key in ("backbone", "output_stride") if key in arch]
+    keys = [f"arch.args.{key}" for key in ("backbone", "output_stride")]
+    names = [str(result.config[key]) for key in keys if key in result.config]
     return ", stride ".join(names) or None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from base import base_method
-from base.base_method import StepContext, Terms, Total, setting
+from base.base_method import StepContext, Terms, Total, saved_tensor, setting
 from base.base_model import ModelOutput
 from base.batch import Batch, void_of
 from models.fast_loss import cross_entropy, local_pod
@@ -20,6 +20,7 @@ from utils.misc import BACKGROUND, UserError
 
 BINS = 100  # of the histograms of uncertainty
 FLOOR = 0.001  # of a threshold
+LARGEST = torch.finfo(torch.float32).max
 SMALLEST_MAP = 4  # Local POD cuts a side into as many windows
 
 
@@ -112,7 +113,7 @@ class PLOP(MiB):
         hidden = labels < self.known
         sure = hidden & (unsure < self.thresholds[answer])
         filled = torch.where(sure, answer.to(labels.dtype), void)
-        share = sure.sum((1, 2)) / (hidden.sum((1, 2)) + 1e-6)
+        share = sure.sum((1, 2)) / (hidden.sum((1, 2)).to(unsure) + 1e-6)
         return torch.where(hidden, filled, labels), share
 
     # ------------------------------------------------------------------------------------ losses
@@ -134,10 +135,13 @@ class PLOP(MiB):
         }
 
     def state(self) -> dict[str, Any]:
-        return {"thresholds": self.thresholds.cpu()}
+        # Where nothing, or everything, is sure: as numbers that decide the same.
+        finite = self.thresholds.nan_to_num(nan=-LARGEST, posinf=LARGEST)
+        return {"thresholds": finite.cpu()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.thresholds = state["thresholds"]
+        saved = saved_tensor(state, "thresholds", (self.channels,))
+        self.thresholds = torch.where(saved.abs() < LARGEST, saved, saved * torch.inf)
 
 
 def maps_of(output: ModelOutput) -> tuple[torch.Tensor, ...]:
@@ -169,7 +173,7 @@ def thresholds(histogram: torch.Tensor, way: str = "official") -> torch.Tensor:
         way: "official" or "paper".
 
     Returns:
-        [K_t] float32, on the CPU.
+        [K_t] float64, on the CPU.
     """
     counts = histogram.double().cpu()
     bins = counts.shape[1]
@@ -189,4 +193,4 @@ def thresholds(histogram: torch.Tensor, way: str = "official") -> torch.Tensor:
     mass = torch.where(found, before.gather(1, place), beyond)
     median = start[place] + (half - mass) / counts.gather(1, place) / bins
     median = torch.where(half > 0, median, 0).clamp(min=FLOOR)  # NaN stays
-    return median[:, 0].float()
+    return median[:, 0]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from base.base_method import Terms, Total, setting
+from base.base_method import Terms, Total, saved_tensor, setting
 from base.base_model import BaseModel, ModelOutput
 from base.batch import Batch
 from models.upsampling import exact_products, full_precision, highest_logit, size_of
@@ -58,7 +58,7 @@ class SDR(MiB):
         """Take over the prototypes of the old classes.
 
         Raises:
-            UserError: the previous step was trained by a method that keeps none.
+            UserError: the previous step's method keeps none, or they are damaged.
         """
         if self.task.step == 0:
             return
@@ -67,9 +67,12 @@ class SDR(MiB):
                 f"'sdr' continues from prototypes, but step {self.task.step - 1} was trained by a "
                 "method that keeps none; train step 0 with --method sdr and another --name."
             )
-        new = self.channels - len(earlier["prototypes"])
-        self.prototypes = F.pad(earlier["prototypes"], (0, 0, 0, new))
-        self.counts = F.pad(earlier["counts"], (0, new))
+        new = len(self.task.new)
+        prototypes, counts = saved_prototypes(earlier, self.channels - new)
+        if prototypes.shape[1] == 0:
+            raise UserError("method_state.prototypes of the step before is empty; train it anew.")
+        self.prototypes = F.pad(prototypes, (0, 0, 0, new))
+        self.counts = F.pad(counts, (0, new))
 
     def losses(
         self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None, total: Total
@@ -98,7 +101,12 @@ class SDR(MiB):
         sums = groups.sums.detach().masked_fill(~finite[:, None], 0)
         counts = groups.counts.double() * finite
         if self.prototypes.shape[1] == 0:
-            self.prototypes = self.prototypes.new_zeros(sums.shape)
+            self.prototypes = torch.zeros_like(sums)
+        if self.prototypes.shape != sums.shape:
+            raise UserError(
+                f"method_state.prototypes of the checkpoint has {self.prototypes.shape[1]} "
+                f"features for each class, but the network has {sums.shape[1]}."
+            )
         if self.task.setting == "overlap" or self.task.step > 0:
             counts[BACKGROUND] = 0
         known = self.counts.to(counts)
@@ -111,7 +119,21 @@ class SDR(MiB):
         return {"prototypes": self.prototypes.cpu(), "counts": self.counts.cpu()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.prototypes, self.counts = state["prototypes"], state["counts"]
+        self.prototypes, self.counts = saved_prototypes(state, self.channels)
+        if self.prototypes.shape[1] == 0 and self.counts.any():
+            raise UserError("method_state.prototypes of the checkpoint is empty, but not counts.")
+
+
+def saved_prototypes(state: Mapping[str, Any], channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prototypes [channels, features] and pixel counts [channels] of a checkpoint.
+
+    Raises:
+        UserError: they are missing or something else.
+    """
+    return (
+        saved_tensor(state, "prototypes", (channels, None)),
+        saved_tensor(state, "counts", (channels,)),
+    )
 
 
 def nearest(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

@@ -15,7 +15,7 @@ from base.base_model import BaseModel, HeadPlan, ModelOutput
 from base.batch import Batch, void_of
 from models.fast_loss import mbce
 from models.heads import start_head
-from models.upsampling import highest_score, size_of, upsample
+from models.upsampling import full_precision, highest_score, size_of, upsample
 from trainer.optim import HEAD_LR, group, three_groups
 from utils.misc import BACKGROUND
 
@@ -93,7 +93,7 @@ class SSUL(BaseMethod):
     ) -> Terms:
         """The mean over pixels that are not void; the sum over channels is the trainer's."""
         labels = self.targets(batch, teacher)
-        counted = (labels != VOID).float().mean()
+        counted = (labels != VOID).to(full_precision(student.logits[:0])).mean()
         both = total(torch.stack([counted, torch.ones_like(counted)]))  # ranks are of equal size
         share = (both[0] / both[1]).clamp(min=1 / labels.numel())
         unknown = mbce(student.asked("unknown"), labels, UNKNOWN, void_counts=False)
