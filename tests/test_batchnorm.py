@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.model import DeepLabV3
 from scripts.reporting.sections import settings_of
-from tests.helpers import DATA, PROJECT, dkd_heads, train
+from tests.helpers import DATA, dkd_heads, train
 from trainer.announce import _compare_with_recipe
 from trainer.record import differences
 from trainer.steps import unfinished

@@ -42,7 +42,9 @@ class MAS(BackgroundMethod):
         ce: float = setting(1.0, "weight of the cross-entropy")
         stay: float = setting(0.5, "weight of the squared distance of weights, by importance")
 
-    importance: dict[str, torch.Tensor]
+    def __init__(self, task, given):
+        super().__init__(task, given)
+        self.importance: dict[str, torch.Tensor] = {}
 
     def start(self, student, earlier):
         self.importance = dict(earlier.get("importance", {}))
@@ -155,7 +157,8 @@ def test_a_method_is_a_file_a_line_and_a_recipe(project, toy_root, tmp_path):
         "15-5=" + json.dumps([[*range(1, 16)], [*range(16, 21)]]),
     ]
     call(project, "scripts/compare_methods.py", *flags, "--methods", "mas")
-    assert "mas" in call(project, "scripts/compare_methods.py", "--help").split("(default: ")[1]
+    told = " ".join(call(project, "scripts/compare_methods.py", "--help").split())
+    assert " mas " in told.split("joint-NAME (default: ")[1].split(")")[0]
 
     weights = runs / "models/overlap_15-5_mas/step_1/checkpoint-epoch1.pth"
     image = next((toy_root / "JPEGImages").iterdir())
