@@ -140,6 +140,8 @@ class BaseMethod(ABC):
         replay_confidence: score from which a background pixel of a replay candidate counts as the
             class that the previous model sees; None: the method has no replay.
         answers_from: names of the outputs that `predict` and `confident` read beside logits.
+        label: what tables call it, such as LwF-MC; not inherited. A class without one is called by
+            its name in `METHODS`.
         task: the step.
         settings: the config's values over the defaults.
     """
@@ -149,6 +151,7 @@ class BaseMethod(ABC):
     learns_old: ClassVar[bool]
     replay_confidence: ClassVar[float | None] = 0.9
     answers_from: ClassVar[frozenset[str]] = frozenset()
+    label: ClassVar[str]
 
     def __init__(self, task: Task, given: Mapping[str, Any]):
         """

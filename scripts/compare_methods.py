@@ -5,8 +5,9 @@
 Trains what is left of the seed, below OUT/runs, of which `report.py` tells then. Called by
 `compare_methods.sh`; `--config` and `--task` name other data and schedules.
 
-Networks are small and trained from scratch, so learning rates and epochs are those of this file;
-the weights of the loss terms and whatever else a method asks for are its recipe's.
+Networks are small and trained from scratch, so learning rates and epochs are those of this file,
+by a method's family unless it is named here; the weights of the loss terms and whatever else a
+method asks for are its recipe's.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import contextlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from base.base_method import BaseMethod
+from trainer.methods import METHODS, in_order
 from trainer.run import run
 from trainer.steps import step_configs
 from utils.config_file import read_config
@@ -29,63 +31,77 @@ from utils.parse_config import ConfigParser
 from utils.recipe import BLOCKS, read_layers
 
 
-@dataclass(frozen=True)
-class Base:
-    """A step 0 that methods of one family start from, with what differs from the recipe's."""
+class Tuned(NamedTuple):
+    """How a method trains here.
 
-    method: str
-    lr: float
+    Attributes:
+        base: whose step 0 it starts from.
+        first, later: learning rates of step 0 and of the later steps.
+        settings: that differ from the recipe's, `KEY=VALUE`, at all steps.
+        without_maps: the same where there are no saliency maps.
+    """
+
+    base: str
+    first: float
+    later: float
     settings: tuple[str, ...] = ()
+    without_maps: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A row of the table.
 
     Attributes:
         method: its name.
-        base: whose step 0 it starts from, a key of `BASES`; of joint training, its learning rate.
-        lr: of the later steps.
         memory: whether it replays old images.
         joint: all classes at once; one network serves all schedules, their first steps being equal.
-        settings: that differ from the recipe's, `KEY=VALUE`.
     """
 
     method: str
-    base: str
-    lr: float = 0.0
     memory: bool = False
     joint: bool = False
-    settings: tuple[str, ...] = ()
 
 
+# Learning rates of a family, at which small networks learn from scratch: step 0, later steps.
+RATES = {"auxiliary": (0.01, 0.002), "background": (0.1, 0.05), "unknown": (0.01, 0.01)}
 # As in the demo: at the published weight of 1 the new classes take more iterations than there are.
 WEIGHTED = ("hyperparameter.pos_weight=2",)
 # Its authors' 0.0003 needs thousands of iterations.
 MOVING = ("arch.args.backbone_bn_momentum=0.1",)
-BASES = {
-    "dkd": Base("dkd", 0.01),
-    "ft": Base("ft", 0.1),
-    "lwf_mc": Base("lwf_mc", 0.02),
-    "sdr": Base("sdr", 0.1, MOVING),
-    "ssul": Base("ssul", 0.01),
+# What a method has otherwise than its family, trained from a step 0 of its own.
+OWN: dict[str, dict[str, Any]] = {
+    "finetune": {"base": "dkd", "settings": WEIGHTED},
+    "dkd": {"settings": WEIGHTED},
+    "lwf_mc": {"first": 0.02, "later": 0.01},
+    "lwf": {"base": "ft"},
+    "ilt": {"base": "ft", "later": 0.02},
+    "mib": {"base": "ft"},
+    "plop": {"base": "ft"},
+    "sdr": {"later": 0.02, "settings": MOVING},
+    "ssul": {"without_maps": ("hyperparameter.unknown=all",)},
 }
-ENTRIES = {
-    "finetune": Entry("finetune", "dkd", 0.002, settings=WEIGHTED),
-    "dkd": Entry("dkd", "dkd", 0.002, settings=WEIGHTED),
-    "dkd-m": Entry("dkd", "dkd", 0.002, memory=True, settings=WEIGHTED),
-    "joint-dkd": Entry("dkd", "dkd", joint=True),
-    "ft": Entry("ft", "ft", 0.05),
-    "lwf_mc": Entry("lwf_mc", "lwf_mc", 0.01),
-    "lwf": Entry("lwf", "ft", 0.05),
-    "ilt": Entry("ilt", "ft", 0.02),
-    "mib": Entry("mib", "ft", 0.05),
-    "plop": Entry("plop", "ft", 0.05),
-    "sdr": Entry("sdr", "sdr", 0.02, settings=MOVING),
-    "joint-ft": Entry("ft", "ft", joint=True),
-    "ssul": Entry("ssul", "ssul", 0.01),
-    "ssul-m": Entry("ssul", "ssul", 0.01, memory=True),
-}
+
+
+def tuned(method: str) -> Tuned:
+    """How a method of `METHODS` trains here."""
+    first, later = RATES.get(METHODS[method].family, (0.01, 0.01))
+    return Tuned(**{"base": method, "first": first, "later": later, **OWN.get(method, {})})
+
+
+def make_entries() -> dict[str, Entry]:
+    """Every row that can be asked for: NAME, NAME-m where the method can replay, joint-NAME."""
+    rows = {}
+    for name in in_order(METHODS):
+        rows[name] = Entry(name)
+        if METHODS[name].replay_confidence is not None:
+            rows[f"{name}-m"] = Entry(name, memory=True)
+        rows[f"joint-{name}"] = Entry(name, joint=True)
+    return rows
+
+
+ENTRIES = make_entries()
+EXTRA = ("dkd-m", "ssul-m", "joint-dkd", "joint-ft")  # shown by default, beside all methods
+SHOWN = [name for name in ENTRIES if name in METHODS or name in EXTRA]
 FIRST = tuple(range(1, 16))
 TASKS = {"15-5": (FIRST, tuple(range(16, 21))), "15-3-2": (FIRST, (16, 17, 18), (19, 20))}
 
@@ -126,37 +142,37 @@ def train(args: argparse.Namespace) -> None:
         run(*step_configs(config))
 
     def maps(method: str) -> list[object]:
-        if method != "ssul":
+        # Whether it reads any may be a matter of its settings.
+        if METHODS[method].reads_saliency is BaseMethod.reads_saliency:
             return []
         if args.saliency_dir is None:
-            return ["--set", "hyperparameter.unknown=all"]
+            return typed(tuned(method).without_maps)
         return ["--saliency_dir", args.saliency_dir.resolve()]
 
-    def typed(settings: Sequence[str]) -> list[str]:
+    def typed(settings: Sequence[str]) -> list[object]:
         return [word for value in settings for word in ("--set", value)]
 
-    def base(name: str) -> list[object]:
-        of = BASES[name]
-        flags = ["--method", of.method, "--lr", of.lr, "--epochs", args.base_epochs]
-        return [*flags, *maps(of.method), *typed(of.settings)]
+    def flags(method: str, lr: float, epochs: int) -> list[object]:
+        words = ["--method", method, "--lr", lr, "--epochs", epochs]
+        return [*words, *maps(method), *typed(tuned(method).settings)]
 
     first = next(iter(tasks))
     for name in args.methods:
-        entry = ENTRIES[name]
-        label, start = f"{name}-s{seed}", base(entry.base)
+        entry, label = ENTRIES[name], f"{name}-s{seed}"
+        own = tuned(entry.method)
+        source = entry.method if entry.joint else own.base
+        start = flags(source, tuned(source).first, args.base_epochs)
         for task, schedule in tasks.items():
             if entry.joint:
                 if task == first:
                     call(task, label, str(len(schedule) - 1), "--joint", *start)
             else:
-                call(first, f"base-{entry.base}-s{seed}", "0", *start)
-                taken = runs / f"models/overlap_{first}_base-{entry.base}-s{seed}/step_0"
+                call(first, f"base-{source}-s{seed}", "0", *start)
+                taken = runs / f"models/overlap_{first}_base-{source}-s{seed}/step_0"
                 call(task, label, "0", *start, "--base", taken)
-                later = ["--method", entry.method, "--lr", entry.lr, "--bs", args.batch]
-                later += ["--epochs", args.epochs]
+                later = [*flags(entry.method, own.later, args.epochs), "--bs", args.batch]
                 memory = ["--mem_size", args.memory] if entry.memory else []
-                later += [*maps(entry.method), *memory, *typed(entry.settings)]
-                call(task, label, f"1-{len(schedule) - 1}", *later)
+                call(task, label, f"1-{len(schedule) - 1}", *later, *memory)
             done += 1
             print(
                 f"seed {seed}: {name} on {task} ({done} of {total})",
@@ -185,7 +201,8 @@ def main() -> None:
     add("--seed", type=int, required=True, help="of all of them")
     add("--data_dir", type=Path, required=True, help="root of the data set, in VOC layout")
     add("--saliency_dir", type=Path, help="saliency maps for SSUL (default: none)")
-    add("--methods", nargs="+", default=list(ENTRIES), help="rows (default: all)")
+    rows = "rows: NAME, NAME-m with a replay memory, joint-NAME"
+    add("--methods", nargs="+", default=SHOWN, help=f"{rows} (default: {' '.join(SHOWN)})")
     add("--config", type=Path, default=PROJECT_ROOT / "configs/demo.json", help="network and crops")
     add("--task", type=_task, action="append", metavar="NAME=STEPS", help="schedules, label ids")
     add("--base_epochs", type=int, default=10, help="epochs of step 0 (%(default)s)")

@@ -15,6 +15,8 @@ from utils.parse_config import ConfigParser
 
 DATA = Path(__file__).parent / "data"
 PROJECT = Path(__file__).parent.parent
+# The methods that the tests know; another one comes with a test of its own.
+PUBLISHED = ("dkd", "finetune", "ft", "lwf", "lwf_mc", "ilt", "mib", "plop", "sdr", "ssul")
 NO_GPU = "needs a CUDA device, and -m gpu"
 
 

@@ -19,6 +19,7 @@ from base.task import Task
 from models.aspp import Dropout
 from models.fast_loss import by_definition, local_pod
 from models.model import DeepLabV3
+from tests.helpers import PUBLISHED
 from tests.networks import WAYS, earlier_of, make_config, make_trainer
 from trainer.build import build_student
 from trainer.methods import METHODS
@@ -418,7 +419,7 @@ DROPOUT = {"dkd": (True, False), "finetune": (True, False), "ssul": (True, True)
 
 
 @pytest.mark.parametrize("step", [0, 1])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_which_steps_have_dropout(name, step):
     """As in the published codes; the decoder of MiB's family has none."""
     config = make_config(step, "PolyLR", method=name)
@@ -442,7 +443,7 @@ class OnlyDouble(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("step", [0, 1])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_method_in_float64_computes_nothing_in_float32(name, step, way):
     """Neither the pass before the step, nor losses, their gradient, and what is seen."""
     method = make(name, step)
@@ -498,7 +499,7 @@ def on_two_ranks(run):
 
 
 @pytest.mark.parametrize("step", [0, 1])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_two_ranks_are_one(name, step):
     """Terms, the mean gradient and what is remembered; classes of either rank alone among them.
 
@@ -538,7 +539,7 @@ def test_two_ranks_are_one(name, step):
 
 
 @pytest.mark.parametrize("step", range(len(STEPS)))
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_predictions_are_channels_of_seen_classes(name, step):
     method = make(name, step)
     channels = 1 + len(method.task.seen)
@@ -556,7 +557,7 @@ def test_predictions_are_channels_of_seen_classes(name, step):
     assert ((score >= 0) & (score <= 1)).all()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_state_survives_a_checkpoint(name):
     """The next iteration is the same to the bit, in a method that has seen no other."""
     method, other = make(name), make(name)
@@ -585,7 +586,7 @@ def test_state_survives_a_checkpoint(name):
 
 # -------------------------------------------------------------------------------- where heads start
 @pytest.mark.parametrize("step", [0, 1])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_random_heads_start_as_the_authors_do(name, step):
     """DKD's and SSUL's by Kaiming's normal distribution, those of MiB's family as PyTorch draws.
 

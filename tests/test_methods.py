@@ -11,7 +11,7 @@ from base.batch import Batch
 from base.task import Task
 from models.heads import start_head
 from models.model import DeepLabV3
-from tests.helpers import dkd_heads
+from tests.helpers import PUBLISHED, dkd_heads
 from tests.networks import WAYS, earlier_of, make_config, make_trainer
 from trainer.build import build_model
 from trainer.methods import METHODS
@@ -122,7 +122,7 @@ def test_training_steps_equal_the_plain_formulas(step, fast):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PUBLISHED)
 @pytest.mark.parametrize("step", [0, 1])
 def test_groups_hold_every_trainable_parameter(method, step):
     task = at_step(step)
@@ -144,9 +144,9 @@ def test_groups_hold_every_trainable_parameter(method, step):
 
 
 def test_every_term_has_a_weight():
-    for name, method in METHODS.items():
+    for name in PUBLISHED:
         task = at_step(1)
-        contract = method(task, {})
+        contract = METHODS[name](task, {})
         model = DeepLabV3(contract.heads(), backbone="tiny")
         out = model(torch.randn(2, 3, 64, 64), contract.wants)
         teacher = None

@@ -1,4 +1,5 @@
 """A method from outside moves in: one class and one line in `METHODS`, here and nowhere else.
+What else shows it, from recipes to the report, is tried in `test_moving_in.py`.
 
 It asks all that the contract offers: softmax heads of another family, a stage map, a pass before
 the step, a statistic over ranks that every iteration moves, state across steps, own settings.
@@ -246,15 +247,44 @@ def test_replay_asks_it_for_pseudo_labels(it, toy_root, tmp_path):
 
 # -------------------------------------------------------------------------------------- wrong input
 def test_a_step_of_another_family(it, config):
-    train(config, "--epochs", "1")
-    with pytest.raises(UserError) as caught:
-        train(config, *FLAGS, "--task_step", "1")
-    for part in (
-        "was trained by 'dkd': its channel 0 is an auxiliary head",
+    zero = train(config, "--epochs", "1")
+    ways = (
+        "its channel 0 is an auxiliary head",
         "'statistics' needs the background class",
         "train step 0 with --method statistics",
-    ):
+        "of its family (ft, lwf, lwf_mc, ilt, mib, plop, sdr)",
+        "--task_step 0 --method METHOD --base RUN/step_0",
+    )
+    with pytest.raises(UserError) as caught:
+        train(config, *FLAGS, "--task_step", "1")
+    assert "was trained by 'dkd'" in str(caught.value)
+    for part in ways:
         assert part in str(caught.value)
+    with pytest.raises(UserError) as caught:
+        train(config, *FLAGS, "--name", "own", "--base", str(zero.step_dir()))
+    for part in ("method is statistics here and dkd there", *ways):
+        assert part in str(caught.value)
+
+
+def test_a_base_step_of_the_same_family(it, config):
+    """The refusal names the way; the way works."""
+    zero = train(config, "--epochs", "1", "--method", "ft")
+    base, own = ("--base", str(zero.step_dir())), ("--name", "own")
+    with pytest.raises(UserError, match=r"is taken with --method ft; .* with --method statistics"):
+        train(config, "--epochs", "1", "--method", "statistics", *own, *base)
+    train(config, "--epochs", "1", "--method", "ft", *own, *base)
+    one = train(config, *FLAGS, *own, "--task_step", "1")
+    assert checkpoint(one)["method"] == "statistics"
+
+
+def test_a_missing_recipe_is_told(it, config):
+    run = train(config, *FLAGS)
+    lines = (run.log_dir() / "info.log").read_text().splitlines()
+    (line,) = [line for line in lines if "recipe:" in line]
+    assert line.endswith(
+        "recipe: none, for there is no configs/recipes/statistics_voc.json; what neither -c nor a "
+        "flag gives is as in configs/config_voc.json"
+    )
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from data_loader.dataset import Sample
 from models import aspp
 from models.model import DeepLabV3
 from models.upsampling import PixelMean, exact_products
-from tests.helpers import train
+from tests.helpers import PUBLISHED, train
 from tests.networks import earlier_of, make_config, make_trainer
 from trainer import trainer as loop
 from trainer.build import build_model
@@ -90,7 +90,7 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 # -------------------------------------------------------------------------------- half precision
 @HALVES
 @pytest.mark.parametrize("step", [pytest.param(0, marks=pytest.mark.slow), 1])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PUBLISHED)
 def test_half_precision_follows_float32(method, step, dtype):
     """Three iterations of every method: each loss to what the digits of the type allow."""
     exact, half = trainer_of(method, step), trainer_of(method, step)
@@ -427,7 +427,7 @@ def test_reports_tell_of_tf32():
 
 # ------------------------------------------------------------------------------------- placement
 @pytest.mark.parametrize("step", [0, 1])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PUBLISHED)
 def test_everything_is_made_on_the_device_of_the_images(method, step, monkeypatch):
     """Forward, losses with the gradients they form, prediction and counting, on pretended CUDA."""
     formed = []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from base.base_method import FAMILIES
 from base.task import Task
+from trainer.methods import METHODS, of_family
 from utils import checkpoint as files
-from utils.misc import UserError
+from utils.misc import UserError, listing
 from utils.parse_config import ConfigParser
 
 
@@ -40,6 +42,26 @@ def around_finished(config: ConfigParser, task: Task) -> str:
         if not _trained(config, step):
             return f", or leave it as it is and go on with {_flag(config, step, last)}"
     return ""
+
+
+def base_of_family(family: str, method: str) -> str:
+    """Why a method does not go on from a step of another family, and where its step 0 comes from.
+
+    Args:
+        family: of the step that is there.
+        method: which one is to go on.
+    """
+    needed = METHODS[method].family
+    there, here = (FAMILIES.get(name, f"'{name}', which nobody knows") for name in (family, needed))
+    own = f"train step 0 with --method {method} and another --name"
+    others = [name for name in of_family(needed) if name != method]
+    if others:
+        own += (
+            f", or take that of a finished run of its family ({listing(others)}): --task_step 0 "
+            "--method METHOD --base RUN/step_0 with the method of that run, then the later steps "
+            f"with --method {method}"
+        )
+    return f"its channel 0 is {there}, but '{method}' needs {here}; {own}"
 
 
 def _last(config: ConfigParser, task: Task) -> int:

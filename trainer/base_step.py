@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from data_loader.data_loaders import IncrementalDataLoader
+from trainer.advice import base_of_family
+from trainer.methods import METHODS
 from trainer.record import differences, record, remarks
 from trainer.results import retire
 from utils import checkpoint as files
@@ -87,6 +89,22 @@ def _finished_step(folder: Path) -> tuple[Path, dict[str, Any]]:
 def _compare(path: Path, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
     differs = differences(mine, theirs)
     if differs:
+        method, other = (each["settings"]["method"] for each in (mine, theirs))
+        if method != other:
+            differs.append(_way(method, other))
         raise UserError(
             f"--base: {path} is another step 0 than this run would train: {'; '.join(differs)}."
         )
+
+
+def _way(method: str, other: str) -> str:
+    """How a method gets to its step 0 where that of another one is there."""
+    if other not in METHODS:
+        return f"this version has no method '{other}'"
+    family = METHODS[other].family
+    if family != METHODS[method].family:
+        return base_of_family(family, method)
+    return (
+        f"a step 0 of '{other}' is taken with --method {other}; '{method}' is of the same family "
+        f"and goes on from there: call the later steps with --method {method}"
+    )

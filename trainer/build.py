@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from base.base_method import FAMILIES, BaseMethod
+from base.base_method import BaseMethod
 from base.base_model import BaseModel, HeadPlan
 from base.task import Task, make_task
 from data_loader import DATA_SETS
@@ -19,6 +19,7 @@ from data_loader.data_loaders import IncrementalDataLoader, loaders
 from models.folding import fold, fuse
 from models.model import MODELS
 from models.weights import load_previous_step, load_strict
+from trainer.advice import base_of_family
 from trainer.methods import METHODS
 from utils import checkpoint as files
 from utils.distributed import SINGLE, Ranks
@@ -111,11 +112,9 @@ def read_previous(config: ConfigParser, method: BaseMethod) -> tuple[dict[str, A
         )
     family = previous.get("family", "auxiliary")  # released files are DKD's
     if family != method.family:
-        first = FAMILIES.get(family, f"'{family}', which nobody knows")
         raise UserError(
-            f"{source} was trained by '{previous.get('method', 'dkd')}': its channel 0 is "
-            f"{first}, but '{config['method']}' needs {FAMILIES[method.family]}; train "
-            f"step 0 with --method {config['method']} and another --name."
+            f"{source} was trained by '{previous.get('method', 'dkd')}': "
+            f"{base_of_family(family, config['method'])}."
         )
     return previous, source
 

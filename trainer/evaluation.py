@@ -22,7 +22,7 @@ from data_loader.dataset import IncrementalDataset, Sample
 from data_loader.transforms import normalize
 from models.upsampling import size_of
 from trainer.precision import Precision
-from trainer.record import code_hash
+from trainer.record import code_hash, own_code
 from trainer.results import PREVIOUS, WEIGHTS
 from utils import VERSION
 from utils.checkpoint import weights_hash
@@ -251,6 +251,7 @@ class Evaluation:
             "split": kind,
             "version": VERSION,
             "code": code_hash(),
+            "own_code": own_code(config),
             "torch": str(torch.__version__),
             "device": device_name(self.ranks.device),
             "lists": data.lists(),

@@ -8,7 +8,6 @@ count as their product and as what BatchNorm sees of it.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,9 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_loader import DATA_SETS
 from data_loader.contents import changes, same_rows
 from data_loader.data_loaders import IncrementalDataLoader
 from trainer.build import Previous
+from trainer.methods import METHODS
 from trainer.optim import OPTIMIZERS
 from utils import VERSION
 from utils.config_schema import OLDER, OPTIONAL, SCHEMA
@@ -30,8 +31,8 @@ from utils.logger import log
 from utils.lr_scheduler import SCHEDULERS
 from utils.misc import PROJECT_ROOT, UserError, sha256
 from utils.parse_config import ConfigParser
+from utils.sources import name_of, needed, source_hash
 
-PACKAGES = ("base", "data_loader", "models", "trainer", "utils")
 EPOCHS = "trainer.epochs"
 LENGTHENED = "lengthened after epochs"
 # Judged apart; and what a run started from is behind it.
@@ -73,6 +74,7 @@ def record(
     return {
         "version": VERSION,
         "code": code_hash(),
+        "own_code": own_code(config),
         "torch": str(torch.__version__),
         "contents": train_hash,
         "lengthened": [],  # epochs after which the finished step was made longer
@@ -239,10 +241,15 @@ def _lengthened(record: Mapping[str, Any]) -> dict[str, Any]:
 def remarks(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
     """Differences that may change last digits, or nothing: worth a line, not a refusal."""
     names = {"code": "source files (hash)", "torch": "torch"}
+    own, other = (each.get("own_code", {}) for each in (here, there))
     return [
         f"{words}: {here[key]} here, {there[key]} there"
         for key, words in names.items()
         if here[key] != there[key]
+    ] + [
+        f"{file} (hash): {own[file]} here, {other[file]} there"
+        for file in own
+        if file in other and own[file] != other[file]
     ]
 
 
@@ -263,14 +270,28 @@ def _defaults(config: ConfigParser) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
+def _common_files() -> frozenset[Path]:
+    return frozenset(needed([PROJECT_ROOT / "trainer" / "run.py"]))
+
+
+@lru_cache(maxsize=1)
 def code_hash() -> str:
-    """Short SHA-256 of the source files of the packages."""
-    digest = hashlib.sha256()
-    for package in PACKAGES:
-        for path in sorted((PROJECT_ROOT / package).rglob("*.py")):
-            digest.update(path.relative_to(PROJECT_ROOT).as_posix().encode() + b"\0")
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+    """Short SHA-256 of the source files that every run needs, whatever its method and data set."""
+    return source_hash(_common_files())
+
+
+def own_code(config: ConfigParser) -> dict[str, str]:
+    """File → short SHA-256, of the source files that its method or data set needs beside those.
+
+    A file that another method needs as well is in the records of both.
+    """
+    return _own_code(METHODS[config["method"]], DATA_SETS[config["data_loader"]["type"]])
+
+
+@lru_cache
+def _own_code(*kinds: type) -> dict[str, str]:
+    files = needed(Path(inspect.getfile(kind)) for kind in kinds) - _common_files()
+    return {name_of(file): source_hash([file]) for file in sorted(files)}
 
 
 def _weight_file(pretrained: bool | str) -> bool | str:

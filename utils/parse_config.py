@@ -322,6 +322,12 @@ class ConfigParser:
         elif mode == "train":
             dataset = Path(default_config).stem.removeprefix("config_")
             recipe = recipes.read(mine["method"], dataset, task, step)
+            if recipe is None:
+                missing = f"configs/recipes/{mine['method']}_{dataset}.json"
+                notes.append(
+                    f"recipe: none, for there is no {missing}; what neither -c nor a flag gives is "
+                    f"as in {default_config}"
+                )
 
         method = {**defaults, **theirs, **given, **typed}["method"]
         above = recipe.values if recipe else theirs

@@ -90,6 +90,7 @@ METRICS = {
     WEIGHTS: Maybe(HASH),
     PREVIOUS: Maybe(Key("", (str, NULL))),
     "lengthened": Maybe([WHOLE]),
+    "own_code": Maybe({...: HASH}),
     **dict.fromkeys(("version", "code", "torch", "device", "precision"), Maybe(WORDS)),
 }
 PASSES = {"of": HASH, "checksum": Maybe(HASH), "passes": {...: MATRIX}}

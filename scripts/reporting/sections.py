@@ -15,22 +15,10 @@ import numpy as np
 
 from scripts.reporting.figures import iou_over_steps
 from scripts.reporting.results import Result, Run, Schedule, labels_of
+from trainer.methods import display_name, in_order
 from utils.config_schema import OLDER, SCHEMA
 from utils.misc import BACKGROUND, UserError, listing
 
-# How methods are called, in the order of the tables; others come by their own names after them.
-NAMES = {
-    "finetune": "finetune",
-    "ft": "FT",
-    "lwf_mc": "LwF-MC",
-    "lwf": "LwF",
-    "ilt": "ILT",
-    "mib": "MiB",
-    "sdr": "SDR",
-    "plop": "PLOP",
-    "ssul": "SSUL",
-    "dkd": "DKD",
-}
 # They say which run or which step it is, not how it is trained.
 STEP_0 = "step 0: "  # before the keys of settings of a run that goes on
 BATCH = "global batch"  # a setting that stands in no config
@@ -152,10 +140,10 @@ def _settled(run: Run) -> dict[str, Result]:
 
 def label_of(result: Result) -> str:
     """How a method is called in tables: DKD-M, or joint with the method in brackets."""
-    name = NAMES.get(result.content["method"], result.content["method"])
+    name = result.content["method"]
     if result.joint:
-        return f"joint ({name})"
-    return f"{name}-M" if result.memory else name
+        return f"joint ({display_name(name)})"
+    return display_name(name, result.memory > 0)
 
 
 def make_sections(runs: Sequence[Run]) -> tuple[list[Section], list[str]]:
@@ -233,8 +221,7 @@ def _groups(runs: Iterable[Run]) -> list[Group]:
         label = f"{label} #{uses[label]}" if uses[label] > 1 else label
         members = sorted(members, key=lambda run: run.folder)
         groups.append(Group(label, tuple(members), dict(known)))
-    order = [*NAMES]
-    order += sorted({group.method for group in groups} - NAMES.keys())
+    order = in_order(group.method for group in groups)
     return sorted(groups, key=lambda g: (g.joint, order.index(g.method), g.label))
 
 

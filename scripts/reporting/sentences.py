@@ -249,6 +249,9 @@ def warnings(section: Section) -> list[str]:
         ("precision", "precision of the evaluation"),
     ):
         asked[words] = [(label, r.content.get(key)) for label, r in ends]
+    own = [(label, r.content.get("own_code", {})) for label, r in ends]
+    for file in sorted({file for _, hashes in own for file in hashes}):
+        asked[f"{file} (hash)"] = [(label, hashes.get(file)) for label, hashes in own]
     for what, pairs in asked.items():
         told += _disagreement(what, pairs)
     counts = {group.label: len(group.runs) for group in section.groups}

@@ -23,6 +23,7 @@ class DKD(SigmoidMethod):
     classes' logits and L_dkd on their positive and negative parts.
     """
 
+    label = "DKD"
     learns_old = False
 
     @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from trainer.methods.background import BackgroundMethod
 class FT(BackgroundMethod):
     """Nothing is protected: what a step's masks do not name is learnt as background."""
 
+    label = "FT"
     learns_old = True
     needs_teacher = False
 

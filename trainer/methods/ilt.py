@@ -14,6 +14,8 @@ from trainer.methods.lwf import LwF
 class ILT(LwF):
     """LwF, and the backbone's features stay near the teacher's; as MiB's code has it."""
 
+    label = "ILT"
+
     @dataclass(frozen=True)
     class Settings(LwF.Settings):
         """Weights of the terms."""

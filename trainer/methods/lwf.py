@@ -19,6 +19,7 @@ class LwF(BackgroundMethod):
     ones to the teacher.
     """
 
+    label = "LwF"
     learns_old = True
 
     @dataclass(frozen=True)

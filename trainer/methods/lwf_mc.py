@@ -16,6 +16,7 @@ from trainer.methods.background import BackgroundMethod
 class LwFMC(BackgroundMethod):
     """One sigmoid each for background and classes; the old ones imitate the teacher's scores."""
 
+    label = "LwF-MC"
     learns_old = True
 
     @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from trainer.methods.background import BackgroundMethod
 class MiB(BackgroundMethod):
     """Unbiased losses: background may be an old class to the labels, a new one to the teacher."""
 
+    label = "MiB"
+
     @dataclass(frozen=True)
     class Settings(BackgroundMethod.Settings):
         """Weights of the terms."""

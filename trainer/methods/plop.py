@@ -31,6 +31,8 @@ class PLOP(MiB):
     each class, is found in one pass over the training images before the step.
     """
 
+    label = "PLOP"
+
     @dataclass(frozen=True)
     class Settings(base_method.Settings):
         """Weights of the terms, and what is sure."""

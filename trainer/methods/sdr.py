@@ -28,6 +28,7 @@ class SDR(MiB):
     head starts at random.
     """
 
+    label = "SDR"
     wants = frozenset({"body"})
 
     @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class SSUL(BaseMethod):
     previous model's confident classes are labels of background.
     """
 
+    label = "SSUL"
     family = "unknown"
     learns_old = True
     replay_confidence = 0.7
