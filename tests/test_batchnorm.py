@@ -16,7 +16,8 @@ from scripts.reporting.sections import settings_of
 from tests.helpers import DATA, dkd_heads, train
 from trainer.announce import _compare_with_recipe
 from trainer.record import differences
-from trainer.steps import unfinished
+from trainer.run import prepare
+from trainer.steps import step_configs
 from utils import checkpoint as files
 from utils.config_schema import OLDER
 from utils.logger import log
@@ -121,7 +122,7 @@ def test_a_step_of_an_older_version_is_the_same(toy_config, capsys):
     capsys.readouterr()
     argv = ["-c", str(toy_config), "--epochs", "1", "-r", "auto"]
     again = ConfigParser.from_args("train", "configs/config_voc.json", argv=argv)
-    assert unfinished(again) == []
+    assert prepare(step_configs(again)) is None
     assert "is finished" in capsys.readouterr().out
     with pytest.raises(UserError, match=rf"{KEY} is 0.1 here and 0.01 there"):
         train(toy_config, "--epochs", "1", "-r", "auto", "--set", f"{KEY}=0.1")
@@ -154,7 +155,7 @@ def test_reports_do_not_tell_runs_apart_by_a_key_that_one_of_them_is_too_old_for
         step, global_batch, file = 0, 8, Path("metrics.json")
 
         def __init__(self, **args: Any):
-            self.config = {"seed": 1, "arch": {"args": args}}
+            self.config = {"seed": 1} | {f"arch.args.{name}": value for name, value in args.items()}
 
     class Run:
         def __init__(self, last: Step):

@@ -364,7 +364,7 @@ def test_what_a_step_cost(tmp_path):
     """Means over the seeds: of whole epochs, of the minutes; and the highest peak."""
     for seed, peak, seconds in ((1, 100.0, (60, 90, 30)), (2, 300.0, (120, 150)), (3, None, ())):
         run = a_run(tmp_path, name=f"DKD-s{seed}", seed=seed)
-        epochs = [{"epoch": n, "seconds": s, "whole": s != 30} for n, s in enumerate(seconds)]
+        epochs = [{"epoch": n, "seconds": s, "whole": s != 30} for n, s in enumerate(seconds, 1)]
         history = {"device": "cpu", "peak_memory_mib": peak, "epochs": epochs}
         (run.results[1].file.parent / "history.json").write_text(json.dumps(history))
     (method,) = one_task(tmp_path)["methods"]
