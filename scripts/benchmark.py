@@ -52,7 +52,7 @@ BUSY = 0.5  # processes that want a core before anything is measured
 def machine(device: torch.device) -> dict[str, Any]:
     """What the figures belong to."""
     cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    text = cpuinfo.read_text("utf-8", "replace") if cpuinfo.is_file() else ""
     model = re.search(r"^model name\s*: (.*)$", text, re.M)
     cuda = device.type == "cuda"
     return {

@@ -199,7 +199,11 @@ def main() -> None:
         choose("an entry of --methods", name, ENTRIES)
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / f"train-s{args.seed}.log"
-    with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+    with (
+        log.open("a", encoding="utf-8", errors="backslashreplace") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
         train(args)
 
 

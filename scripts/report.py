@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             add_pictures(section, task, args.pictures, device, args.data_dir)
     write_json(args.out / "report.json", report)
     with atomic_path(args.out / "report.csv") as temporary:
-        temporary.write_text(csv_of(report), encoding="utf-8")
+        temporary.write_text(csv_of(report), encoding="utf-8", errors="backslashreplace")
     write_page(report, args.out / "report.html")
     for task in report["tasks"]:
         print(f"{task['dataset']} {task['task']}, {task['setting']}, step {task['last']}")

@@ -13,6 +13,16 @@ from typing import Any
 
 from utils.config_schema import HYPERPARAMETER, RELEASED, SCHEMA, SECTIONS, key_of
 from utils.misc import UserError, did_you_mean, listing
+from utils.text import decode, path_of
+
+# What a text has where JSON ends, by its beginning there → what is to be said of it.
+NO_JSON = {
+    r"//|/\*|#": "JSON has no comments; take it out",
+    r",\s*[\]}]": "a comma before the end of a block or a list; JSON has none there, take it out",
+    r"['‘’“”„]": 'text stands between straight double quotes, "…"',
+    r"(True|False|None)\b": "JSON writes true, false and null",
+    r"\\": "a backslash begins an escape; write / between folders, or two backslashes",
+}
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -30,21 +40,35 @@ def read_json(path: Path, what: str = "config file") -> Any:
         UserError: the file is missing, unreadable or broken (with line and column).
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = decode(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{what} {path} does not exist.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{what} {path} cannot be read: it is neither UTF-8 nor UTF-16 ({error}); save it as "
+            "UTF-8."
+        ) from None
+    except OSError as error:
         raise UserError(f"{what} {path} cannot be read: {error}.") from None
     try:
         return json.loads(text, object_pairs_hook=_no_duplicates)
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}."
-        ) from None
+        raise UserError(f"{path}, {_no_json(error)}.") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
         raise UserError(f"{path}: the file cannot be read: {error}.") from None
+
+
+def _no_json(error: json.JSONDecodeError) -> str:
+    """Line, column and reason of what is no JSON, in the words of who wrote it."""
+    text, place = error.doc, error.pos
+    if text[place : place + 1] in ("]", "}"):  # Python 3.13 names the comma itself
+        before = len(text[:place].rstrip()) - 1
+        place = before if text[before : before + 1] == "," else place
+    hints = (hint for start, hint in NO_JSON.items() if re.match(start, text[place:]))
+    line, column = 1 + text.count("\n", 0, place), place - text.rfind("\n", 0, place)
+    return f"line {line}, column {column}: not valid JSON: {next(hints, error.msg)}"
 
 
 def flatten(
@@ -111,4 +135,4 @@ def check_value(dotted: str, value: Any, source: str) -> Any:
             f"{source}: {dotted} is '{value}', but it becomes a part of a folder name: "
             "use at most 100 letters, digits, '_', '-', '+' and '.'."
         )
-    return value
+    return path_of(value, f"{source}: {dotted}") if key.path and isinstance(value, str) else value

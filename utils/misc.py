@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import io
 import json
 import os
 import re
@@ -42,20 +43,62 @@ class UserError(ValueError):
         self.kind = kind
 
 
+def escape_console() -> None:
+    """Let this process write what its console cannot show as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not what a test or a notebook puts there
+            stream.reconfigure(errors="backslashreplace")
+
+
 @contextlib.contextmanager
 def one_sentence_errors() -> Iterator[None]:
     """Turn a `UserError` into its one sentence on standard error and exit code 2.
 
-    A run that a signal stopped ends with `EXIT_INTERRUPTED`.
+    So does an error that says that memory has run out. A run that a signal stopped ends with
+    `EXIT_INTERRUPTED`.
     """
+    escape_console()
     try:
         yield
-    except (UserError, Interrupted) as error:
+    except (Exception, Interrupted) as raised:
+        error = foreseen(raised)
+        if not isinstance(error, (UserError, Interrupted)):
+            raise
         words, code = last_words(error)
         print(words, file=sys.stderr)
         raise SystemExit(code) from None
     finally:
         interrupt.exiting()
+
+
+# What is said, in exceptions of many kinds, where memory or address space ends: by allocators and
+# libraries, and by the system, which then maps no library and starts no thread.
+REFUSALS = re.compile(
+    "out of memory|(can't|[Cc]annot|[Uu]nable to) allocate|not enough memory|bad_alloc|"
+    "ALLOC_FAILED|failed to map segment|can't start new thread"
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that there is too little memory."""
+    return isinstance(error, MemoryError) or REFUSALS.search(str(error)) is not None
+
+
+def foreseen(error: BaseException, who: str = "") -> BaseException:
+    """`error`, or, when memory has run out, the `UserError` that says what to do.
+
+    Args:
+        who: has too little, at the beginning of the message, such as "rank 1: ".
+    """
+    if isinstance(error, (UserError, Interrupted)) or not out_of_memory(error):
+        return error
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(
+        f"{who}there is too little memory ({first.rstrip('.')}); lower the batch size "
+        "(--batch_size; --accumulate keeps the global batch), the crop size or "
+        "data_loader.args.num_workers, train on CUDA with use_amp, or, where ulimit -v limits it, "
+        "raise that."
+    )
 
 
 def last_words(error: BaseException) -> tuple[str, int]:
@@ -171,7 +214,7 @@ def sha256(path: str | Path) -> str:
 
 def seed_from(*parts: object) -> int:
     """A 63-bit seed that depends on `parts` alone, not on the process or the platform."""
-    text = "\x1f".join(str(part) for part in parts).encode()
+    text = "\x1f".join(str(part) for part in parts).encode(errors="surrogateescape")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 

@@ -32,6 +32,7 @@ from utils.config_file import check_value, flatten, read_json
 from utils.config_schema import FLAGS, SCHEMA, Steps, key_of
 from utils.misc import PROJECT_ROOT, UserError, choose, did_you_mean, listing
 from utils.recipe import TASK, Layers, Recipe, lay, read_layers, same_at_all_steps
+from utils.text import path_of
 
 T = TypeVar("T")
 SETTINGS_HINT = "settings of a method, the block hyperparameter: --method NAME --help"
@@ -283,12 +284,14 @@ class ConfigParser:
 
         notes: list[str] = []
         auto = mode == "train" and args["resume"] == "auto"
-        resume = None if auto or args["resume"] is None else Path(args["resume"])
+        resume = (
+            None if auto or args["resume"] is None else Path(path_of(args["resume"], "-r/--resume"))
+        )
         if resume is not None and not resume.is_file():
             raise UserError(f"-r/--resume: there is no file {resume}.")
         file = Layers("")
         if args["config"] is not None:
-            file = read_layers(Path(args["config"]))
+            file = read_layers(Path(path_of(args["config"], "-c/--config")))
             notes.append(f"config: {args['config']}")
         typed, steps = _typed(args)
         launch = launch or steps
@@ -349,7 +352,7 @@ class ConfigParser:
             mode=mode,
             resume=resume,
             auto=auto,
-            base=Path(args["base"]) if args.get("base") is not None else None,
+            base=None if args.get("base") is None else Path(path_of(args["base"], "--base")),
             device=args["device"],
             test=args["test"] or mode == "eval",
             beside=theirs.keys() - own,

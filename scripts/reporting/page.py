@@ -94,7 +94,7 @@ def write_page(report: Mapping[str, Any], file: Path) -> None:
         swatches=SWATCHES,
     )
     with atomic_path(file) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+        temporary.write_text(html, encoding="utf-8", errors="backslashreplace")
 
 
 def number(value: float | None, signed: bool = False) -> str:
