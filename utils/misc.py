@@ -93,12 +93,23 @@ def foreseen(error: BaseException, who: str = "") -> BaseException:
     if isinstance(error, (UserError, Interrupted)) or not out_of_memory(error):
         return error
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    space = _address_space()
+    way = f"raise ulimit -v, which is {space >> 10}, or " if space is not None else ""
     return UserError(
-        f"{who}there is too little memory ({first.rstrip('.')}); lower the batch size "
+        f"{who}there is too little memory ({first.rstrip('.')}); {way}lower the batch size "
         "(--batch_size; --accumulate keeps the global batch), the crop size or "
-        "data_loader.args.num_workers, train on CUDA with use_amp, or, where ulimit -v limits it, "
-        "raise that."
+        "data_loader.args.num_workers; on CUDA, use_amp takes less."
     )
+
+
+def _address_space() -> int | None:
+    """Bytes of address space that a process may have (`ulimit -v`), where that is limited."""
+    try:
+        import resource
+    except ImportError:  # no POSIX system
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def last_words(error: BaseException) -> tuple[str, int]:
@@ -239,6 +250,16 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def memory_limit() -> int | None:
+    """Bytes that a process may have at most: of the machine, its container, its address space."""
+    limits = [_address_space()]
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # no POSIX system
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(OSError, ValueError):  # no such container, or "max"
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 @cache

@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -89,6 +90,7 @@ def _argument_parser(
         default=[],
         help="any key of the config, such as hyperparameter.kd=10, as often as needed",
     )
+    add("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
     add("-d", "--device", metavar="IDS", help="GPU ids, such as 0 or 0,1; cpu: no GPU")
     for flag in FLAGS:
         if mode == "eval" and not flag.eval_too:
@@ -280,6 +282,7 @@ class ConfigParser:
             named = [after for word, after in pairwise(words) if word == "--method"]
             epilog = settings_help(named[-1]) if named else SETTINGS_HINT
         args = vars(_argument_parser(mode, description, epilog).parse_args(words))
+        _check_local_rank(args["local_rank"])
         shipped = read_layers(PROJECT_ROOT / default_config)
 
         notes: list[str] = []
@@ -371,6 +374,22 @@ class ConfigParser:
             cache_dir=defaults[lists] if lists in theirs.keys() - own else flat[lists],
             notes=tuple(notes),
             warnings=tuple(warnings),
+        )
+
+
+def _check_local_rank(number: int | None) -> None:
+    """What the old launcher, torch.distributed.launch, gives each process besides variables.
+
+    Raises:
+        UserError: there are no such variables, or they say something else.
+    """
+    variable = os.environ.get("LOCAL_RANK")
+    if number is not None and variable != str(number):
+        there = "is not set" if variable is None else f"is {variable}"
+        raise UserError(
+            f"--local-rank is {number}, but the variable LOCAL_RANK, which decides, {there}; start "
+            f"the processes with torchrun --nproc_per_node N {Path(sys.argv[0]).name} …, without "
+            "--local-rank."
         )
 
 
