@@ -27,6 +27,7 @@ class VOC(BaseDataset):
 
     Reference quirk: the paths of `train_aug.txt` are relative to the root in spite of their leading
     slash. A line with a bare id, as other copies of that list have, means the usual two paths.
+    Quotes, backslashes, `ID.jpg` and absolute paths below the root are taken as they are meant.
     """
 
     name = "voc"
