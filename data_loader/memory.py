@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from base.base_dataset import bare_id
 from utils.misc import UserError, write_json
+from utils.text import decode
 
 FILE = "memory.json"
 
@@ -113,7 +114,7 @@ def read(path: Path, classes: Collection[int] | None = None) -> dict[str, Any]:
         UserError: the file is missing, no JSON, or has another form.
     """
     try:
-        memory = json.loads(path.read_text(encoding="utf-8"))
+        memory = json.loads(decode(path.read_bytes()))
     except FileNotFoundError:
         raise UserError(f"memory list {path} does not exist.") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -27,6 +27,7 @@ from utils.config_file import read_json
 from utils.misc import PROJECT_ROOT, choose, one_sentence_errors, write_json
 from utils.parse_config import ConfigParser
 from utils.recipe import BLOCKS, read_layers
+from utils.text import path_argument
 
 
 @dataclass(frozen=True)
@@ -181,12 +182,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder of the runs")
+    add("--out", type=path_argument, required=True, help="folder of the runs")
     add("--seed", type=int, required=True, help="of all of them")
-    add("--data_dir", type=Path, required=True, help="root of the data set, in VOC layout")
-    add("--saliency_dir", type=Path, help="saliency maps for SSUL (default: none)")
+    add("--data_dir", type=path_argument, required=True, help="root of the data set, in VOC layout")
+    add("--saliency_dir", type=path_argument, help="saliency maps for SSUL (default: none)")
     add("--methods", nargs="+", default=list(ENTRIES), help="rows (default: all)")
-    add("--config", type=Path, default=PROJECT_ROOT / "configs/demo.json", help="network and crops")
+    add(
+        "--config",
+        type=path_argument,
+        default=PROJECT_ROOT / "configs/demo.json",
+        help="network and crops",
+    )
     add("--task", type=_task, action="append", metavar="NAME=STEPS", help="schedules, label ids")
     add("--base_epochs", type=int, default=10, help="epochs of step 0 (%(default)s)")
     add("--epochs", type=int, default=10, help="epochs of later steps (%(default)s)")

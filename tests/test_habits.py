@@ -13,6 +13,7 @@ from PIL import Image
 
 from data_loader.splits import presence_table
 from data_loader.voc import VOC
+from scripts.predict import main as predict
 from tests.helpers import train
 from tests.trees import write_ade, write_voc
 from trainer.checks import check_names
@@ -21,7 +22,7 @@ from utils.config_file import read_json
 from utils.misc import PROJECT_ROOT, UserError, one_sentence_errors
 from utils.parse_config import ConfigParser
 from utils.pictures import legend
-from utils.text import path_of
+from utils.text import path_argument, path_of
 
 VOC_CONFIG = "configs/config_voc.json"
 ODD = os.fsdecode(b"caf\xe9")  # a file name that is no UTF-8
@@ -307,3 +308,12 @@ def test_a_compiler_that_fails(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", f"{compiler} -O1")
     with pytest.raises(UserError, match=r"fast\.compile .*fatal error: Python\.h: no such file"):
         check_names(parsed("--set", "fast.compile=true"))
+
+
+def test_paths_of_the_scripts(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert path_argument("~/runs/") == tmp_path / "runs"
+    with pytest.raises(SystemExit) as ended:
+        predict(["$NOBODY_SET_THIS/a.jpg", "-r", "a.pth", "--out", "b"])
+    assert ended.value.code == 2
+    assert "the environment has no variable NOBODY_SET_THIS" in capsys.readouterr().err
