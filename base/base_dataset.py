@@ -6,6 +6,7 @@ Subclassed once per data set in `data_loader/`; used by `IncrementalDataset` and
 from __future__ import annotations
 
 import os
+import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,9 @@ from PIL import Image
 from base.image_files import Listing, Picture, decode, list_folder, to_rgb
 from base.task import ClassNames, ids_of
 from utils.misc import BACKGROUND, VOID, WIDE_VOID, UserError, listing, ranges, void_id
+from utils.text import lines_of, path_of
 
+NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # categories of Unicode: control characters, halves, line ends
 # Pillow's names of what a mask may be: palette or grey of 8 bits, grey of 16.
 MASK_MODES = ("P", "L", "I;16", "I;16B", "I")
 
@@ -129,6 +132,7 @@ class BaseDataset(ABC):
             )
         try:
             names: ClassNames = tuple(class_names or ()) or self.read_class_names()
+            self._check_text(names)
         except UserError as fault:
             self.tell(fault, "names")
             names = self.numbered_names()
@@ -154,7 +158,10 @@ class BaseDataset(ABC):
     @classmethod
     def find_root(cls, data_dir: str | None = None) -> Path:
         """The root: `data_dir`, then the environment variable, then the default."""
-        return Path(data_dir or os.environ.get(cls.root_variable) or cls.default_root)
+        if data_dir:
+            return Path(path_of(data_dir, "--data_dir"))
+        given = os.environ.get(cls.root_variable)
+        return Path(path_of(given, cls.root_variable) if given else cls.default_root)
 
     @classmethod
     def known_names(cls, data_dir: str | None = None) -> ClassNames:
@@ -213,9 +220,22 @@ class BaseDataset(ABC):
             earlier = first.setdefault(entry.id, entry)
             if earlier is not entry:
                 what = f"image {entry.id} stands in the list twice, first at {earlier.where}"
-                files = f" ({earlier.image} and {entry.image})"
-                what += files if earlier.image != entry.image else ""
+                if earlier.image != entry.image:
+                    what += (
+                        f" ({earlier.image} and {entry.image}); answers, saliency maps and "
+                        "memory.json go by the name alone, so rename one, with its mask"
+                    )
                 self.tell(entry.fault(what, "twice"))
+
+    def _check_text(self, names: ClassNames) -> None:
+        """Class names are shown and compared, so they are text; names of files may be any bytes."""
+        for label in ids_of(names):
+            if any(unicodedata.category(character) in NO_TEXT for character in names[label]):
+                raise UserError(
+                    f"the name of class {label} of {self.root} is {names[label]!r}, with control "
+                    "characters or what is no UTF-8; correct it, or save the file that it is from "
+                    "as UTF-8."
+                )
 
     def leaves(self, path: Path) -> bool:
         """Whether a path leads out of the root by its own words."""
@@ -413,7 +433,7 @@ def label_ids(mask: np.ndarray) -> list[int]:
 def read_list(path: Path) -> list[str]:
     """The lines of a list file; `UserError` when it is missing or no text."""
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        return lines_of(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else f"fails: {error}"
         raise UserError(f"list file {path} {reason}.") from None

@@ -64,7 +64,8 @@ def presence_table(dataset: BaseDataset, cache_dir: str | Path) -> np.ndarray:
 
 
 def _fingerprint(dataset: BaseDataset) -> str:
-    digest = hashlib.sha256(f"{dataset.root.resolve()}\n{dataset.ids}\n".encode())
+    about = f"{dataset.root.resolve()}\n{dataset.ids}\n"
+    digest = hashlib.sha256(about.encode(errors="surrogateescape"))
     for entry in dataset.entries:
         try:
             stat = os.stat(entry.mask)

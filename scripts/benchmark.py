@@ -45,6 +45,7 @@ from scripts.benchmarking.measure import Row, say, table
 from scripts.benchmarking.plan import Plan, make_plan
 from scripts.benchmarking.step import measure_step
 from utils.misc import UserError, choose, cores, one_sentence_errors, write_json
+from utils.text import path_argument
 
 BUSY = 0.5  # processes that want a core before anything is measured
 
@@ -52,7 +53,7 @@ BUSY = 0.5  # processes that want a core before anything is measured
 def machine(device: torch.device) -> dict[str, Any]:
     """What the figures belong to."""
     cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    text = cpuinfo.read_text("utf-8", "replace") if cpuinfo.is_file() else ""
     model = re.search(r"^model name\s*: (.*)$", text, re.M)
     cuda = device.type == "cuda"
     return {
@@ -94,7 +95,9 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     )
     parser.add_argument("section", nargs="?", default="all", help="what to measure; default: all")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
+    parser.add_argument(
+        "--json", type=path_argument, metavar="FILE", help="also write all figures there"
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works")
     parser.add_argument(
         "--cpu_time",

@@ -25,7 +25,7 @@ from PIL import Image
 from data_loader.splits import presence_table
 from data_loader.voc import VOC
 from scripts.benchmarking.measure import in_turn, must_agree
-from utils.misc import cores
+from utils.misc import cores, one_sentence_errors
 
 
 def plain_scan(dataset: VOC) -> np.ndarray:
@@ -63,4 +63,5 @@ def measure(root: Path, rounds: int, budget: float) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))))
+    with one_sentence_errors():
+        print(json.dumps(measure(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))))

@@ -26,6 +26,7 @@ from scripts.disturbance.faults import KINDS
 from scripts.disturbance.job import Broken, Job, require
 from scripts.toy_data.tree import make_toy_voc
 from utils.misc import PART, UserError, one_sentence_errors
+from utils.text import path_argument
 
 
 class Chaos:
@@ -81,7 +82,9 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=3, help="trials of each kind")
     parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS), help="kinds")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
-    parser.add_argument("--dir", type=Path, help="where to work; default: a temporary folder")
+    parser.add_argument(
+        "--dir", type=path_argument, help="where to work; default: a temporary folder"
+    )
     args = parser.parse_args()
     if args.trials < 1:
         raise UserError("--trials must be at least 1.")

@@ -29,6 +29,7 @@ from utils.config_file import read_config
 from utils.misc import PROJECT_ROOT, choose, one_sentence_errors, write_json
 from utils.parse_config import ConfigParser
 from utils.recipe import BLOCKS, read_layers
+from utils.text import path_argument
 
 
 class Tuned(NamedTuple):
@@ -197,13 +198,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder of the runs")
+    add("--out", type=path_argument, required=True, help="folder of the runs")
     add("--seed", type=int, required=True, help="of all of them")
-    add("--data_dir", type=Path, required=True, help="root of the data set, in VOC layout")
-    add("--saliency_dir", type=Path, help="saliency maps for SSUL (default: none)")
+    add("--data_dir", type=path_argument, required=True, help="root of the data set, in VOC layout")
+    add("--saliency_dir", type=path_argument, help="saliency maps for SSUL (default: none)")
     rows = "rows: NAME, NAME-m with a replay memory, joint-NAME"
     add("--methods", nargs="+", default=SHOWN, help=f"{rows} (default: {' '.join(SHOWN)})")
-    add("--config", type=Path, default=PROJECT_ROOT / "configs/demo.json", help="network and crops")
+    add(
+        "--config",
+        type=path_argument,
+        default=PROJECT_ROOT / "configs/demo.json",
+        help="network and crops",
+    )
     add("--task", type=_task, action="append", metavar="NAME=STEPS", help="schedules, label ids")
     add("--base_epochs", type=int, default=10, help="epochs of step 0 (%(default)s)")
     add("--epochs", type=int, default=10, help="epochs of later steps (%(default)s)")
@@ -216,7 +222,11 @@ def main() -> None:
         choose("an entry of --methods", name, ENTRIES)
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / f"train-s{args.seed}.log"
-    with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+    with (
+        log.open("a", encoding="utf-8", errors="backslashreplace") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
         train(args)
 
 

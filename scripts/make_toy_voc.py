@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.toy_data.tree import make_saliency, make_toy_voc
 from utils.misc import UserError, one_sentence_errors
+from utils.text import path_argument
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -33,12 +34,18 @@ class _Parser(argparse.ArgumentParser):
 def main() -> None:
     parser = _Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="folder to make; new or empty")
+    add(
+        "--out",
+        type=path_argument,
+        required=True,
+        metavar="DIR",
+        help="folder to make; new or empty",
+    )
     add("--train", type=int, default=600, metavar="N", help="training images (%(default)s)")
     add("--val", type=int, default=100, metavar="N", help="validation images (%(default)s)")
     add("--size", type=_size, default="128x96", metavar="WxH", help="image size (%(default)s)")
     add("--seed", type=int, default=1, metavar="N", help="same seed, same files (%(default)s)")
-    add("--saliency", type=Path, metavar="DIR", help="also make saliency maps, for SSUL")
+    add("--saliency", type=path_argument, metavar="DIR", help="also make saliency maps, for SSUL")
     args = vars(parser.parse_args())
     saliency = args.pop("saliency")
     make_toy_voc(**args)

@@ -46,6 +46,7 @@ from scripts.predicting.student import Predictor, one_device, trained_steps
 from utils.logger import progress
 from utils.misc import UserError, atomic_path, cores, one_sentence_errors, write_json
 from utils.pictures import above, colour, label_image, legend, occurring, overlay, sheet
+from utils.text import path_argument
 
 SIDE = 320  # pixels of a picture in a sheet of steps
 FEW = 8  # images that one process reads sooner than another one starts
@@ -163,11 +164,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("images", nargs="+", type=Path, metavar="IMAGE", help="image files and folders")
+    add("images", nargs="+", type=path_argument, metavar="IMAGE", help="image files and folders")
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("-r", "--resume", type=Path, metavar="FILE", help="weights to predict with")
-    which.add_argument("--steps", type=Path, metavar="RUN", help="folder of a run: all its steps")
-    add("--out", type=Path, metavar="DIR", required=True, help="folder of the answers")
+    which.add_argument(
+        "-r", "--resume", type=path_argument, metavar="FILE", help="weights to predict with"
+    )
+    which.add_argument(
+        "--steps", type=path_argument, metavar="RUN", help="folder of a run: all its steps"
+    )
+    add("--out", type=path_argument, metavar="DIR", required=True, help="folder of the answers")
     add(
         "--mode",
         choices=("whole", "slide", "crop"),

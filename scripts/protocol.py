@@ -42,6 +42,7 @@ from trainer.run import evaluation_dir
 from utils.distributed import Ranks
 from utils.misc import UserError, one_sentence_errors, write_json
 from utils.parse_config import ConfigParser
+from utils.text import path_argument
 
 COLUMNS, SIGNS = ("old", "new", "hIoU", "all", "change"), (*[".2f"] * 4, "+.2f")
 
@@ -128,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("-r", "--resume", nargs="+", required=True, type=Path, metavar="WEIGHTS")
+    add("-r", "--resume", nargs="+", required=True, type=path_argument, metavar="WEIGHTS")
     add("-d", "--device", metavar="ID", help="a GPU id, such as 0, or cpu")
     add("--data_dir", metavar="DIR", help="root of the data set, if not the config's")
     args = parser.parse_args(argv)

@@ -37,6 +37,7 @@ from scripts.reporting.results import find_runs
 from scripts.reporting.sections import make_sections
 from scripts.reporting.summary import make_report
 from utils.misc import UserError, atomic_path, one_sentence_errors, write_json
+from utils.text import path_argument
 
 SHOWN = ("old", "new", "hIoU", "all", "forgetting")  # in the terminal
 
@@ -82,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="folder of a run or of runs, or a pattern")
-    add("--out", type=Path, required=True, metavar="DIR", help="where the three files go")
+    add("--out", type=path_argument, required=True, metavar="DIR", help="where the three files go")
     add("--pictures", type=int, default=6, metavar="N", help="test images shown (%(default)s)")
     add("-d", "--device", default=None, help="for the pictures: cpu or a GPU's id")
     add("--data_dir", metavar="DIR", help="root of the data set, if not the config's")

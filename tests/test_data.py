@@ -373,7 +373,8 @@ def test_two_images_of_one_id(ade):
     GREY.save(folder / "ADE_training_2.png")
     message = (
         f"{folder}, file 3: image ADE_training_2 stands in the list twice, first at {folder}, file "
-        f"2 ({folder / 'ADE_training_2.jpg'} and {folder / 'ADE_training_2.png'})."
+        f"2 ({folder / 'ADE_training_2.jpg'} and {folder / 'ADE_training_2.png'}); answers, "
+        "saliency maps and memory.json go by the name alone, so rename one, with its mask."
     )
     with pytest.raises(UserError) as caught:
         ADE("train", str(ade))

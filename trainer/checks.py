@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from dataclasses import asdict
@@ -33,19 +32,23 @@ from trainer.evaluation import build_evaluators
 from trainer.memory import read_previous as read_previous_memory
 from trainer.methods import METHODS
 from trainer.optim import AVERAGES, check_optimizer
+from trainer.optional import try_optional
 from utils import checkpoint as files
 from utils.distributed import Launch, Ranks
 from utils.lr_scheduler import SCHEDULERS
 from utils.metric import EVALUATORS, METRICS
-from utils.misc import UserError, choose, did_you_mean, listing, shortened
+from utils.misc import UserError, choose, did_you_mean, listing, memory_limit, shortened
 from utils.parse_config import ConfigParser
+
+PIXEL = 13  # bytes of a crop's pixel: three colours in float32, a label
 
 
 def check_names(config: ConfigParser) -> None:
     """Resolve the names of the configuration.
 
     Raises:
-        UserError: an unknown name, or an impossible combination.
+        UserError: an unknown name, an impossible combination, or a switch for which something is
+            missing.
     """
     config.resolve("arch", MODELS)
     config.resolve("evaluator", EVALUATORS)
@@ -60,12 +63,7 @@ def check_names(config: ConfigParser) -> None:
         choose("an entry of metrics", name, METRICS)
     if not config["metrics"]:
         raise UserError(f"metrics is empty; name some of {listing(METRICS)}.")
-    compiler = os.environ.get("CXX", "g++"), "clang++"
-    if config["fast"]["compile"] and not any(map(shutil.which, compiler)):
-        raise UserError(
-            f"fast.compile needs a C++ compiler, but there is no {listing(compiler)} here; install "
-            "one, or set it to false."
-        )
+    try_optional(config)
 
 
 def check(config: ConfigParser, plan: Launch) -> Path | None:
@@ -85,6 +83,7 @@ def check(config: ConfigParser, plan: Launch) -> Path | None:
     data = build_data(config, Ranks(0, plan.world, plan.devices[0]))
     for folder in (config.step_dir(), config.log_dir()):
         _check_writable(folder)
+    _check_batches(config)
     if not config.test:
         check_training(config, data)
         if config.base is not None:
@@ -106,6 +105,26 @@ def check(config: ConfigParser, plan: Launch) -> Path | None:
     state = checkpoint["state_dict"]
     check_fit(_skeleton(config, method.heads()), state, f"weight file {weights}")
     return weights
+
+
+def _check_batches(config: ConfigParser) -> None:
+    """Whether this machine could hold the pixels of a batch, if nothing else.
+
+    Raises:
+        UserError: it could not; Linux promises what it does not have, and kills who takes it.
+    """
+    limit = memory_limit()
+    for kind in ("train", "val", "test"):
+        where = f"data_loader.args.{kind}"
+        block = config["data_loader"]["args"][kind]
+        side, batch = block["args"]["transform_args"]["crop_size"], block["batch_size"]
+        needed = PIXEL * batch * side**2
+        if block["args"]["transform"] and limit is not None and needed > limit:
+            raise UserError(
+                f"a batch of {batch} crops of {side}×{side} pixels has {needed / 2**30:,.1f} GiB, "
+                f"but this machine gives {limit / 2**30:,.1f}; lower {where}.batch_size or "
+                f"{where}.args.transform_args.crop_size."
+            )
 
 
 def check_order(task: Task, weights: Path, checkpoint: dict[str, Any]) -> None:

@@ -315,7 +315,7 @@ def claim(folder: Path, *others: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
+    with open(folder / ".lock", "w", encoding="utf-8") as lock:
         try:
             # Not flock, which the loading processes of a killed run would hold for a while.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

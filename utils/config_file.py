@@ -15,11 +15,21 @@ from typing import Any
 
 from utils.config_schema import HYPERPARAMETER, RELEASED, SCHEMA, SECTIONS, key_of
 from utils.misc import UserError, did_you_mean, listing, shortened
+from utils.text import decode, path_of
 
 # What nobody writes by hand, and what would take minutes, or all memory, to read.
 LARGEST_CONFIG = 1 << 20  # bytes
 LARGEST_FILE = 1 << 27
 DEEPEST = 32  # blocks and lists inside each other
+
+# What a text has where JSON ends, by its beginning there → what is to be said of it.
+NO_JSON = {
+    r"//|/\*|#": "JSON has no comments; take it out",
+    r",\s*[\]}]": "a comma before the end of a block or a list; JSON has none there, take it out",
+    r"['‘’“”„]": 'text stands between straight double quotes, "…"',
+    r"(True|False|None)\b": "JSON writes true, false and null",
+    r"\\": "a backslash begins an escape; write / between folders, or two backslashes",
+}
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -46,19 +56,22 @@ def read_json(path: Path, what: str = "", largest: int = LARGEST_FILE) -> Any:
     try:
         with open(path, "rb") as file:
             content = file.read(largest + 1)  # of a device there is no end
-        text = content.decode()
+        if len(content) > largest:
+            raise UserError(f"{source}: the file cannot be read: it has over {largest >> 20} MiB.")
+        text = decode(content)
     except FileNotFoundError:
         raise UserError(f"{what or 'config file'} {path} does not exist.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{what or 'config file'} {path} cannot be read: it is neither UTF-8 nor UTF-16 "
+            f"({error}); save it as UTF-8."
+        ) from None
+    except OSError as error:
         raise UserError(f"{what or 'config file'} {path} cannot be read: {error}.") from None
-    if len(content) > largest:
-        raise UserError(f"{source}: the file cannot be read: it has over {largest >> 20} MiB.")
     try:
         tree = json.loads(text, object_pairs_hook=_no_duplicates)
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{source}, line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}."
-        ) from None
+        raise UserError(f"{source}, {_no_json(error)}.") from None
     except UserError as error:
         raise UserError(f"{source}: {error}") from None
     except (ValueError, RecursionError) as error:  # a number or a nesting beyond Python's limits
@@ -82,6 +95,17 @@ def read_config(path: Path) -> Any:
         UserError: as `read_json`.
     """
     return read_json(path, largest=LARGEST_CONFIG)
+
+
+def _no_json(error: json.JSONDecodeError) -> str:
+    """Line, column and reason of what is no JSON, in the words of who wrote it."""
+    text, place = error.doc, error.pos
+    if text[place : place + 1] in ("]", "}"):  # Python 3.13 names the comma itself
+        before = len(text[:place].rstrip()) - 1
+        place = before if text[before : before + 1] == "," else place
+    hints = (hint for start, hint in NO_JSON.items() if re.match(start, text[place:]))
+    line, column = 1 + text.count("\n", 0, place), place - text.rfind("\n", 0, place)
+    return f"line {line}, column {column}: not valid JSON: {next(hints, error.msg)}"
 
 
 def flatten(
@@ -111,7 +135,7 @@ def flatten(
                     raise UserError(f"{source}: {dotted} must be a block {{…}}.")
                 visit(value, dotted + ".")
             elif "." not in name and (dotted in SCHEMA or prefix == "hyperparameter."):
-                values[dotted] = check_value(dotted, value, source)
+                values[dotted] = check_value(dotted, value, source, here=strict)
             elif dotted in RELEASED:
                 check_value(dotted, value, source)
             elif not strict:
@@ -142,8 +166,14 @@ def _no_path(text: str) -> str:
     return f"{longest} bytes without a slash are more than the 255 of a name" * (longest > 255)
 
 
-def check_value(dotted: str, value: Any, source: str) -> Any:
-    """Return `value` when the key `dotted` may hold it.
+def check_value(dotted: str, value: Any, source: str, *, here: bool = True) -> Any:
+    """Return `value` when the key `dotted` may hold it, a path as it is meant.
+
+    Args:
+        dotted: the key.
+        value: as JSON gave it.
+        source: where it stands, for messages.
+        here: written on this machine; paths of another one are left as they are.
 
     Raises:
         UserError: naming the source, the key, the value and what is valid.
@@ -161,4 +191,5 @@ def check_value(dotted: str, value: Any, source: str) -> Any:
         )
     if isinstance(value, str) and (why := _no_path(value)):
         raise UserError(f"{source}: {dotted} is '{shortened(value)}', but {why}.")
-    return value
+    is_path = key.path and here and isinstance(value, str)
+    return path_of(value, f"{source}: {dotted}") if is_path else value

@@ -40,6 +40,7 @@ class Key:
     most: float | None = None  # inclusive
     choices: tuple[Any, ...] = ()
     plain_name: bool = False  # becomes a part of a folder name
+    path: bool = False  # of a file or a folder, as `utils.text.path_of` takes it
     items: str = ""  # what a list holds, for the message
     decides: bool = True  # what the weights of a step become
     local: bool = False  # a file beside downloaded weights has no say in it
@@ -143,7 +144,9 @@ SCHEMA: dict[str, Key] = {
     ),
     "arch.args.norm_act": Key("bn_sync: BatchNorm + ReLU, synchronised over GPUs", (str,)),
     "arch.args.backbone_pretrained": Key(
-        "true: ImageNet weights from torchvision; a path: from that file; false: none", (bool, str)
+        "true: ImageNet weights from torchvision; a path: from that file; false: none",
+        (bool, str),
+        path=True,
     ),
     "arch.args.freeze_all_bn": Key("keep statistics and affine of every BatchNorm", (bool,)),
     "arch.args.backbone_bn_momentum": Key(
@@ -157,6 +160,7 @@ SCHEMA: dict[str, Key] = {
         "root of the data set; null: the environment (DKD_VOC_ROOT, DKD_ADE_ROOT), then the "
         "default (/dataset/VOC2012, /dataset/ADEChallengeData2016)",
         (str, NULL),
+        path=True,
     ),
     "data_loader.args.follow_links": local(
         "accept files that symbolic links put outside the root of the data set", (bool,)
@@ -166,6 +170,7 @@ SCHEMA: dict[str, Key] = {
         "folder of saliency maps ID.png of the training images, not 0 = salient, for methods that "
         "read them; null: none",
         (str, NULL),
+        path=True,
     ),
     "data_loader.args.class_names": Key(
         "names of a data set's own classes, background first", (list, NULL), items="names"
@@ -175,7 +180,9 @@ SCHEMA: dict[str, Key] = {
         "the step to train or evaluate", (int,), 0, most=LONGEST_LIST
     ),
     "data_loader.args.task.setting": Key("overlap, disjoint or sequential", (str,)),
-    "data_loader.args.task.idxs_path": free("folder of image lists and of the class cache", (str,)),
+    "data_loader.args.task.idxs_path": free(
+        "folder of image lists and of the class cache", (str,), path=True
+    ),
     # The classes up to a step decide, and a task record holds those.
     "data_loader.args.task.steps": free(
         "own schedule: label ids of each step, [[1, 2], [3]]",
@@ -258,7 +265,7 @@ SCHEMA: dict[str, Key] = {
         (*NUMBER, NULL),
         above=0,
     ),
-    "trainer.save_dir": local("folder of all runs", (str,)),
+    "trainer.save_dir": local("folder of all runs", (str,), path=True),
     "trainer.save_period": free(
         "epochs between kept checkpoints; -1: the last only", (int,), -1, most=MOST_EPOCHS
     ),

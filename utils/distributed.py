@@ -26,7 +26,7 @@ import torch.multiprocessing as mp
 
 from utils import interrupt, rendezvous
 from utils.logger import log
-from utils.misc import Interrupted, UserError, last_words, listing
+from utils.misc import Interrupted, UserError, escape_console, foreseen, last_words, listing
 
 # Of every collective call: rank 0 may scan masks or fetch weights on a slow disk meanwhile.
 TIMEOUT = timedelta(hours=1)
@@ -295,6 +295,7 @@ def _raise_cause(plan: Launch, exit_codes: list[int | None], reports: Any) -> No
 
 def _spawned(local: int, worker: Callable, job: Any, plan: Launch, reports: Any) -> None:
     rank = plan.node * len(plan.devices) + local
+    escape_console()
     if sys.platform == "linux":
         # What is spawned spawns by default, and every loading process would import torch.
         mp.set_start_method("fork", force=True)
@@ -326,7 +327,7 @@ def _as_rank(
         _in_group(worker, job, plan, rank, local)
     except BaseException as raised:
         interrupt.defer()
-        error = interrupt.cause_of(raised)
+        error = foreseen(interrupt.cause_of(raised), f"rank {rank}: ")
         tell(error)
         sys.stdout.flush()
         sys.stderr.flush()

@@ -122,7 +122,7 @@ def forget_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with contextlib.suppress(OSError):  # elsewhere than on Linux the peak is the process' own
-            Path("/proc/self/clear_refs").write_text("5")
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def peak(device: torch.device) -> float | None:
@@ -136,6 +136,6 @@ def resident(name: str) -> float | None:
     """MiB of this process: "VmRSS" now, "VmHWM" at its peak; None elsewhere than on Linux."""
     if not os.path.exists("/proc/self/status"):
         return None
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     values = (int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
     return next(values, None)

@@ -69,7 +69,7 @@ def setup_logger(file: Path | None, verbosity: int = 1, is_main: bool = True) ->
     log.addHandler(console)
     if file is not None and is_main:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handler = _FileHandler(file, encoding="utf-8")
+        handler = _FileHandler(file, encoding="utf-8", errors="backslashreplace")
         handler.setLevel(min(LEVELS[verbosity], logging.INFO))
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import io
 import json
 import os
 import re
@@ -42,20 +43,73 @@ class UserError(ValueError):
         self.kind = kind
 
 
+def escape_console() -> None:
+    """Let this process write what its console cannot show as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not what a test or a notebook puts there
+            stream.reconfigure(errors="backslashreplace")
+
+
 @contextlib.contextmanager
 def one_sentence_errors() -> Iterator[None]:
     """Turn a `UserError` into its one sentence on standard error and exit code 2.
 
-    A run that a signal stopped ends with `EXIT_INTERRUPTED`.
+    So does an error that says that memory has run out. A run that a signal stopped ends with
+    `EXIT_INTERRUPTED`.
     """
+    escape_console()
     try:
         yield
-    except (UserError, Interrupted) as error:
+    except (Exception, Interrupted) as raised:
+        error = foreseen(raised)
+        if not isinstance(error, (UserError, Interrupted)):
+            raise
         words, code = last_words(error)
         print(words, file=sys.stderr)
         raise SystemExit(code) from None
     finally:
         interrupt.exiting()
+
+
+# What is said, in exceptions of many kinds, where memory or address space ends: by allocators and
+# libraries, and by the system, which then maps no library and starts no thread.
+REFUSALS = re.compile(
+    "out of memory|(can't|[Cc]annot|[Uu]nable to) allocate|not enough memory|bad_alloc|"
+    "ALLOC_FAILED|failed to map segment|can't start new thread"
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that there is too little memory."""
+    return isinstance(error, MemoryError) or REFUSALS.search(str(error)) is not None
+
+
+def foreseen(error: BaseException, who: str = "") -> BaseException:
+    """`error`, or, when memory has run out, the `UserError` that says what to do.
+
+    Args:
+        who: has too little, at the beginning of the message, such as "rank 1: ".
+    """
+    if isinstance(error, (UserError, Interrupted)) or not out_of_memory(error):
+        return error
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    space = _address_space()
+    way = f"raise ulimit -v, which is {space >> 10}, or " if space is not None else ""
+    return UserError(
+        f"{who}there is too little memory ({first.rstrip('.')}); {way}lower the batch size "
+        "(--batch_size; --accumulate keeps the global batch), the crop size or "
+        "data_loader.args.num_workers; on CUDA, use_amp takes less."
+    )
+
+
+def _address_space() -> int | None:
+    """Bytes of address space that a process may have (`ulimit -v`), where that is limited."""
+    try:
+        import resource
+    except ImportError:  # no POSIX system
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def last_words(error: BaseException) -> tuple[str, int]:
@@ -177,7 +231,7 @@ def sha256(path: str | Path) -> str:
 
 def seed_from(*parts: object) -> int:
     """A 63-bit seed that depends on `parts` alone, not on the process or the platform."""
-    text = "\x1f".join(str(part) for part in parts).encode()
+    text = "\x1f".join(str(part) for part in parts).encode(errors="surrogateescape")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
@@ -202,6 +256,16 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def memory_limit() -> int | None:
+    """Bytes that a process may have at most: of the machine, its container, its address space."""
+    limits = [_address_space()]
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # no POSIX system
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(OSError, ValueError):  # no such container, or "max"
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 @cache

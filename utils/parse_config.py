@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -32,6 +33,7 @@ from utils.config_file import check_value, flatten, read_config
 from utils.config_schema import FLAGS, SCHEMA, Steps, key_of
 from utils.misc import PROJECT_ROOT, UserError, choose, did_you_mean, listing, shortened
 from utils.recipe import TASK, Layers, Recipe, lay, read_layers, same_at_all_steps
+from utils.text import path_of
 
 T = TypeVar("T")
 SETTINGS_HINT = "settings of a method, the block hyperparameter: --method NAME --help"
@@ -88,6 +90,7 @@ def _argument_parser(
         default=[],
         help="any key of the config, such as hyperparameter.kd=10, as often as needed",
     )
+    add("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
     add("-d", "--device", metavar="IDS", help="GPU ids, such as 0 or 0,1; cpu: no GPU")
     for flag in FLAGS:
         if mode == "eval" and not flag.eval_too:
@@ -279,16 +282,19 @@ class ConfigParser:
             named = [after for word, after in pairwise(words) if word == "--method"]
             epilog = settings_help(named[-1]) if named else SETTINGS_HINT
         args = vars(_argument_parser(mode, description, epilog).parse_args(words))
+        _check_local_rank(args["local_rank"])
         shipped = read_layers(PROJECT_ROOT / default_config)
 
         notes: list[str] = []
         auto = mode == "train" and args["resume"] == "auto"
-        resume = None if auto or args["resume"] is None else Path(args["resume"])
+        resume = (
+            None if auto or args["resume"] is None else Path(path_of(args["resume"], "-r/--resume"))
+        )
         if resume is not None and not resume.is_file():
             raise UserError(f"-r/--resume: there is no file {resume}.")
         file = Layers("")
         if args["config"] is not None:
-            file = read_layers(Path(args["config"]))
+            file = read_layers(Path(path_of(args["config"], "-c/--config")))
             notes.append(f"config: {args['config']}")
         typed, steps = _typed(args)
         launch = launch or steps
@@ -356,7 +362,7 @@ class ConfigParser:
             mode=mode,
             resume=resume,
             auto=auto,
-            base=Path(args["base"]) if args.get("base") is not None else None,
+            base=None if args.get("base") is None else Path(path_of(args["base"], "--base")),
             device=args["device"],
             test=args["test"] or mode == "eval",
             beside=theirs.keys() - own,
@@ -375,6 +381,22 @@ class ConfigParser:
             cache_dir=defaults[lists] if lists in theirs.keys() - own else flat[lists],
             notes=tuple(notes),
             warnings=tuple(warnings),
+        )
+
+
+def _check_local_rank(number: int | None) -> None:
+    """What the old launcher, torch.distributed.launch, gives each process besides variables.
+
+    Raises:
+        UserError: there are no such variables, or they say something else.
+    """
+    variable = os.environ.get("LOCAL_RANK")
+    if number is not None and variable != str(number):
+        there = "is not set" if variable is None else f"is {variable}"
+        raise UserError(
+            f"--local-rank is {number}, but the variable LOCAL_RANK, which decides, {there}; start "
+            f"the processes with torchrun --nproc_per_node N {Path(sys.argv[0]).name} …, without "
+            "--local-rank."
         )
 
 

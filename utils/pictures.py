@@ -6,12 +6,15 @@ model and no task.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from utils.fonts import Font, font_for
+from utils.logger import log
 from utils.misc import BACKGROUND
 
 GAP = 6  # pixels between the parts of a sheet
@@ -71,9 +74,9 @@ def legend(names: Mapping[int, str], width: int, size: int = 14) -> Image.Image:
         width: in pixels, more if a name needs it.
         size: of the letters, in pixels.
     """
-    font = ImageFont.load_default(size=size)
     row, places, x, y = round(1.6 * size), [], GAP, 0
-    needs = [round(1.3 * size + font.getlength(name)) + 2 * GAP for name in names.values()]
+    texts = [_writable(label, name, size) for label, name in names.items()]
+    needs = [round(1.3 * size + font.getlength(text)) + 2 * GAP for text, font in texts]
     width = max([width, *(GAP + need for need in needs)])
     for need in needs:
         if x + need > width:
@@ -82,11 +85,31 @@ def legend(names: Mapping[int, str], width: int, size: int = 14) -> Image.Image:
         x += need
     image = Image.new("RGB", (width, y + row if names else 0), "white")
     draw = ImageDraw.Draw(image)
-    for (label, name), (x, y) in zip(names.items(), places, strict=True):
+    for label, (text, font), (x, y) in zip(names, texts, places, strict=True):
         top = y + (row - size) // 2
         draw.rectangle((x, top, x + size - 1, top + size - 1), fill=colour(label))
-        draw.text((x + 1.3 * size, y + row / 2), name, fill="black", font=font, anchor="lm")
+        draw.text((x + 1.3 * size, y + row / 2), text, fill="black", font=font, anchor="lm")
     return image
+
+
+def _writable(label: int, name: str, size: int) -> tuple[str, Font]:
+    """A name and a font that has its letters; the label id where no font has."""
+    text = unicodedata.normalize("NFC", name)
+    if (font := font_for(text, size)) is not None:
+        return text, font
+    _warn_of(label, name)
+    return str(label), ImageFont.load_default(size=size)
+
+
+@cache
+def _warn_of(label: int, name: str) -> None:
+    """Once for each name."""
+    log.warning(
+        "no font of this machine has all letters of the class name '%s': pictures show its label "
+        "id, %d, instead; install a font of its script, such as one of Noto Sans",
+        name,
+        label,
+    )
 
 
 def above(picture: Image.Image, caption: Image.Image) -> Image.Image:

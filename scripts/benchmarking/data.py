@@ -52,7 +52,7 @@ def drawn(pictures: int, masks: int) -> Iterator[Path]:
             shutil.copyfile(source, root / f"SegmentationClassAug/{number}.png")
         for split, count in (("val", pictures), ("train_aug", masks)):
             text = "".join(f"{number}\n" for number in range(count))
-            (root / f"ImageSets/Segmentation/{split}.txt").write_text(text)
+            (root / f"ImageSets/Segmentation/{split}.txt").write_text(text, encoding="utf-8")
         yield root
 
 
@@ -127,7 +127,7 @@ def measure_scan(plan: Plan) -> list[Row]:
     with drawn(min(plan.pictures, plan.masks), plan.masks) as root:
         script = PROJECT_ROOT / "scripts" / "benchmark_scan.py"
         command = [sys.executable, str(script), str(root), str(plan.rounds), str(plan.budget)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8")
     if done.returncode:
         raise SystemExit(done.returncode)  # it has said why
     seconds = json.loads(done.stdout.splitlines()[-1])

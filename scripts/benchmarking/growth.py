@@ -86,7 +86,7 @@ def in_group(plan: Plan, count: int, *, memory: bool) -> list[float]:
                 world=count,
             ),
         )
-        return json.loads(job.figures.read_text())
+        return json.loads(job.figures.read_text(encoding="utf-8"))
 
 
 def train_in_group(job: Job, ranks: Ranks) -> None:

@@ -72,7 +72,9 @@ def resident(field: str) -> float:
     """
     status = Path("/proc/self/status")
     if status.is_file():
-        values = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        values = dict(
+            line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines()
+        )
         return int(values[field].removesuffix("kB")) / 2**10
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
@@ -81,7 +83,7 @@ def resident(field: str) -> float:
 def forget_peak() -> None:
     """Let VmHWM start anew, where the system allows it; else earlier peaks count, too."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def largest(fits: Callable[[int], bool], most: int = 1024) -> int:

@@ -157,7 +157,7 @@ def damaged_checkpoint(job: Job, chance: random.Random) -> None:
 def corrupted_image(job: Job, chance: random.Random) -> None:
     """A training image becomes unreadable while the step is running, and is repaired later."""
     images = sorted((job.folder / "data/JPEGImages").iterdir())
-    listed = (job.folder / "data/ImageSets/Segmentation/train_aug.txt").read_text()
+    listed = (job.folder / "data/ImageSets/Segmentation/train_aug.txt").read_text(encoding="utf-8")
     victim = chance.choice([path for path in images if path.name in listed])
     whole = victim.read_bytes()
     process = job.start(0)

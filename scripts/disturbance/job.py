@@ -79,7 +79,7 @@ class Job:
             },
             "trainer": {"epochs": EPOCHS, "save_dir": str(self.folder / "runs")},
         }
-        (self.folder / "config.json").write_text(json.dumps(tree))
+        (self.folder / "config.json").write_text(json.dumps(tree), encoding="utf-8")
         return self
 
     def start(self, step: int) -> subprocess.Popen:
@@ -87,7 +87,7 @@ class Job:
         command = [sys.executable, "train_voc.py", "-c", str(self.folder / "config.json")]
         command += ["-d", "cpu", "-r", "auto", "--task_step", str(step)]
         command += ["--freeze_bn"] if step else []
-        log = open(self.folder / "output.txt", "a+")  # noqa: SIM115 - closed by `wait`
+        log = open(self.folder / "output.txt", "a+", encoding="utf-8")  # noqa: SIM115 - closed by `wait`
         process = subprocess.Popen(
             command, cwd=PROJECT_ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -125,7 +125,9 @@ class Job:
         found = []
         for step in self.steps:
             weights = files.load(self.step_dir(step) / files.epoch_file(EPOCHS))["state_dict"]
-            found.append((weights, json.loads(self.metrics(step).read_text())["confusion"]))
+            found.append(
+                (weights, json.loads(self.metrics(step).read_text(encoding="utf-8"))["confusion"])
+            )
         return found
 
     def compare(self, expected: list) -> None:

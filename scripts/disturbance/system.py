@@ -17,13 +17,13 @@ from utils import interrupt
 def log_has(job: Job, text: str) -> bool:
     """Whether the log of step 0 says something."""
     log = job.metrics(0).with_name("info.log")
-    return log.is_file() and text in log.read_text()
+    return log.is_file() and text in log.read_text(encoding="utf-8")
 
 
 def answers_signals(pid: int) -> bool:
     """Whether a process has begun to handle the signals: before that no script can."""
     with contextlib.suppress(FileNotFoundError):
-        status = Path(f"/proc/{pid}/status").read_text()
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
         caught = int(status.partition("SigCgt:")[2].split()[0], 16)
         return all(caught >> (number - 1) & 1 for number in interrupt.SIGNALS)
     return True  # a system without /proc
@@ -40,7 +40,7 @@ def ranks_of(launcher: subprocess.Popen) -> list[int]:
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            name, _, rest = status.read_text().rpartition(")")
+            name, _, rest = status.read_text(encoding="utf-8").rpartition(")")
             command = (status.parent / "cmdline").read_bytes()
             if int(rest.split()[1]) == launcher.pid and b"spawn_main" in command:
                 found.append(int(name.split()[0]))

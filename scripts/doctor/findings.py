@@ -34,8 +34,8 @@ FAULTS = {
     "twice": ("error", "id that stands twice in the {split} list",
         "delete one of the two; ids are file names without folder and suffix, so give files that "
         "only share their name other names"),
-    "garbled": ("error", "{split} file whose name is no UTF-8 text",
-        "give image and mask another name; the hashes of lists need text"),
+    "garbled": ("warning", "{split} file whose name is no UTF-8 text",
+        "give image and mask another name; logs and results show escapes instead"),
     "overlap": ("error", "training image that is a validation image, too", _SHARED),
     "copy": ("warning", "training image with the content of a validation image", _SHARED),
     "leaves": ("error", "{split} path that leaves the root; its file was not opened",

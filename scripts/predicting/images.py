@@ -17,9 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from base.image_files import Listing, decode, list_folder, to_rgb, too_large
 from data_loader.transforms import Transform
 from models.upsampling import size_of
-from scripts.predicting.memory import out_of_memory
 from utils import interrupt
-from utils.misc import UserError
+from utils.misc import UserError, out_of_memory
 
 Image.init()
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large is told

@@ -8,19 +8,11 @@ from contextlib import contextmanager
 import torch
 
 from models.upsampling import size_of
-from utils.misc import UserError
-
-# What the allocators of CPU, CUDA and their libraries say, in exceptions of many kinds.
-REFUSALS = ("out of memory", "can't allocate memory", "bad_alloc", "ALLOC_FAILED")
+from utils.misc import UserError, out_of_memory
 
 
 class TooLarge(UserError):
     """There is too little memory for an image."""
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an exception says that there is too little memory."""
-    return isinstance(error, MemoryError) or any(words in str(error) for words in REFUSALS)
 
 
 @contextmanager
