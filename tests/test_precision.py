@@ -33,8 +33,8 @@ from utils.logger import log
 from utils.metric import ConfusionMatrix
 from utils.misc import UserError
 
-# Rounding weighs more in Local POD's squares, in L_pm, where a pixel may change its class, and in the
-# one channel of DKD's auxiliary head, where processors differ.
+# Rounding weighs more in Local POD's squares, in L_pm, where a pixel may change its class, and in
+# the one channel of DKD's auxiliary head, where processors differ.
 COARSE = {"pod_logits": 2, "match": 5, "ac": 2}
 HALVES = pytest.mark.parametrize(
     "dtype", [pytest.param(torch.bfloat16, marks=pytest.mark.slow), torch.float16]
