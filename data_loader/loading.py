@@ -49,7 +49,8 @@ class Loader(DataLoader):
     """
 
     limit = 1800  # seconds for a batch; half of what ranks wait for each other
-    patience = 60  # seconds without a batch after which the log says so
+    patience = 60  # seconds without a batch after which the log says so, and again
+    look_every = 5  # seconds between two looks whether one is waited for
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -86,14 +87,25 @@ class Loader(DataLoader):
             return
         ended = threading.Event()
 
+        reader = threading.current_thread()
+
         def watch() -> None:
-            while not ended.wait(self.patience):
+            logged = 0.0
+            while not ended.wait(min(self.look_every, self.patience)):
                 since = next(iter(waiting), None)
-                if since is not None and time.monotonic() - since >= self.patience:
+                if since is None:
+                    continue
+                if reader is threading.main_thread() and reader.ident is not None:
+                    # torch looks for processes that died when this signal comes. That of the death
+                    # itself may have come where nobody could be told.
+                    signal.pthread_kill(reader.ident, signal.SIGCHLD)
+                now = time.monotonic()
+                if now - max(since, logged) >= self.patience:
+                    logged = now
                     log.warning(
                         "no batch has come for %.0f seconds: the storage of the data is slow, or "
                         "one of %d loading process(es) hangs; after %d seconds the run ends",
-                        *(time.monotonic() - since, self.num_workers, self.limit),
+                        *(now - since, self.num_workers, self.limit),
                     )
 
         thread = threading.Thread(target=watch, daemon=True)

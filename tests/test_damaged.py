@@ -408,7 +408,7 @@ def test_damaged_replay_memories(tmp_path, share):
     read_memory(tmp_path, MEMORY)
     variants = damage.some(damage.of_json(json.dumps(MEMORY)), share)
     accepted = outcomes(variants, lambda content: read_memory(tmp_path, content))
-    # What is left is another good file: with other ids of an image, a key that nobody reads, a mark.
+    # What is left is another good file: other ids of an image, a key that nobody reads, a mark.
     good = ("][1]", "has a key more", "a byte-order mark")
     assert all(any(part in words for part in good) for words in accepted), accepted
 

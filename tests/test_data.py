@@ -867,11 +867,33 @@ class Failing(Dataset):
         ("killed", "a loading process died, most likely killed because the memory is full"),
     ],
 )
-def test_a_loading_process_that_fails_is_told_with_the_remedy(fault, says):
+def test_a_loading_process_that_fails_is_told_with_the_remedy(fault, says, monkeypatch):
+    monkeypatch.setattr(Loader, "look_every", 0.5)
     loader = Loader(Failing(fault), **WORKER)
     with pytest.raises(UserError, match=says) as caught:
         list(loader)
     assert str(caught.value).endswith("continue with -r auto.")
+
+
+def test_a_loading_process_whose_death_went_unheard_is_told(monkeypatch):
+    """Its signal came where an exception is swallowed, such as in a destructor."""
+    monkeypatch.setattr(Loader, "look_every", 0.5)
+    list(Loader(Failing(0), **WORKER))  # sets torch's handler
+    handler = signal.getsignal(signal.SIGCHLD)
+    calls = []
+
+    def deaf(number, frame):
+        calls.append(number)
+        if len(calls) > 1:
+            handler(number, frame)
+
+    signal.signal(signal.SIGCHLD, deaf)
+    try:
+        with pytest.raises(UserError, match="a loading process died"):
+            list(Loader(Failing("killed"), **WORKER))
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+    assert len(calls) > 1
 
 
 def test_what_nobody_knows_of_a_loading_process_stays_as_it_is():
