@@ -54,7 +54,7 @@ class Loader(DataLoader):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.timeout = self.limit if self.num_workers else 0
+        self.gave_up = False  # whether the limit has passed
 
     def __iter__(self) -> Any:
         keep_freed_memory()
@@ -87,19 +87,19 @@ class Loader(DataLoader):
             return
         ended = threading.Event()
 
-        reader = threading.current_thread()
-
         def watch() -> None:
             logged = 0.0
-            while not ended.wait(min(self.look_every, self.patience)):
-                since = next(iter(waiting), None)
+            while not ended.wait(min(self.look_every, self.patience, self.limit)):
+                since, now = next(iter(waiting), None), time.monotonic()
                 if since is None:
                     continue
-                if reader is threading.main_thread() and reader.ident is not None:
-                    # torch looks for processes that died when this signal comes. That of the death
-                    # itself may have come where nobody could be told.
-                    signal.pthread_kill(reader.ident, signal.SIGCHLD)
-                now = time.monotonic()
+                if now - since >= self.limit:
+                    self.gave_up = True
+                    # One that hangs hears no SIGTERM. Whoever waits is told of their death, which a
+                    # time limit of torch's own would keep from it until it has passed.
+                    for worker in multiprocessing.active_children():
+                        worker.kill()
+                    return
                 if now - max(since, logged) >= self.patience:
                     logged = now
                     log.warning(
@@ -121,10 +121,8 @@ class Loader(DataLoader):
         if not self.num_workers:
             return error
         text = f"{type(error).__name__}: {error}"
-        if "timed out" in text:
+        if self.gave_up:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise as well
-            for worker in multiprocessing.active_children():  # one that hangs hears no SIGTERM
-                worker.kill()
             return UserError(
                 f"no batch has come from {self.num_workers} loading process(es) for {self.limit} "
                 "seconds: one hangs, or the storage of the data does; continue with -r auto or, "
