@@ -15,8 +15,9 @@ if [ -z "${PYTHON:-}" ]; then
     [ -x .venv/bin/python ] && PYTHON=.venv/bin/python
 fi
 METHOD=${METHOD:-dkd}
-if [ "${MEMORY_SIZE:-0}" -gt 0 ]; then NAME=${NAME:-${METHOD/#dkd/DKD}-M}; fi
-NAME=${NAME:-${METHOD/#dkd/DKD}}
+[ "$METHOD" = dkd ] && LABEL=DKD || LABEL=$METHOD
+if [ "${MEMORY_SIZE:-0}" -gt 0 ]; then LABEL+=-M; fi
+NAME=${NAME:-$LABEL}
 flags=(--task_name "$TASK" --task_setting "$SETTING" --task_step "${STEP:-all}" -r auto
     --method "$METHOD" --name "$NAME" --save_dir "${SAVE_DIR:-saved_$DATASET}")
 [ -n "${GPU:-}" ] && flags+=(-d "$GPU")

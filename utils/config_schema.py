@@ -137,7 +137,9 @@ SCHEMA: dict[str, Key] = {
     "fast.compile": local("torch.compile of student and teacher; needs a C++ compiler", (bool,)),
     "arch.type": Key("the model's class", (str,)),
     "arch.args.backbone": Key(
-        "resnet50, resnet101, resnet152, swin_t, swin_b or tiny (CPU demos, tests)", (str,)
+        "of models/backbone.py, such as resnet50, resnet101, resnet152, swin_t, swin_b, tiny (CPU "
+        "demos, tests)",
+        (str,),
     ),
     "arch.args.output_stride": Key(
         "image size over feature size; ResNet: 8 or 16, Swin: 32", (int,), choices=(8, 16, 32)
