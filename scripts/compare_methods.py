@@ -74,7 +74,7 @@ MOVING = ("arch.args.backbone_bn_momentum=0.1",)
 OWN: dict[str, dict[str, Any]] = {
     "finetune": {"base": "dkd", "settings": WEIGHTED},
     "dkd": {"settings": WEIGHTED},
-    "lwf_mc": {"first": 0.02, "later": 0.01},
+    "lwf_mc": {"later": 0.01},
     "lwf": {"base": "ft"},
     "ilt": {"base": "ft", "later": 0.02},
     "mib": {"base": "ft"},
