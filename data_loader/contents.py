@@ -10,7 +10,6 @@ import hashlib
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ import numpy as np
 from base.base_dataset import BaseDataset
 from base.image_files import LARGEST_FILE
 from data_loader.saliency import SaliencyMaps
-from utils.logger import log, progress
+from utils.logger import log, progress_in_threads
 from utils.misc import UserError, atomic_path, cores, listing
 
 COLUMNS = ("id", "image", "mask", "saliency map")
@@ -125,22 +124,11 @@ def _hashes(paths: Sequence[Path], cache_dir: Path, name: str, what: str) -> np.
     if not len(left):
         return hashes
 
-    def read(rows: np.ndarray) -> int:
-        for row in rows:
-            hashes[row] = _hash_of(paths[row])
-        return len(rows)
+    def read(number: int) -> None:
+        hashes[left[number]] = _hash_of(paths[left[number]])
 
-    jobs = [left[first : first + CHUNK] for first in range(0, len(left), CHUNK)]
-    with (
-        progress(total=len(left), desc=what, unit="file") as bar,
-        ThreadPoolExecutor(min(2 * cores(), THREADS)) as pool,
-    ):
-        try:
-            for files in pool.map(read, jobs):
-                bar.update(files)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # nobody wants the rest
-            raise
+    threads = min(2 * cores(), THREADS)
+    progress_in_threads(read, len(left), chunk=CHUNK, threads=threads, desc=what, unit="file")
     try:
         with atomic_path(cache) as temporary, open(temporary, "wb") as file:
             np.savez(file, states=states, hashes=hashes)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 
 from base.base_dataset import BaseDataset, bare_id
 from base.task import Task
-from utils.logger import log, progress
+from utils.logger import log, progress_in_threads
 from utils.misc import UserError, atomic_path, cores, keep_freed_memory
 
 HELD_OUT = 0.2  # share of the training images that cross_val validates on
@@ -95,25 +94,20 @@ def _scan(dataset: BaseDataset) -> np.ndarray:
     table = np.zeros((len(dataset), len(dataset.ids)), dtype=bool)
     columns = {label: column for column, label in enumerate(dataset.ids)}
 
-    def scan(rows: range) -> int:
-        for row in rows:
-            table[row, [columns[label] for label in dataset.load_ids(row)]] = True
-        return len(rows)
+    def scan(row: int) -> None:
+        table[row, [columns[label] for label in dataset.load_ids(row)]] = True
 
-    jobs = [range(len(dataset))[first : first + CHUNK] for first in range(0, len(dataset), CHUNK)]
-    bar = progress(
-        total=len(dataset), desc=f"scan {dataset.name} {dataset.split} masks", unit="mask"
-    )
     # Threads: Pillow decodes and NumPy counts without the interpreter's lock, and processes would
     # take a fifth as long to start as all of VOC's masks to scan.
     keep_freed_memory()
-    with bar, ThreadPoolExecutor(min(cores(), THREADS)) as pool:
-        try:
-            for masks in pool.map(scan, jobs):
-                bar.update(masks)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # nobody wants the rest
-            raise
+    progress_in_threads(
+        scan,
+        len(dataset),
+        chunk=CHUNK,
+        threads=min(cores(), THREADS),
+        desc=f"scan {dataset.name} {dataset.split} masks",
+        unit="mask",
+    )
     return table
 
 

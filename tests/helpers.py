@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,25 @@ def train(config: Path, *flags: str, script: str = "voc", mode: str = "train") -
     )
     run(*step_configs(parsed))
     return parsed
+
+
+def after(count, method, action):
+    """`method`, which runs `action` when it has been called `count` times."""
+    calls = []
+
+    def counted(*args, **kwargs):
+        result = method(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == count:
+            action()
+        return result
+
+    return counted
+
+
+def send(number):
+    """A function that sends this process a signal."""
+    return lambda: os.kill(os.getpid(), number)
 
 
 def evaluation(parsed: ConfigParser) -> dict:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.helpers import PROJECT, train, write_config
+from tests.helpers import PROJECT, after, send, train, write_config
 from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils.misc import Interrupted, UserError
@@ -69,8 +69,11 @@ def test_all_steps_are_those_called_alone(alone, elsewhere, capsys, monkeypatch)
         assert log.count("leakage audit") == 1
     capsys.readouterr()
     monkeypatch.setattr("trainer.run.launch", None)  # is not to be called for what is finished
+    read, load = [], files._load
+    monkeypatch.setattr(files, "_load", lambda path: read.append(path) or load(path))
     train(config, *FLAGS, "--task_step", "all", *elsewhere)
     assert capsys.readouterr().out.count("is finished, see") == 3
+    assert [path.parent.name for path in read] == ["step_0", "step_1", "step_2"], "each one once"
 
 
 def test_a_range_goes_on_where_a_step_was_stopped(alone, elsewhere, monkeypatch):
@@ -99,14 +102,8 @@ def test_each_checkpoint_is_read_once(alone, elsewhere, tmp_path, monkeypatch):
     config, runs = alone
     folder = tmp_path / "runs/models" / runs[0].experiment
     shutil.copytree(runs[0].step_dir(), folder / "step_0")
-    each = Trainer.train_step
-
-    def stop(self, *args, **kwargs):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return each(self, *args, **kwargs)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", stop)
+        patch.setattr(Trainer, "train_step", after(1, Trainer.train_step, send(signal.SIGTERM)))
         with pytest.raises(Interrupted):
             train(config, *FLAGS, "--task_step", "1", *elsewhere)
     read = []

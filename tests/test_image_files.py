@@ -71,15 +71,24 @@ def png(pixels: np.ndarray, colour: int) -> bytes:
 
 
 # --------------------------------------------------------------------------------- 8 bits, as ever
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP"])
-@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr"])
-def test_pixels_of_8_bits_are_what_pillow_makes_of_them(tmp_path, mode, kind):
+# Modes that the formats can hold. Pillow 10.1 cannot read its own TIFF of YCbCr.
+HOLDS = {
+    "JPEG": ("RGB", "L", "CMYK", "YCbCr"),
+    "PNG": ("RGB", "L", "1", "P", "RGBA", "LA"),
+    "BMP": ("RGB", "L", "1", "P"),
+    "GIF": ("RGB", "L", "1", "P", "RGBA", "LA"),
+    "TIFF": ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK"),
+    "WEBP": ("RGB", "L", "P", "RGBA"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [(kind, mode) for kind, modes in HOLDS.items() for mode in modes]
+)
+def test_pixels_of_8_bits_are_what_pillow_makes_of_them(tmp_path, kind, mode):
     image = Image.fromarray(COLOURS).convert(mode)
-    try:
-        image.save(tmp_path / "a", kind)
-        plain = Image.open(tmp_path / "a").convert("RGB")
-    except (OSError, ValueError):
-        pytest.skip(f"a {kind} cannot hold {mode}")
+    image.save(tmp_path / "a", kind)
+    plain = Image.open(tmp_path / "a").convert("RGB")
     assert np.array_equal(pixels(tmp_path / "a"), plain)
 
 

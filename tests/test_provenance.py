@@ -19,7 +19,7 @@ from data_loader.contents import changes, contents_table
 from data_loader.voc import VOC
 from models.model import DeepLabV3
 from scripts.toy_data.tree import make_toy_voc
-from tests.helpers import train, write_config
+from tests.helpers import after, send, train, write_config
 from trainer import methods
 from trainer.methods.dkd import DKD
 from trainer.trainer import Trainer
@@ -178,14 +178,8 @@ def test_an_unfinished_step_whose_previous_one_was_trained_anew(root, monkeypatc
 
 def interrupt(root, monkeypatch, step, *flags):
     """Stop a step in its first epoch."""
-    each = Trainer.train_step
-
-    def stop(self, *args, **kwargs):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return each(self, *args, **kwargs)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_step", stop)
+        patch.setattr(Trainer, "train_step", after(1, Trainer.train_step, send(signal.SIGTERM)))
         with pytest.raises(Interrupted):
             call(root, step, *flags)
 

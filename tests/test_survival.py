@@ -23,7 +23,7 @@ from base.base_model import HeadPlan
 from models.model import DeepLabV3
 from scripts.chaos import Chaos
 from scripts.disturbance.job import Job
-from tests.helpers import PROJECT, train, write_config
+from tests.helpers import PROJECT, after, send, train, write_config
 from trainer import memory as replay_memory
 from trainer.evaluation import Evaluation
 from trainer.record import code_hash, differences, remarks
@@ -87,24 +87,6 @@ def attempt(undisturbed, tmp_path):
     call.folder = lambda step: tmp_path / "runs/models" / zero.experiment / f"step_{step}"
     call.log = lambda step: tmp_path / "runs/log" / zero.experiment / f"step_{step}"
     return call
-
-
-def after(count, method, action):
-    """`method`, which runs `action` when it has been called `count` times."""
-    calls = []
-
-    def counted(*args, **kwargs):
-        result = method(*args, **kwargs)
-        calls.append(1)
-        if len(calls) == count:
-            action()
-        return result
-
-    return counted
-
-
-def send(number):
-    return lambda: os.kill(os.getpid(), number)
 
 
 # ------------------------------------------------------------------------------- stop and continue

@@ -193,21 +193,18 @@ def check_data(data: IncrementalDataLoader, previous: Previous, ranks: Ranks) ->
     if not (ranks.is_main and previous.data):
         return
     now, before = data.contents(), _tables(previous.data)
-    step = data.task.step
+    since = f"since step {data.task.step - 1} was trained"
+    trained = before["trained"].astype(bool)
+    if changed := changes(now["train"], before["train"], data.names("train"), trained):
+        raise UserError(
+            f"the data in {data.raw['train'].root} have changed {since}, among them what it or a "
+            f"step before was trained on: {'; '.join(changed)}; put them back, or train from step "
+            "0 under another --name."
+        )
     for split in ("train", "val"):
-        names = data.names(split)
-        only = before["trained"].astype(bool) if split == "train" else None
-        gone = changes(now[split], before[split], names, only) if only is not None else []
-        if gone:
-            raise UserError(
-                f"the data in {data.raw[split].root} have changed since step {step - 1} was "
-                f"trained, among them what it or a step before was trained on: {'; '.join(gone)}; "
-                "put them back, or train from step 0 under another --name."
-            )
-        if told := changes(now[split], before[split], names):
+        if changed := changes(now[split], before[split], data.names(split)):
             log.warning(
-                "the data of the %s list have changed since step %d was trained: %s",
-                *(split, step - 1, "; ".join(told)),
+                "the data of the %s list have changed %s: %s", split, since, "; ".join(changed)
             )
 
 

@@ -66,19 +66,18 @@ def check_later(steps: Sequence[ConfigParser], plan: Launch) -> None:
             folder, too little room for the checkpoints of all.
     """
     room = 0
-    for config in steps:
+    for config in (config for config in steps if not config.test):
         config = _with_batch(config, plan)
         data = build_data(config, Ranks(0, plan.world, plan.devices[0]))
-        if config.test:
-            continue
         check_training(config, data)
-        alone = build_data(config, Ranks(0, 1, plan.devices[0]))
+        alone = build_data(config, Ranks(0, 1, plan.devices[0]))  # the others are not there yet
         alone.setup("train", "val", "test")
-        replayed = data.memory_policy["mem_size"]
-        if len(alone.train_set) + replayed < data.global_batch:
+        memory, images = data.memory_policy, len(alone.train_set)
+        replayed = memory["mem_size"] if memory["mix"] == "concat" else 0
+        if images + replayed < data.global_batch:
             raise UserError(
-                f"the training set of step {data.task.step} has {len(alone.train_set)} images, "
-                f"fewer than one batch: {data.batch_words()}; choose a smaller one."
+                f"the training set of step {data.task.step} has {images} images, fewer than one "
+                f"batch: {data.batch_words()}; choose a smaller one."
             )
         path, checkpoint, _ = files.newest_good(config.step_dir())
         if path is None:
@@ -144,19 +143,21 @@ def check_same_run(
         UserError: it is another one.
     """
     folder, there = config.step_dir(), checkpoint["record"]
-    state = "a finished step" if checkpoint.get("finished", True) else "an unfinished step"
-    around = around_finished(config, task) if checkpoint.get("finished", True) else ""
+    finished = checkpoint.get("finished", True)
+    state = "a finished step" if finished else "an unfinished step"
     differs = differences(here, there, ignore=(EPOCHS, LENGTHENED))
+    epochs = here["settings"][EPOCHS]
+    trained = there["settings"].get(EPOCHS, epochs)
+    if not differs and epochs == trained:
+        return
+    around = around_finished(config, task) if finished else ""
     if differs:
         raise UserError(
             f"{folder} holds {state} of another run: {'; '.join(differs)}; give the same, or "
             f"another --name for a new run{around}."
         )
-    epochs, trained = here["settings"][EPOCHS], there["settings"].get(EPOCHS)
-    if trained is None or epochs == trained:
-        return
     ways = f"give --epochs {trained}, or train {epochs} epochs anew under another --name{around}"
-    if epochs > trained and checkpoint.get("finished", True):
+    if epochs > trained and finished:
         ways += (
             f"; -r {path} --epochs {epochs} lengthens the step, with a learning rate that rises "
             "again where the epochs of before had brought it down"

@@ -379,7 +379,11 @@ class Trainer(BaseTrainer):
 
     def test(self, file: Path, weights: Path) -> None:
         """Evaluate the test set and write `file`, as `Evaluation.test` does."""
-        tested = Weights.of(self.state() | {"epoch": self.epoch}, weights)
+        tested = None
+        if self.ranks.is_main:
+            sha256 = files.weights_hash(self.student.state_dict())
+            lengthened = self.provenance.record.get("lengthened", ())
+            tested = Weights(weights, self.epoch, sha256, self.provenance.previous, lengthened)
         self.events.scalars(self.evaluation.test(file, tested), "test", self.epoch)
 
     # ------------------------------------------------------------------------------- checkpoints

@@ -42,7 +42,7 @@ NUMPY: list[Any] = [
     ),
 ]
 
-_memory: dict[tuple[Path, int, int], dict[str, Any]] | None = None  # what `remembered` has read
+_memory: dict[tuple[int, int, int], dict[str, Any]] | None = None  # what `remembered` has read
 
 
 def epoch_file(epoch: int) -> str:
@@ -112,6 +112,10 @@ def forget(*, go_on: bool = False) -> None:
     _memory = {} if go_on and _memory is not None else None
 
 
+class Damaged(UserError):
+    """A file whose bytes are not those that were written, or whose weights are not finite."""
+
+
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU: tensors and plain values alone, and finite weights.
 
@@ -123,8 +127,8 @@ def load(path: Path) -> dict[str, Any]:
     """
     if _memory is None or not path.is_file():
         return _load(path)
-    status = path.stat()
-    key = (path.resolve(), status.st_mtime_ns, status.st_size)
+    status = path.stat()  # which all names of a file share
+    key = (status.st_dev, status.st_ino, status.st_mtime_ns)
     if key not in _memory:
         _memory[key] = _load(path)
     return _memory[key]
@@ -168,7 +172,7 @@ def weights_hash(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def hash_of(path: Path) -> str:
-    """`weights_hash` of the weights in a file, of which nothing else is read.
+    """`weights_hash` of the weights in a file, of which mostly nothing else is read.
 
     Raises:
         UserError: as `load`.
@@ -176,7 +180,8 @@ def hash_of(path: Path) -> str:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return weights_hash(checkpoint["state_dict"])
-    except Exception:  # older than the format that can be read in parts, or faulty: `load` tells
+    except Exception as error:  # an older format, other code's, or damage, which `load` tells
+        log.debug("%s is read as a whole: %s", path, _first_line(error))
         return weights_hash(load(path)["state_dict"])
 
 
@@ -210,10 +215,6 @@ def read(path: Path, source: str) -> Any:
             ) from None
         why = _text(path) or _reason(error)
         raise Damaged(f"{source} cannot be read: {why}.") from None
-
-
-class Damaged(UserError):
-    """A file whose bytes are not those that were written, or whose weights are not finite."""
 
 
 def _plain(value: Any) -> Any:

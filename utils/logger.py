@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,34 @@ def progress(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm:
     if sys.stderr is not None and sys.stderr.isatty():
         return tqdm(iterable, **options)
     return _Lines(iterable, leave=False, **options)
+
+
+def progress_in_threads(
+    work: Callable[[int], None], count: int, *, chunk: int, threads: int, **options: Any
+) -> None:
+    """Call `work` with 0 … `count` - 1 in threads, under a progress bar.
+
+    The first error ends the rest and is raised.
+
+    Args:
+        work: spends most of its time without the interpreter's lock.
+        chunk: calls that a thread takes at a time.
+        options: of the bar.
+    """
+
+    def some(numbers: range) -> int:
+        for number in numbers:
+            work(number)
+        return len(numbers)
+
+    jobs = [range(count)[first : first + chunk] for first in range(0, count, chunk)]
+    with progress(total=count, **options) as bar, ThreadPoolExecutor(threads) as pool:
+        try:
+            for done in pool.map(some, jobs):
+                bar.update(done)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # nobody wants the rest
+            raise
 
 
 class _TqdmHandler(logging.Handler):
