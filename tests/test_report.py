@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from scripts import protocol, report
+from scripts.predicting.student import Predictor
 from scripts.reporting.results import find_runs
 from tests.helpers import evaluation, train, write_config
 from utils import checkpoint as files
@@ -320,6 +321,26 @@ def test_a_broken_image_costs_its_picture(runs, toy_root, tmp_path):
     assert how.startswith("Of 23 test images")
     assert words.startswith("1 more cannot be read; the first: ")
     assert name in words
+
+
+def test_images_too_large_for_the_memory_cost_their_pictures(runs, toy_root, tmp_path, monkeypatch):
+    first = (toy_root / "ImageSets/Segmentation/val.txt").read_text().split()[0]
+    network, calls = Predictor._network, []
+
+    def small(self, pixels):
+        calls.append(1)
+        if len(calls) == 1:
+            raise MemoryError
+        return network(self, pixels)
+
+    monkeypatch.setattr(Predictor, "_network", small)
+    report.main([str(runs), "--out", str(tmp_path / "out"), "--pictures", "3", "-d", "cpu"])
+    task = content(tmp_path / "out")
+    assert len(task["pictures"]) == 3
+    how, words = task["sentences"]["pictures"]
+    assert how.startswith("Of 8 test images")
+    assert f"{first}, " in words
+    assert "there is too little memory for 16 image(s) of 48×48 pixels" in words
 
 
 def test_a_page_without_pictures_says_why(runs, tmp_path):

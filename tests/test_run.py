@@ -78,6 +78,19 @@ def test_files_of_a_run(base):
     assert "epoch 2/2: loss" in log
 
 
+def test_validation_is_one_line_that_says_what_it_counts(base):
+    """Its figures are others than the test's, whose table follows."""
+    lines = (base[2].log_dir() / "info.log").read_text().splitlines()
+    (val,) = [line for line in lines if "INFO val, step 0" in line]
+    assert "labels of the new classes alone, the others count as background: Pixel_Acc" in val
+    assert f"Mean_Intersection_over_Union_overall {overall(base[2].log_dir() / 'val'):.2f}" in val
+    assert sum(" id  class " in line for line in lines) == 1
+
+
+def overall(folder):
+    return metrics(folder)["metrics"]["Mean_Intersection_over_Union"]["overall"]
+
+
 def test_metrics_file(base):
     report = metrics(base[2].log_dir())
     confusion = np.array(report["confusion"])

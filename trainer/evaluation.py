@@ -218,7 +218,7 @@ class Evaluation:
                 del report["wide"], report["future_classes"]
             write_json(file, report)
             step, count = self.task.schedule_step, len(images)
-            if kind == "val":  # short, for its figures are others than the test's
+            if kind == "val":  # short, for its figures are others than the test's; the file has all
                 hidden = "as background" if future == BACKGROUND else "not at all"
                 log.info(
                     "val, step %d, %d images, %s; labels of the new classes alone, the others "
@@ -226,7 +226,6 @@ class Evaluation:
                     *(step, count, precision, hidden),
                     listing(f"{name} {value:.2f}" for name, value in scalars(results).items()),
                 )
-                log.debug("%s\n", table(report))
             else:
                 log.info("test, step %d, %d images, %s: all classes seen", step, count, precision)
                 log.info("%s\n", table(report))

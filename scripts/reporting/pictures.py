@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from data_loader.data_loaders import IncrementalDataLoader
+from scripts.predicting.memory import TooLarge
 from scripts.predicting.student import Predictor
 from scripts.reporting.figures import grouped
 from scripts.reporting.results import Run
@@ -150,6 +151,8 @@ def choose_images(
 ) -> tuple[dict[int, str], list[str]]:
     """Test images that show what one gains and loses against another, and many classes.
 
+    Those that are broken, or too large for the memory, are named and left out.
+
     Returns:
         Position → why it was chosen, and how they all were, in words.
 
@@ -173,7 +176,12 @@ def choose_images(
         if not samples:
             continue
         pixels = torch.stack([sample.image for sample in samples.values()])
-        preds = [column.predictor.predict(pixels) for column in (first, second)]
+        try:
+            preds = [column.predictor.predict(pixels) for column in (first, second)]
+        except TooLarge as error:
+            names = listing(sample.name for sample in samples.values())
+            faults.append(UserError(f"{names}: {error}"))
+            continue
         for (position, sample), mine, theirs in zip(samples.items(), *preds, strict=True):
             truth = sample.label.numpy()
             known = truth < len(ids)
