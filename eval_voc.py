@@ -11,7 +11,7 @@ if __name__ == "__main__":
     interrupt.end_at_once()  # on a signal, also while the rest is being imported
     threads.spin_briefly()
     from trainer.steps import step_configs
-    from utils.misc import one_sentence_errors
+    from utils.errors import one_sentence_errors
     from utils.parse_config import ConfigParser
 
     with one_sentence_errors():

@@ -20,7 +20,8 @@ from PIL import Image
 
 from base.image_files import Listing, Picture, decode, list_folder, to_rgb
 from base.task import ClassNames, ids_of
-from utils.misc import BACKGROUND, VOID, WIDE_VOID, UserError, listing, ranges, void_id
+from utils.errors import UserError, listing
+from utils.labels import BACKGROUND, VOID, WIDE_VOID, ranges, void_id
 from utils.text import lines_of, path_of
 
 NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # categories of Unicode: control characters, halves, line ends

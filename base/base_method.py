@@ -21,8 +21,8 @@ from base.batch import Batch
 from base.task import Task
 from utils.checkpoint_form import without_values
 from utils.config_schema import NUMBER, Key
+from utils.errors import UserError, choose
 from utils.forms import shown
-from utils.misc import UserError, choose
 
 # What channel 0 of a family's networks is; a step continues from one of its own family.
 FAMILIES = {

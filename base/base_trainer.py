@@ -14,9 +14,10 @@ from typing import Any
 from utils import checkpoint as files
 from utils.checkpoint_form import FORM, not_finite
 from utils.distributed import Ranks
+from utils.errors import UserError, choose, listing
 from utils.forms import Maybe, fault
+from utils.interrupt import Interrupted
 from utils.logger import log
-from utils.misc import Interrupted, UserError, choose, listing
 from utils.parse_config import ConfigParser
 
 

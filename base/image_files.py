@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from utils.misc import UserError, listing
+from utils.errors import UserError, listing
 
 # Pillow knows more, some of which start other programs or fail in ways of their own.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP")

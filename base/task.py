@@ -13,7 +13,8 @@ from functools import cached_property
 
 import numpy as np
 
-from utils.misc import BACKGROUND, VOID, UserError, choose, listing, ranges, void_id
+from utils.errors import UserError, choose, listing
+from utils.labels import BACKGROUND, VOID, ranges, void_id
 
 SETTINGS = ("overlap", "disjoint", "sequential")
 ClassNames = Sequence[str] | Mapping[int, str]  # by label id: of 0, 1, 2 …, or of any ids

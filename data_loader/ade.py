@@ -6,7 +6,8 @@ from typing import ClassVar
 
 from base.base_dataset import BaseDataset, Entry, read_list
 from data_loader.task_tables import ADE_TASKS
-from utils.misc import VOID, UserError
+from utils.errors import UserError
+from utils.labels import VOID
 
 _ZIP = "ADEChallengeData2016.zip of the MIT scene parsing benchmark"
 

@@ -17,8 +17,10 @@ import numpy as np
 from base.base_dataset import BaseDataset
 from base.image_files import LARGEST_FILE
 from data_loader.saliency import SaliencyMaps
+from utils.errors import UserError, listing
+from utils.files import atomic_path
 from utils.logger import log, progress_in_threads
-from utils.misc import UserError, atomic_path, cores, listing
+from utils.machine import cores
 
 COLUMNS = ("id", "image", "mask", "saliency map")
 UNREADABLE = 0  # in place of a hash: there is no such file, or it is none to read

@@ -41,8 +41,11 @@ from data_loader.splits import (
 from data_loader.transforms import NoTransform, TrainTransform, Transform, eval_transform
 from utils import interrupt
 from utils.distributed import SINGLE, Ranks
+from utils.errors import UserError
+from utils.labels import VOID, WIDE_VOID, ranges
 from utils.logger import log
-from utils.misc import VOID, WIDE_VOID, UserError, keep_freed_memory, ranges, seed_from
+from utils.machine import keep_freed_memory
+from utils.seeds import seed_from
 
 
 def _start_worker(number: int) -> None:

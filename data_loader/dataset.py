@@ -16,7 +16,7 @@ from base.base_dataset import BaseDataset
 from base.batch import Batch
 from data_loader.saliency import SaliencyMaps
 from data_loader.transforms import Transform, normalize
-from utils.misc import seed_from
+from utils.seeds import seed_from
 
 NO_MAP = torch.empty(0, dtype=torch.uint8)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from base.task import Task
-from utils.misc import BACKGROUND, ranges
+from utils.labels import BACKGROUND, ranges
 
 
 def allowed(task: Task) -> tuple[int, ...]:

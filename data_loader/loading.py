@@ -14,8 +14,9 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from utils import interrupt
+from utils.errors import UserError
 from utils.logger import log
-from utils.misc import UserError, keep_freed_memory
+from utils.machine import keep_freed_memory
 
 WORKERS = "data_loader.args.num_workers"
 # What an error of torch, of the system or of a loading process says → what is wrong, what to do.

@@ -20,8 +20,10 @@ from typing import Any, NamedTuple
 from base.base_dataset import bare_id
 from utils.config_file import read_json
 from utils.config_schema import Key
+from utils.errors import UserError, shortened
+from utils.files import write_json
 from utils.forms import TEXT, fault
-from utils.misc import WIDE_VOID, UserError, shortened, write_json
+from utils.labels import WIDE_VOID
 
 FILE = "memory.json"
 LARGEST = 1 << 24  # bytes of the file: of some 100,000 exemplars

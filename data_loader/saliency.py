@@ -13,7 +13,7 @@ import numpy as np
 
 from base.base_dataset import BaseDataset, Entry
 from base.image_files import list_folder
-from utils.misc import UserError, listing
+from utils.errors import UserError, listing
 
 KEY = "data_loader.args.saliency_dir (--saliency_dir)"
 MODES = ("1", "L", "P")  # Pillow's names of 1 bit, grey and palette of 8 bits

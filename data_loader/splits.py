@@ -19,8 +19,10 @@ import numpy as np
 
 from base.base_dataset import BaseDataset, bare_id
 from base.task import Task
+from utils.errors import UserError
+from utils.files import atomic_path
 from utils.logger import log, progress_in_threads
-from utils.misc import UserError, atomic_path, cores, keep_freed_memory
+from utils.machine import cores, keep_freed_memory
 
 HELD_OUT = 0.2  # share of the training images that cross_val validates on
 CHUNK = 128  # masks per job of the scan

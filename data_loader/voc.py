@@ -10,7 +10,7 @@ from typing import ClassVar
 from base.base_dataset import BaseDataset, Entry, read_list
 from base.image_files import ENDINGS
 from data_loader.task_tables import VOC_TASKS
-from utils.misc import UserError
+from utils.errors import UserError
 
 VOC_CLASSES = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),

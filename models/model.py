@@ -13,7 +13,7 @@ from models.aspp import ASPP
 from models.backbone import BACKBONES
 from models.heads import Heads, make_head
 from models.weights import check_imagenet, load_imagenet
-from utils.misc import UserError, choose, listing
+from utils.errors import UserError, choose, listing
 
 NORMS = ("bn_sync",)
 

@@ -17,8 +17,8 @@ from torchvision.models import WeightsEnum
 from models.backbone import BACKBONES
 from utils import checkpoint as files
 from utils.checkpoint_form import check_weights, kind, not_finite
+from utils.errors import UserError, listing
 from utils.logger import log
-from utils.misc import UserError, listing
 
 State = Mapping[str, torch.Tensor]
 

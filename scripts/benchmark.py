@@ -44,7 +44,9 @@ from scripts.benchmarking.loss import measure_loss
 from scripts.benchmarking.measure import Row, say, table
 from scripts.benchmarking.plan import Plan, make_plan
 from scripts.benchmarking.step import measure_step
-from utils.misc import UserError, choose, cores, one_sentence_errors, write_json
+from utils.errors import UserError, choose, one_sentence_errors
+from utils.files import write_json
+from utils.machine import cores
 from utils.text import path_argument
 
 BUSY = 0.5  # processes that want a core before anything is measured

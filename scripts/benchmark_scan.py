@@ -25,7 +25,8 @@ from PIL import Image
 from data_loader.splits import presence_table
 from data_loader.voc import VOC
 from scripts.benchmarking.measure import in_turn, must_agree
-from utils.misc import cores, one_sentence_errors
+from utils.errors import one_sentence_errors
+from utils.machine import cores
 
 
 def plain_scan(dataset: VOC) -> np.ndarray:

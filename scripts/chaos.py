@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scripts.disturbance.faults import KINDS
 from scripts.disturbance.job import Broken, Job, require
 from scripts.toy_data.tree import make_toy_voc
-from utils.misc import PART, UserError, one_sentence_errors
+from utils.errors import UserError, one_sentence_errors
+from utils.files import PART
 from utils.text import path_argument
 
 

@@ -38,7 +38,7 @@ from scripts.doctor.pictures import (
     saliency_maps,
 )
 from scripts.doctor.steps import check_steps, incomplete, published_faults, refusal
-from utils.misc import listing, one_sentence_errors
+from utils.errors import listing, one_sentence_errors
 from utils.parse_config import ConfigParser
 
 EXAMPLES = 5  # places shown per finding

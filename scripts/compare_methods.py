@@ -26,7 +26,8 @@ from trainer.methods import METHODS, in_order
 from trainer.run import run
 from trainer.steps import step_configs
 from utils.config_file import read_config
-from utils.misc import PROJECT_ROOT, choose, one_sentence_errors, write_json
+from utils.errors import choose, one_sentence_errors
+from utils.files import PROJECT_ROOT, write_json
 from utils.parse_config import ConfigParser
 from utils.recipe import BLOCKS, read_layers
 from utils.text import path_argument

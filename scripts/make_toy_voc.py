@@ -15,7 +15,7 @@ from typing import NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.toy_data.tree import make_saliency, make_toy_voc
-from utils.misc import UserError, one_sentence_errors
+from utils.errors import UserError, one_sentence_errors
 from utils.text import path_argument
 
 

@@ -43,8 +43,10 @@ from models.upsampling import size_of
 from scripts.predicting.images import Found, batches, find
 from scripts.predicting.memory import TooLarge, enough_memory
 from scripts.predicting.student import Predictor, one_device, trained_steps
+from utils.errors import UserError, one_sentence_errors
+from utils.files import atomic_path, write_json
 from utils.logger import progress
-from utils.misc import UserError, atomic_path, cores, one_sentence_errors, write_json
+from utils.machine import cores
 from utils.pictures import above, colour, label_image, legend, occurring, overlay, sheet
 from utils.text import path_argument
 

@@ -40,7 +40,8 @@ from trainer.evaluation import Evaluation
 from trainer.results import METRICS, PASSES, WEIGHTS
 from trainer.run import evaluation_dir
 from utils.distributed import Ranks
-from utils.misc import UserError, one_sentence_errors, write_json
+from utils.errors import UserError, one_sentence_errors
+from utils.files import write_json
 from utils.parse_config import ConfigParser
 from utils.text import path_argument
 

@@ -36,7 +36,8 @@ from scripts.reporting.pictures import add_pictures
 from scripts.reporting.results import find_runs
 from scripts.reporting.sections import make_sections
 from scripts.reporting.summary import make_report
-from utils.misc import UserError, atomic_path, one_sentence_errors, write_json
+from utils.errors import UserError, one_sentence_errors
+from utils.files import atomic_path, write_json
 from utils.text import path_argument
 
 SHOWN = ("old", "new", "hIoU", "all", "forgetting")  # in the terminal

@@ -7,7 +7,8 @@ import time
 import torch
 
 from utils import interrupt
-from utils.misc import Interrupted, UserError
+from utils.errors import UserError
+from utils.interrupt import Interrupted
 
 
 def sum_of_ranks(config, ranks):

@@ -17,7 +17,8 @@ from PIL import Image
 from tests.helpers import PROJECT, after, send, train, write_config
 from trainer.trainer import Trainer
 from utils import checkpoint as files
-from utils.misc import Interrupted, UserError
+from utils.errors import UserError
+from utils.interrupt import Interrupted
 from utils.parse_config import ConfigParser
 
 STEPS = [list(range(1, 16)), [16, 17], [18, 19, 20]]

@@ -19,7 +19,7 @@ from models.weights import load_imagenet
 from tests.helpers import dkd_heads, evaluation, train, write_config
 from trainer.trainer import Trainer
 from utils import checkpoint as files
-from utils.misc import UserError
+from utils.errors import UserError
 
 
 class ThreeConvolutions(nn.Module):

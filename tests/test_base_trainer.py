@@ -6,7 +6,7 @@ import torch
 from base.base_trainer import BaseTrainer
 from utils import checkpoint as files
 from utils.distributed import SINGLE
-from utils.misc import Interrupted
+from utils.interrupt import Interrupted
 from utils.parse_config import ConfigParser
 
 

@@ -20,8 +20,8 @@ from trainer.run import prepare
 from trainer.steps import step_configs
 from utils import checkpoint as files
 from utils.config_schema import OLDER
+from utils.errors import UserError
 from utils.logger import log
-from utils.misc import UserError
 from utils.parse_config import ConfigParser
 
 KEY = "arch.args.backbone_bn_momentum"

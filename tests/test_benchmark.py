@@ -14,7 +14,7 @@ from scripts.benchmarking import growth, loss, measure
 from scripts.benchmarking.memory import extra_memory
 from scripts.benchmarking.plan import BOTH, Plan, make_plan
 from utils.distributed import SINGLE
-from utils.misc import UserError
+from utils.errors import UserError
 
 CPU = torch.device("cpu")
 SMALL = Plan(

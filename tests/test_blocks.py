@@ -19,7 +19,7 @@ from scripts.predicting import student
 from tests.helpers import PROJECT, train, write_config
 from trainer.checks import check_names
 from utils import recipe
-from utils.misc import UserError
+from utils.errors import UserError
 from utils.parse_config import ConfigParser
 
 STEPS = [list(range(1, 16)), [16, 17], [18, 19, 20]]

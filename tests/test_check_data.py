@@ -32,7 +32,7 @@ from scripts.doctor.pictures import read_pictures
 from scripts.doctor.steps import incomplete, published_faults
 from tests.helpers import DATA, PROJECT, ade_presence, write_config
 from tests.trees import write_ade
-from utils.misc import UserError
+from utils.errors import UserError
 from utils.parse_config import ConfigParser
 
 SIZE = (64, 48)  # of the toy images

@@ -15,7 +15,7 @@ import pytest
 
 from tests.helpers import PROJECT
 from utils.config_schema import FLAGS, OPTIONAL, SCHEMA
-from utils.misc import UserError
+from utils.errors import UserError
 from utils.parse_config import ConfigParser
 
 PUBLISHED = Path(__file__).parent / "data"

@@ -29,9 +29,10 @@ from utils import checkpoint as files
 from utils.checkpoint_form import FORM, not_finite
 from utils.config_file import LARGEST_CONFIG, read_config, read_json
 from utils.config_schema import SCHEMA
+from utils.errors import UserError
 from utils.forms import fault
 from utils.history import History
-from utils.misc import Interrupted, UserError
+from utils.interrupt import Interrupted
 from utils.parse_config import ConfigParser
 
 SHARE = 0.2  # of the variants, in the default run

@@ -21,7 +21,8 @@ from tests.helpers import PROJECT, train, write_config
 from utils import checkpoint as files
 from utils import distributed, rendezvous
 from utils.distributed import Launch, Ranks, launch, plan_launch
-from utils.misc import Interrupted, UserError
+from utils.errors import UserError
+from utils.interrupt import Interrupted
 from utils.parse_config import ConfigParser
 
 TWO = ("--multiprocessing_distributed",)
@@ -330,7 +331,7 @@ FAILING = """
 import atexit, sys, time
 import torch, torch.distributed as dist
 from utils.distributed import launch, plan_launch
-from utils.misc import UserError, one_sentence_errors
+from utils.errors import UserError, one_sentence_errors
 from utils.parse_config import ConfigParser
 
 def worker(config, ranks):

@@ -21,8 +21,8 @@ from trainer.evaluation import Evaluation
 from trainer.optim import OPTIMIZERS
 from trainer.trainer import Trainer
 from utils import checkpoint as files
+from utils.errors import UserError
 from utils.metric import ConfusionMatrix
-from utils.misc import UserError
 
 TASK = Task("voc", "own", "overlap", 1, ((1, 2, 3), (4, 5)), tuple(f"class{i}" for i in range(6)))
 

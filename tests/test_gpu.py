@@ -26,8 +26,8 @@ from trainer.precision import Precision
 from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils.distributed import Ranks
+from utils.interrupt import Interrupted
 from utils.metric import ConfusionMatrix
-from utils.misc import Interrupted
 from utils.parse_config import ConfigParser
 
 pytestmark = [

@@ -18,9 +18,10 @@ from scripts.predict import main as predict
 from tests.helpers import train
 from tests.trees import write_ade, write_voc
 from trainer.checks import check_names
-from utils import fonts, misc, pictures
+from utils import files, fonts, pictures, seeds
 from utils.config_file import read_json
-from utils.misc import PROJECT_ROOT, UserError, one_sentence_errors
+from utils.errors import UserError, one_sentence_errors
+from utils.files import PROJECT_ROOT
 from utils.parse_config import ConfigParser
 from utils.pictures import legend
 from utils.text import path_argument, path_of
@@ -74,7 +75,7 @@ def test_a_config_of_another_encoding(tmp_path):
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_a_console_that_cannot_show_everything(encoding):
     program = (
-        "from utils.misc import UserError, one_sentence_errors\n"
+        "from utils.errors import UserError, one_sentence_errors\n"
         "from utils.logger import log, setup_logger\n"
         "with one_sentence_errors():\n"
         "    setup_logger(None)\n"
@@ -214,9 +215,9 @@ def test_names_of_files_are_bytes(tmp_path):
     Image.fromarray(np.ones((6, 8), np.uint8)).save(data.root / "SegmentationClass" / f"{ODD}.png")
     assert data.load(0)[1].shape == (6, 8)
     assert presence_table(data, tmp_path / "cache").shape[0] == 1
-    misc.write_json(tmp_path / "a.json", {"image": data.entries[0].id})
+    files.write_json(tmp_path / "a.json", {"image": data.entries[0].id})
     assert read_json(tmp_path / "a.json") == {"image": ODD}
-    assert misc.seed_from(ODD) != misc.seed_from("caf")
+    assert seeds.seed_from(ODD) != seeds.seed_from("caf")
 
 
 def test_class_names_are_text(tmp_path):

@@ -19,7 +19,7 @@ from data_loader.saliency import SaliencyMaps
 from data_loader.voc import VOC
 from scripts.predicting.images import FORMATS as MORE_FORMATS
 from tests.trees import write_voc
-from utils.misc import UserError
+from utils.errors import UserError
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (5, 8, 3), dtype=np.uint8)

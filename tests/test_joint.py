@@ -10,7 +10,7 @@ from data_loader.splits import select
 from data_loader.voc import VOC
 from tests.helpers import train, write_config
 from trainer.run import run
-from utils.misc import UserError
+from utils.errors import UserError
 from utils.parse_config import ConfigParser
 
 NAMES = tuple(f"class{i}" for i in range(21))

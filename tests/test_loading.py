@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from data_loader.loading import Loader
 from utils import interrupt
-from utils.misc import UserError
+from utils.errors import UserError
 
 WORKER = {
     "num_workers": 1,

@@ -27,7 +27,9 @@ from trainer.memory import find_candidates, pseudo_label
 from trainer.methods import METHODS
 from trainer.trainer import Trainer
 from utils.distributed import SINGLE, Ranks
-from utils.misc import Interrupted, UserError, ranges
+from utils.errors import UserError
+from utils.interrupt import Interrupted
+from utils.labels import ranges
 from utils.parse_config import ConfigParser
 
 SETTINGS = ("overlap", "disjoint", "sequential")

@@ -22,7 +22,7 @@ from trainer.run import Job, prepare, work
 from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils.distributed import Ranks, launch
-from utils.misc import Interrupted
+from utils.interrupt import Interrupted
 from utils.parse_config import ConfigParser
 
 FROM_FT = ("ft", "lwf", "lwf_mc", "ilt", "mib", "plop")  # FT's step 0 is that of its family

@@ -15,7 +15,7 @@ from models.heads import Heads, make_head, start_head
 from models.model import DeepLabV3
 from models.weights import load_imagenet, load_previous_step, load_strict
 from tests.helpers import DATA, dkd_heads
-from utils.misc import UserError
+from utils.errors import UserError
 
 
 def tiny(sizes=(1, 3), **kwargs):

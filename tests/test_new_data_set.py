@@ -29,8 +29,8 @@ from trainer.memory import pseudo_label
 from trainer.run import run
 from trainer.trainer import Trainer
 from utils.distributed import SINGLE
+from utils.errors import UserError
 from utils.metric import ConfusionMatrix
-from utils.misc import UserError
 from utils.parse_config import ConfigParser
 
 VOID = 65535

@@ -28,7 +28,9 @@ from trainer.run import prepare, work
 from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils.distributed import launch
-from utils.misc import VOID, Interrupted, UserError
+from utils.errors import UserError
+from utils.interrupt import Interrupted
+from utils.labels import VOID
 from utils.parse_config import ConfigParser
 
 

@@ -29,9 +29,9 @@ from trainer.build import build_model
 from trainer.methods import METHODS
 from trainer.precision import Precision
 from trainer.trainer import LossLog, Trainer
+from utils.errors import UserError
 from utils.logger import log
 from utils.metric import ConfusionMatrix
-from utils.misc import UserError
 
 # Rounding weighs more in Local POD's squares, in L_pm, where a pixel may change its class, and in
 # the one channel of DKD's auxiliary head, where processors differ.

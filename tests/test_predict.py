@@ -25,8 +25,9 @@ from trainer import evaluation
 from trainer.build import build_data, build_method, build_student, build_task
 from trainer.checks import with_settings
 from utils.distributed import SINGLE
+from utils.errors import UserError
+from utils.files import write_json
 from utils.metric import ConfusionMatrix
-from utils.misc import UserError, write_json
 from utils.parse_config import ConfigParser
 
 CPU = torch.device("cpu")

@@ -24,7 +24,8 @@ from trainer import methods
 from trainer.methods.dkd import DKD
 from trainer.trainer import Trainer
 from utils import checkpoint as files
-from utils.misc import Interrupted, UserError
+from utils.errors import UserError
+from utils.interrupt import Interrupted
 
 STEPS = [list(range(1, 16)), [16, 17], [18, 19, 20]]
 

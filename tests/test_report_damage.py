@@ -17,9 +17,9 @@ from scripts.reporting.summary import make_report
 from tests import damage
 from tests.helpers import PROJECT
 from tests.results import SCHEDULE, STEP_0, STEP_1, a_test
+from utils.errors import UserError
 from utils.history import History
 from utils.metric import Evaluator, fold
-from utils.misc import UserError
 
 NAMES = ("Pixel_Accuracy", "Pixel_Accuracy_Class", "Mean_Intersection_over_Union")
 A, B = "overlap_2-1_A-s1", "overlap_2-1_B-s1"

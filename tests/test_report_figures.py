@@ -11,8 +11,8 @@ from scripts.reporting.figures import Convention
 from scripts.reporting.results import Run, find_runs, fingerprint
 from scripts.reporting.sections import make_sections
 from tests.results import SCHEDULE, STEP_0, STEP_1, a_test
+from utils.errors import UserError
 from utils.metric import fold
-from utils.misc import UserError
 
 
 def a_run(root, **changes) -> Run:

@@ -15,9 +15,9 @@ from trainer.methods import METHODS
 from trainer.trainer import Trainer
 from utils import VERSION
 from utils import checkpoint as files
+from utils.errors import UserError
 from utils.history import History
 from utils.metric import fold
-from utils.misc import UserError
 
 RELEASED_KEYS = (
     "arch",

@@ -19,7 +19,7 @@ from tests.helpers import dkd_heads, write_config
 from trainer.run import run
 from utils.config_schema import SCHEMA
 from utils.distributed import plan_launch
-from utils.misc import UserError
+from utils.errors import UserError
 from utils.parse_config import ConfigParser
 
 

@@ -23,7 +23,7 @@ from trainer.build import build_data
 from trainer.methods import METHODS
 from trainer.methods.finetune import Finetune
 from utils.distributed import SINGLE
-from utils.misc import UserError, sentence
+from utils.errors import UserError, sentence
 from utils.parse_config import ConfigParser
 
 SIZES = [(50, 37), (37, 51), (31, 90), (90, 31), (64, 64), (40, 24)]  # W, H

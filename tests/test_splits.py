@@ -36,8 +36,8 @@ from data_loader.task_tables import ADE_TASKS, VOC_TASKS
 from data_loader.voc import VOC, VOC_CLASSES
 from tests.helpers import PROJECT, ade_presence
 from utils.distributed import Ranks
+from utils.errors import UserError
 from utils.logger import log
-from utils.misc import UserError
 
 KINDS = ("train", "val", "test")
 

@@ -32,8 +32,9 @@ from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils import interrupt
 from utils.config_schema import SCHEMA
+from utils.errors import UserError, one_sentence_errors
+from utils.interrupt import EXIT_INTERRUPTED, Interrupted
 from utils.logger import close_logger, log, setup_logger
-from utils.misc import EXIT_INTERRUPTED, Interrupted, UserError, one_sentence_errors
 from utils.parse_config import ConfigParser
 
 STEP_1 = ("--task_step", "1", "--freeze_bn", "--mem_size", "6", "--bs", "4")

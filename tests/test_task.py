@@ -12,7 +12,7 @@ import pytest
 
 from base.task import Task, make_task
 from data_loader.task_tables import ADE_TASKS, VOC_TASKS
-from utils.misc import UserError
+from utils.errors import UserError
 
 ORDERS = json.loads((Path(__file__).parent / "data" / "class_orders.json").read_text())
 TABLES = {"voc": VOC_TASKS, "ade": ADE_TASKS}

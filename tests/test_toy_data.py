@@ -13,7 +13,7 @@ from PIL import Image
 
 from scripts.toy_data.shapes import CLASS_NAMES
 from scripts.toy_data.tree import make_toy_voc
-from utils.misc import UserError
+from utils.errors import UserError
 from utils.pictures import voc_palette
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "make_toy_voc.py"

@@ -27,7 +27,7 @@ from scripts.toy_data.shapes import CLASS_NAMES
 from tests.helpers import PROJECT, dkd_heads
 from trainer.run import prepare, run
 from trainer.steps import step_configs
-from utils.misc import EXIT_USER_ERROR, one_sentence_errors
+from utils.errors import EXIT_USER_ERROR, one_sentence_errors
 from utils.parse_config import ConfigParser
 
 DATA, TASK = "data_loader.args", "data_loader.args.task"

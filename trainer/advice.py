@@ -6,7 +6,7 @@ from base.base_method import FAMILIES
 from base.task import Task
 from trainer.methods import METHODS, of_family
 from utils import checkpoint as files
-from utils.misc import UserError, listing
+from utils.errors import UserError, listing
 from utils.parse_config import ConfigParser
 
 

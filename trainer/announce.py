@@ -12,8 +12,8 @@ from base.base_method import BaseMethod
 from base.base_model import BaseModel
 from data_loader.data_loaders import IncrementalDataLoader
 from utils.distributed import Ranks, no_gpu
+from utils.errors import listing
 from utils.logger import log
-from utils.misc import listing
 from utils.parse_config import ConfigParser
 from utils.recipe import Recipe
 

@@ -16,8 +16,9 @@ from trainer.record import differences, record, remarks
 from trainer.results import retire
 from utils import checkpoint as files
 from utils.distributed import Ranks
+from utils.errors import UserError
+from utils.files import write_json
 from utils.logger import log
-from utils.misc import UserError, write_json
 from utils.parse_config import ConfigParser
 
 FILE = "base.json"  # in the folder of a step that was taken

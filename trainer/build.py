@@ -23,7 +23,7 @@ from trainer.advice import base_of_family
 from trainer.methods import METHODS
 from utils import checkpoint as files
 from utils.distributed import SINGLE, Ranks
-from utils.misc import UserError, choose, shortened
+from utils.errors import UserError, choose, shortened
 from utils.parse_config import ConfigParser
 
 

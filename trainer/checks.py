@@ -35,9 +35,10 @@ from trainer.optim import AVERAGES, check_optimizer
 from trainer.optional import try_optional
 from utils import checkpoint as files
 from utils.distributed import Launch, Ranks
+from utils.errors import UserError, choose, did_you_mean, listing, shortened
 from utils.lr_scheduler import SCHEDULERS
+from utils.machine import memory_limit
 from utils.metric import EVALUATORS, METRICS
-from utils.misc import UserError, choose, did_you_mean, listing, memory_limit, shortened
 from utils.parse_config import ConfigParser
 
 PIXEL = 13  # bytes of a crop's pixel: three colours in float32, a label

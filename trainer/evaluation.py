@@ -27,10 +27,12 @@ from trainer.results import PREVIOUS, WEIGHTS
 from utils import VERSION
 from utils.checkpoint import weights_hash
 from utils.distributed import Ranks
+from utils.errors import listing
+from utils.files import write_json
 from utils.history import device_name
+from utils.labels import BACKGROUND
 from utils.logger import log, progress
 from utils.metric import EVALUATORS, ConfusionMatrix, Evaluator, fold, scalars
-from utils.misc import BACKGROUND, listing, write_json
 from utils.parse_config import ConfigParser
 from utils.report import metrics_json, summary, table
 

@@ -22,9 +22,11 @@ from data_loader.memory import Candidate
 from data_loader.transforms import normalize
 from models.upsampling import size_of
 from utils.distributed import Ranks
+from utils.errors import UserError, listing
+from utils.labels import BACKGROUND
 from utils.logger import log, progress
-from utils.misc import BACKGROUND, UserError, listing, seed_from
 from utils.parse_config import ConfigParser
+from utils.seeds import seed_from
 
 
 def replay(

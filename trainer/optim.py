@@ -12,9 +12,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from base.base_method import BaseMethod
 from base.base_model import BaseModel
 from utils.checkpoint_form import Values
+from utils.errors import UserError
 from utils.forms import PLAIN, fault, shown
 from utils.lr_scheduler import SCHEDULERS
-from utils.misc import UserError
 from utils.parse_config import ConfigParser
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.misc import UserError
+from utils.errors import UserError
 from utils.parse_config import ConfigParser
 
 SECONDS = 120  # for a compiler; a good one takes one

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from utils.config_schema import NUMBER, Key
+from utils.errors import UserError
 from utils.forms import COUNT, fault
-from utils.misc import UserError
 from utils.parse_config import ConfigParser
 
 # Of a loss scale, what changes from update to update.

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from utils.config_file import read_json
+from utils.errors import UserError
 from utils.logger import log
-from utils.misc import UserError
 
 METRICS = "metrics.json"
 WEIGHTS = "weights_sha256"  # its key for the hash of the weights (`checkpoint.weights_hash`)

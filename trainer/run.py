@@ -38,9 +38,11 @@ from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils import interrupt
 from utils.distributed import Launch, Ranks, launch, plan_launch
+from utils.files import sha256, write_json
+from utils.interrupt import Interrupted
 from utils.logger import close_logger, log, setup_logger
-from utils.misc import Interrupted, seed_from, sha256, write_json
 from utils.parse_config import ConfigParser
+from utils.seeds import seed_from
 
 
 def run(*steps: ConfigParser) -> None:

@@ -17,7 +17,7 @@ from trainer.record import EPOCHS, LENGTHENED, differ, differences, record
 from trainer.results import METRICS, tested_weights
 from utils import checkpoint as files
 from utils.distributed import Launch, Ranks
-from utils.misc import UserError
+from utils.errors import UserError
 from utils.parse_config import ConfigParser
 
 

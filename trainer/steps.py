@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from data_loader import DATA_SETS
 from utils.config_schema import Steps
-from utils.misc import UserError, choose, listing
+from utils.errors import UserError, choose, listing
 from utils.parse_config import ConfigParser
 
 

@@ -35,9 +35,10 @@ from trainer.precision import Precision
 from trainer.record import Provenance, remarks
 from utils import checkpoint as files
 from utils.distributed import Ranks
+from utils.errors import UserError
 from utils.history import History
+from utils.interrupt import Interrupted
 from utils.logger import log, progress
-from utils.misc import Interrupted, UserError
 from utils.parse_config import ConfigParser
 
 READ_EVERY = 20  # iterations between two looks at the loss on a GPU, each of which waits for it

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 
 from utils.checkpoint_form import FORM, READ_BY_ALL, check_weights, not_finite
+from utils.errors import UserError, listing
+from utils.files import PART, atomic_path, remove_parts
 from utils.forms import Maybe, fault, shown
 from utils.logger import log
-from utils.misc import PART, UserError, atomic_path, listing, remove_parts
 
 LAST = "last.pth"
 PREVIOUS = "previous.pth"  # what last.pth was before

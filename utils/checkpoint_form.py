@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from utils.config_schema import Key
+from utils.errors import UserError, listing, shortened
 from utils.forms import (
     COUNT,
     FLAG,
@@ -24,7 +25,6 @@ from utils.forms import (
     Maybe,
     shown,
 )
-from utils.misc import UserError, listing, shortened
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

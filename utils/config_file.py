@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config_schema import HYPERPARAMETER, RELEASED, SCHEMA, SECTIONS, key_of
-from utils.misc import UserError, did_you_mean, listing, shortened
+from utils.errors import UserError, did_you_mean, listing, shortened
 from utils.text import decode, path_of
 
 # What nobody writes by hand, and what would take minutes, or all memory, to read.

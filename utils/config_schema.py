@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from utils.misc import listing
+from utils.errors import listing
 
 NUMBER = (int, float)
 LARGEST = 2**63 - 1

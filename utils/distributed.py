@@ -25,8 +25,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from utils import interrupt, rendezvous
+from utils.errors import UserError, escape_console, foreseen, last_words, listing
+from utils.interrupt import Interrupted
 from utils.logger import log
-from utils.misc import Interrupted, UserError, escape_console, foreseen, last_words, listing
 
 # Of every collective call: rank 0 may scan masks or fetch weights on a slow disk meanwhile.
 TIMEOUT = timedelta(hours=1)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils.config_schema import NULL, NUMBER, Key
-from utils.misc import listing, shortened
+from utils.errors import listing, shortened
 
 MOST_ITEMS = 100_000  # of a list
 COUNT = Key("", (int,), 0, most=10**9)

@@ -14,9 +14,10 @@ import torch
 
 from utils.config_file import read_json
 from utils.config_schema import NULL, NUMBER, Key
+from utils.errors import UserError, sentence
+from utils.files import write_json
 from utils.forms import FLAG, TEXT, Maybe, fault
 from utils.logger import log
-from utils.misc import UserError, sentence, write_json
 
 FILE = "history.json"
 EPOCH = {

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.misc import VOID
+from utils.labels import VOID
 
 Groups = Mapping[str, Sequence[int]]
 

@@ -31,7 +31,8 @@ from typing import Any, NoReturn, TypeVar
 from utils import recipe as recipes
 from utils.config_file import check_value, flatten, read_config
 from utils.config_schema import FLAGS, SCHEMA, Steps, key_of
-from utils.misc import PROJECT_ROOT, UserError, choose, did_you_mean, listing, shortened
+from utils.errors import UserError, choose, did_you_mean, listing, shortened
+from utils.files import PROJECT_ROOT
 from utils.recipe import TASK, Layers, Recipe, lay, read_layers, same_at_all_steps
 from utils.text import path_of
 

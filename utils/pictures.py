@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from utils.fonts import Font, font_for
+from utils.labels import BACKGROUND
 from utils.logger import log
-from utils.misc import BACKGROUND
 
 GAP = 6  # pixels between the parts of a sheet
 STRENGTH = 0.6  # share of an overlay's colours

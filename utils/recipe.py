@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 from utils.config_file import flatten, read_config
 from utils.config_schema import OPTIONAL
-from utils.misc import PROJECT_ROOT, UserError, did_you_mean, listing
+from utils.errors import UserError, did_you_mean, listing
+from utils.files import PROJECT_ROOT
 
 FOLDER = PROJECT_ROOT / "configs" / "recipes"
 BLOCKS = ("every_step", "step_0", "later_steps")

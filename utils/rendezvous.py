@@ -20,8 +20,8 @@ from typing import Any
 import torch.distributed as dist
 
 from utils import interrupt
+from utils.errors import UserError, listing
 from utils.logger import log
-from utils.misc import UserError, listing
 
 STALE = 600  # seconds after which a file to meet at is no other node's of the same run
 SIOCGIFADDR = 0x8915  # of Linux' ioctl: the IPv4 address of a network interface

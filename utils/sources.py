@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from utils.misc import PROJECT_ROOT
+from utils.files import PROJECT_ROOT
 
 PACKAGES = ("base", "data_loader", "models", "trainer", "utils")
 # They import every data set and every method. A run needs the one that it names, so neither the

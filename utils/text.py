@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from utils.misc import UserError
+from utils.errors import UserError
 
 
 def decode(content: bytes, errors: str = "strict") -> str:

@@ -23,8 +23,11 @@ from data_loader.voc import VOC
 from scripts.benchmarking.measure import Row, must_agree, say
 from scripts.benchmarking.plan import Plan, timed
 from scripts.toy_data.shapes import make_image
-from utils.misc import PROJECT_ROOT, VOID, keep_freed_memory, seed_from
+from utils.files import PROJECT_ROOT
+from utils.labels import VOID
+from utils.machine import keep_freed_memory
 from utils.pictures import palette_image
+from utils.seeds import seed_from
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from data_loader.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize
 from scripts.benchmarking.measure import Row, must_agree, say
 from scripts.benchmarking.networks import Net
 from scripts.benchmarking.plan import Plan, timed
-from utils.misc import VOID
+from utils.labels import VOID
 
 
 @torch.no_grad()

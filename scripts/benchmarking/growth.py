@@ -17,7 +17,7 @@ from scripts.benchmarking.networks import Net
 from scripts.benchmarking.plan import BOTH, Plan, timed
 from scripts.benchmarking.step import make_step, step_seconds
 from utils.distributed import Launch, Ranks, launch
-from utils.misc import write_json
+from utils.files import write_json
 
 
 def measure_growth(plan: Plan) -> list[Row]:

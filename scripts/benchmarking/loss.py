@@ -17,7 +17,7 @@ from scripts.benchmarking.networks import defined_losses, make_task, weighted
 from scripts.benchmarking.plan import BOTH, Plan, timed
 from trainer.methods import METHODS
 from utils.distributed import SINGLE
-from utils.misc import BACKGROUND
+from utils.labels import BACKGROUND
 
 
 def make_loss(

@@ -24,7 +24,7 @@ from trainer.optim import build_optimizer, build_scheduler
 from trainer.record import Provenance
 from trainer.trainer import Trainer
 from utils.distributed import SINGLE, Ranks
-from utils.misc import BACKGROUND
+from utils.labels import BACKGROUND
 from utils.parse_config import ConfigParser
 
 ITERATIONS = 10_000  # of the schedule, more than are measured

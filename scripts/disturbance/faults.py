@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from scripts.disturbance.job import EPOCHS, Job, kill_group, require
 from scripts.disturbance.system import answers_signals, files_equal, log_has, ranks_of, small_disk
 from utils import checkpoint as files
-from utils.misc import EXIT_INTERRUPTED, EXIT_USER_ERROR, PART
+from utils.errors import EXIT_USER_ERROR
+from utils.files import PART
+from utils.interrupt import EXIT_INTERRUPTED
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 
 from scripts.toy_data.shapes import CLASS_NAMES
 from utils import checkpoint as files
-from utils.misc import PROJECT_ROOT
+from utils.files import PROJECT_ROOT
 
 TIMEOUT = 300  # seconds that any process of the job may take
 EPOCHS = 4

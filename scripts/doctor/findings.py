@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from base.base_dataset import BaseDataset
-from utils.misc import listing
+from utils.errors import listing
 
 WORDS = {"train": "training", "val": "validation"}  # of the two splits
 ADVICE = textwrap.TextWrapper(

@@ -10,7 +10,7 @@ from pathlib import Path
 from base.base_dataset import BaseDataset, Entry
 from base.image_files import list_folder
 from scripts.doctor.findings import WORDS, Finding, Found, collect
-from utils.misc import UserError
+from utils.errors import UserError
 
 
 def read_lists(

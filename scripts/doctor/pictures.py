@@ -23,8 +23,11 @@ from base.task import Task
 from data_loader.saliency import SaliencyMaps
 from scripts.doctor.findings import Found
 from scripts.doctor.lists import strays
+from utils.errors import UserError
+from utils.files import sha256
+from utils.labels import BACKGROUND, VOID
 from utils.logger import progress
-from utils.misc import BACKGROUND, VOID, UserError, cores, keep_freed_memory, sha256
+from utils.machine import cores, keep_freed_memory
 
 CHUNK = 128  # files per job of the reading processes
 DIM = 4 * DARK  # of 65,536; the same for sensors of 14 bits

@@ -20,7 +20,7 @@ from data_loader.splits import (
     read_published,
 )
 from scripts.doctor.findings import WORDS, Found
-from utils.misc import UserError, listing
+from utils.errors import UserError, listing
 from utils.parse_config import ConfigParser
 
 KINDS = {"train": "train", "val": "val", "test": "val"}  # image set of a step → its split

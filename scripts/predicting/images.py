@@ -18,7 +18,7 @@ from base.image_files import Listing, decode, list_folder, to_rgb, too_large
 from data_loader.transforms import Transform
 from models.upsampling import size_of
 from utils import interrupt
-from utils.misc import UserError, out_of_memory
+from utils.errors import UserError, out_of_memory
 
 Image.init()
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large is told

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from models.upsampling import size_of
-from utils.misc import UserError, out_of_memory
+from utils.errors import UserError, out_of_memory
 
 
 class TooLarge(UserError):

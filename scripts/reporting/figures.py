@@ -15,8 +15,8 @@ import numpy as np
 from base.base_dataset import BaseDataset
 from data_loader import data_set
 from scripts.reporting.results import Result, Run, Schedule, labels_of
+from utils.labels import BACKGROUND, VOID
 from utils.metric import class_iou, fold, harmonic
-from utils.misc import BACKGROUND, VOID
 
 Values = dict[str, float | None]
 

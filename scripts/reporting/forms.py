@@ -13,7 +13,7 @@ from base.task import SETTINGS
 from trainer.results import PREVIOUS, WEIGHTS
 from utils.config_schema import NULL, NUMBER, Key
 from utils.forms import FLAG, REAL, Maybe
-from utils.misc import BACKGROUND, VOID, WIDE_VOID
+from utils.labels import BACKGROUND, VOID, WIDE_VOID
 
 MOST_PIXELS = 2**53  # up to here, sums and quotients of whole numbers are exact in float64
 

@@ -18,7 +18,7 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
 from scripts.reporting import charts
 from scripts.reporting.sentences import MARKED, lost_of
-from utils.misc import atomic_path
+from utils.files import atomic_path
 
 FOLD = 40  # with more classes, the groups of a map are folded and sorted by what was lost
 TILES = 8  # of a picture in a line of the page

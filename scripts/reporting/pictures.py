@@ -21,8 +21,9 @@ from scripts.reporting.results import Run
 from scripts.reporting.sections import Group, Section
 from trainer.build import build_data
 from utils.distributed import SINGLE
+from utils.errors import UserError, listing
+from utils.labels import BACKGROUND
 from utils.logger import progress
-from utils.misc import BACKGROUND, UserError, listing
 from utils.pictures import colour, palette_image
 
 BATCH = 16

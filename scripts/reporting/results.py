@@ -28,13 +28,14 @@ from trainer.record import differ
 from trainer.results import METRICS, PASSES, PREVIOUS, WEIGHTS
 from utils.checkpoint import epoch_file, final_checkpoint, hash_of
 from utils.config_file import flatten, read_json
+from utils.errors import UserError, listing
 from utils.forms import fault
 from utils.history import FILE as HISTORY
 from utils.history import read_history
+from utils.labels import BACKGROUND
 from utils.logger import progress
 from utils.metric import EVALUATORS, Evaluator, class_accuracy, class_iou, fold
 from utils.metric import METRICS as METRIC_FUNCTIONS
-from utils.misc import BACKGROUND, UserError, listing
 
 LARGEST_FILE = 64 << 20  # bytes; the matrices of a test of 2,000 classes come to half of it
 Schedule = tuple[tuple[int, ...], ...]  # label ids of each step

@@ -17,7 +17,8 @@ from scripts.reporting.figures import iou_over_steps
 from scripts.reporting.results import Result, Run, Schedule, labels_of
 from trainer.methods import display_name, in_order
 from utils.config_schema import OLDER, SCHEMA
-from utils.misc import BACKGROUND, UserError, listing
+from utils.errors import UserError, listing
+from utils.labels import BACKGROUND
 
 # They say which run or which step it is, not how it is trained.
 STEP_0 = "step 0: "  # before the keys of settings of a run that goes on

@@ -7,7 +7,7 @@ from typing import Any
 
 from scripts.reporting.results import Result
 from scripts.reporting.sections import Section
-from utils.misc import listing
+from utils.errors import listing
 
 MARKED = 10.0  # points of IoU that a class must lose to be called forgotten
 

@@ -25,7 +25,7 @@ from scripts.reporting.published import published, verdict
 from scripts.reporting.results import Result, Schedule
 from scripts.reporting.sections import STEP_0, Group, Section, label_of
 from utils import VERSION
-from utils.misc import listing
+from utils.errors import listing
 
 
 def over_seeds(values: Iterable[float | None]) -> dict[str, float | int | None] | None:

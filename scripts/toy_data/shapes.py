@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from utils.misc import seed_from
+from utils.seeds import seed_from
 
 VERSION = 1  # raise it whenever the same parameters would give other pixels
 VOID = 255

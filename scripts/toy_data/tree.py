@@ -10,8 +10,9 @@ from PIL import Image
 
 from base.image_files import list_folder
 from scripts.toy_data.shapes import CLASS_NAMES, KINDS, VERSION, make_image
+from utils.errors import UserError
+from utils.files import atomic_path, write_json
 from utils.logger import progress
-from utils.misc import UserError, atomic_path, write_json
 from utils.pictures import palette_image
 
 SIDES = range(32, 2049)  # any smaller, and the void borders eat the small shapes

@@ -14,7 +14,7 @@ from base.base_model import BaseModel, HeadPlan, ModelOutput
 from base.batch import Batch, void_of
 from models.upsampling import highest_logit, size_of, softmax_score
 from trainer.optim import three_groups
-from utils.misc import BACKGROUND
+from utils.labels import BACKGROUND
 
 
 class BackgroundMethod(BaseMethod):

@@ -16,7 +16,8 @@ from base.batch import Batch, void_of
 from models.fast_loss import cross_entropy, local_pod
 from models.upsampling import each_band, full_precision, size_of
 from trainer.methods.mib import MiB
-from utils.misc import BACKGROUND, UserError
+from utils.errors import UserError
+from utils.labels import BACKGROUND
 
 BINS = 100  # of the histograms of uncertainty
 FLOOR = 0.001  # of a threshold

@@ -15,7 +15,8 @@ from base.base_model import BaseModel, ModelOutput
 from base.batch import Batch
 from models.upsampling import exact_products, full_precision, highest_logit, size_of
 from trainer.methods.mib import MiB
-from utils.misc import BACKGROUND, UserError
+from utils.errors import UserError
+from utils.labels import BACKGROUND
 
 TINY = 1e-15
 

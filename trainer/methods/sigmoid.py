@@ -10,7 +10,7 @@ from base.base_method import BaseMethod
 from base.base_model import BaseModel, HeadPlan, ModelOutput
 from models.upsampling import highest_score, size_of
 from trainer.optim import incremental_groups
-from utils.misc import BACKGROUND
+from utils.labels import BACKGROUND
 
 THRESHOLD = 0.5  # a pixel is background where no class scores higher
 

@@ -17,7 +17,7 @@ from models.fast_loss import mbce
 from models.heads import start_head
 from models.upsampling import full_precision, highest_score, size_of, upsample
 from trainer.optim import HEAD_LR, group, three_groups
-from utils.misc import BACKGROUND
+from utils.labels import BACKGROUND
 
 # The labels of the loss are int32: channels, and at the end of the range
 VOID = torch.iinfo(torch.int32).max
