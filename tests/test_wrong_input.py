@@ -40,17 +40,21 @@ def workplace(tmp_path, toy_root, monkeypatch) -> Path:
     monkeypatch.setenv("DKD_VOC_ROOT", "no_such_root")
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
+    write_good_config(toy_root)
+    return tmp_path
+
+
+def write_good_config(data_dir: Path) -> None:
     tree: dict[str, Any] = {}
     put(tree, "arch.args.backbone", "tiny")
     put(tree, "arch.args.backbone_pretrained", False)
     put(tree, "trainer.save_dir", "runs")
-    put(tree, f"{DATA}.data_dir", str(toy_root))
+    put(tree, f"{DATA}.data_dir", str(data_dir))
     put(tree, f"{DATA}.class_names", CLASS_NAMES)
     put(tree, f"{DATA}.num_workers", 0)
     put(tree, f"{TASK}.name", "15-5")
     put(tree, f"{TASK}.idxs_path", "lists")
     Path("config.json").write_text(json.dumps(tree))
-    return tmp_path
 
 
 def put(tree: dict[str, Any], dotted: str, value: object) -> None:
@@ -82,6 +86,13 @@ class Case:
     config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     prepare: Callable[[Any], None] = lambda monkeypatch: None
+
+    def lay_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Prepare the working folder, in which the good config lies."""
+        change_config(**self.config)
+        for name, text in self.files.items():
+            write(name, text)
+        self.prepare(monkeypatch)
 
 
 def start(flags: str = "", mode: str = "train", config: str = "-c config.json") -> None:
@@ -552,10 +563,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_wrong_input(case, workplace, monkeypatch, capsys):
     """Exit code 2, one sentence with every part of `says`, no traceback, nothing on disk."""
-    change_config(**case.config)
-    for name, text in case.files.items():
-        write(name, text)
-    case.prepare(monkeypatch)
+    case.lay_out(monkeypatch)
     before = set(Path().rglob("*"))
     capsys.readouterr()
     with pytest.raises(SystemExit) as ended:
