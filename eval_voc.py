@@ -5,18 +5,7 @@
 The config is read from beside the weights; see README.md.
 """
 
-from utils import interrupt, threads
+from trainer.entry import main
 
 if __name__ == "__main__":
-    interrupt.end_at_once()  # on a signal, also while the rest is being imported
-    threads.spin_briefly()
-    from trainer.steps import step_configs
-    from utils.errors import one_sentence_errors
-    from utils.parse_config import ConfigParser
-
-    with one_sentence_errors():
-        config = ConfigParser.from_args("eval", "configs/config_voc.json", __doc__)
-        steps = step_configs(config)
-        from trainer.run import run  # torch is imported only where there is work for it
-
-        run(*steps)
+    main("eval", "configs/config_voc.json", __doc__)

@@ -7,19 +7,7 @@ Without a hyper-parameter a method trains by its recipe (configs/recipes), as it
 flag overrides the config key that it names; see README.md.
 """
 
-from utils import interrupt, threads
+from trainer.entry import main
 
 if __name__ == "__main__":
-    interrupt.end_at_once()  # on a signal, also while the rest is being imported
-    threads.spin_briefly()
-    from trainer.steps import settings_help, step_configs
-    from utils.errors import one_sentence_errors
-    from utils.parse_config import ConfigParser
-
-    with one_sentence_errors():
-        default = "configs/config_voc.json"
-        config = ConfigParser.from_args("train", default, __doc__, settings_help=settings_help)
-        steps = step_configs(config)
-        from trainer.run import run  # torch is imported only where there is work for it
-
-        run(*steps)
+    main("train", "configs/config_voc.json", __doc__)

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from base.base_method import BaseMethod
+from trainer.entry import step_configs
 from trainer.methods import METHODS, in_order
 from trainer.run import run
-from trainer.steps import step_configs
 from utils.config_file import read_config
 from utils.errors import choose, one_sentence_errors
 from utils.files import PROJECT_ROOT, write_json

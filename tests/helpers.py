@@ -10,8 +10,8 @@ import numpy as np
 
 from base.base_model import HeadPlan
 from scripts.toy_data.shapes import CLASS_NAMES
+from trainer.entry import step_configs
 from trainer.run import run
-from trainer.steps import step_configs
 from utils.parse_config import ConfigParser
 
 DATA = Path(__file__).parent / "data"

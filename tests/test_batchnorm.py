@@ -15,9 +15,9 @@ from models.model import DeepLabV3
 from scripts.reporting.sections import settings_of
 from tests.helpers import DATA, dkd_heads, train
 from trainer.announce import _compare_with_recipe
+from trainer.entry import step_configs
 from trainer.record import differences
 from trainer.run import prepare
-from trainer.steps import step_configs
 from utils import checkpoint as files
 from utils.config_schema import OLDER
 from utils.errors import UserError

@@ -25,8 +25,8 @@ from models.backbone import BACKBONES
 from models.model import DeepLabV3
 from scripts.toy_data.shapes import CLASS_NAMES
 from tests.helpers import PROJECT, dkd_heads
+from trainer.entry import step_configs
 from trainer.run import prepare, run
-from trainer.steps import step_configs
 from utils.errors import EXIT_USER_ERROR, one_sentence_errors
 from utils.parse_config import ConfigParser
 
