@@ -138,13 +138,13 @@ class BaseTrainer(ABC):
                 self.epoch,
             )
 
-    def resume(self, path: Path) -> None:
+    def resume(self, stored: files.StoredCheckpoint) -> None:
         """Continue from a full checkpoint.
 
         Raises:
             UserError: the checkpoint cannot be read, or holds weights only, or is of another form.
         """
-        checkpoint = files.load(path)
+        path, checkpoint = stored.path, stored.content
         missing = [
             key
             for key, form in FORM.items()

@@ -50,7 +50,7 @@ RUNS = {  # name → flags
     "PLOP": "--method plop --set data_loader.args.train.args.transform_args.crop_size=64",
     "SSUL-M": "--method ssul --mem_size 6 --set hyperparameter.unknown=all",
     "two_processes": "--mem_size 6 --multiprocessing_distributed --set n_gpu=2 --bs 2",
-    "stopped": "--mem_size 6",
+    "stopped": "--mem_size 6 --save_dir stopped",
 }
 TRAIN = "train_voc.py -c config.json -d cpu -r auto --task_step all --epochs 2 --bs 4 --seed 5"
 # Of the same run another value each time: sources, moments, generators that nothing draws from.
@@ -98,7 +98,7 @@ def ask(root: Path) -> dict[str, Any]:
     }
     answer["files"] = {
         place(path, root): content(path, root)
-        for folder in ("runs", "evaluated", "predicted", "report")
+        for folder in ("runs", "stopped", "evaluated", "predicted", "report")
         for path in sorted((root / folder).rglob("*"))
         if path.is_file()
     }
@@ -110,7 +110,7 @@ def train(root: Path, name: str) -> list[Any]:
     command = f"{TRAIN} {RUNS[name]} --name {name}"
     if name != "stopped":
         return [call(root, command)]
-    first = root / "runs/models/overlap_15-5_stopped/step_0/last.pth"
+    first = root / "stopped/models/overlap_15-5_stopped/step_0/last.pth"
     return [call(root, command, stop_at=first), call(root, command)]
 
 
@@ -175,6 +175,8 @@ def _give(case: Case, folder: Path, data: Path) -> None:
 
 def content(path: Path, root: Path) -> Any:
     """What a file of a run holds, as far as it is the same each time."""
+    if path.name == "history.json" and root / "stopped" in path.parents:
+        return None  # an epoch's mean is of what came after the signal
     if path.suffix == ".pth":
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         return {key: digest(value) for key, value in stable(checkpoint, root).items()}

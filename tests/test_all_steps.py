@@ -70,8 +70,8 @@ def test_all_steps_are_those_called_alone(alone, elsewhere, capsys, monkeypatch)
         assert log.count("leakage audit") == 1
     capsys.readouterr()
     monkeypatch.setattr("trainer.run.launch", None)  # is not to be called for what is finished
-    read, load = [], files._load
-    monkeypatch.setattr(files, "_load", lambda path: read.append(path) or load(path))
+    read, load = [], files.load
+    monkeypatch.setattr(files, "load", lambda path: read.append(path) or load(path))
     train(config, *FLAGS, "--task_step", "all", *elsewhere)
     assert capsys.readouterr().out.count("is finished, see") == 3
     assert [path.parent.name for path in read] == ["step_0", "step_1", "step_2"], "each one once"
@@ -108,8 +108,8 @@ def test_each_checkpoint_is_read_once(alone, elsewhere, tmp_path, monkeypatch):
         with pytest.raises(Interrupted):
             train(config, *FLAGS, "--task_step", "1", *elsewhere)
     read = []
-    load = files._load
-    monkeypatch.setattr(files, "_load", lambda path: read.append(path.name) or load(path))
+    load = files.load
+    monkeypatch.setattr(files, "load", lambda path: read.append(path.name) or load(path))
     train(config, *FLAGS, "--task_step", "1", "-r", "auto", *elsewhere)
     assert sorted(read) == ["checkpoint-epoch2.pth", "last.pth"]
 
@@ -168,8 +168,9 @@ def test_every_step_is_looked_at_before_the_first_is_trained(
             torch.save(checkpoint, path)
     if change == "room":
         free = type(shutil.disk_usage(tmp_path))(10**9, 0, 5 * 10**7)
-        monkeypatch.setattr("trainer.checks.shutil.disk_usage", lambda _: free)
-        monkeypatch.setattr("trainer.start.checkpoint_size", lambda *_: 10**8)
+        monkeypatch.setattr("trainer.folders.shutil.disk_usage", lambda _: free)
+        size = lambda config, _: 10**8 * config["data_loader"]["args"]["task"]["step"]  # noqa: E731
+        monkeypatch.setattr("trainer.plan.checkpoint_size", size)
     monkeypatch.setattr("trainer.run.launch", None)  # nothing is trained
     with pytest.raises(UserError, match=says):
         train(config, *flags, "--task_step", "all")

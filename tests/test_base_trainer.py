@@ -121,7 +121,7 @@ def test_the_best_so_far_of_a_run_that_goes_on(configure, reset, best, last):
         Frame(configure(**settings), values, stop=(3, 2)).train()
     config = configure(**settings, reset_best_mnt=reset)
     frame = Frame(config, values)
-    frame.resume(config.step_dir() / "last.pth")
+    frame.resume(files.StoredCheckpoint(config.step_dir() / "last.pth"))
     frame.train()
     assert frame.calls[:3] == ["load", (3, 3), "val 3"]
     assert "begin" not in frame.calls
@@ -135,7 +135,7 @@ def test_a_stalled_run_does_not_go_on(configure):
     Frame(configure(**settings), {1: 2, 2: 1}).train()
     config = configure(**settings)
     again = Frame(config)
-    again.resume(config.step_dir() / "last.pth")
+    again.resume(files.StoredCheckpoint(config.step_dir() / "last.pth"))
     again.train()
     assert (again.calls, again.epoch) == (["load"], 2)
 
@@ -146,7 +146,7 @@ def test_what_precedes_the_first_epoch_is_done_once(configure, stop):
         Frame(configure(), stop=stop).train()
     config = configure()
     frame = Frame(config)
-    frame.resume(config.step_dir() / "last.pth")
+    frame.resume(files.StoredCheckpoint(config.step_dir() / "last.pth"))
     frame.train()
     assert "begin" not in frame.calls
     done = [call for call in frame.calls if isinstance(call, tuple)]

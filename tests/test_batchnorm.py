@@ -16,8 +16,8 @@ from scripts.reporting.sections import settings_of
 from tests.helpers import DATA, dkd_heads, train
 from trainer.announce import _compare_with_recipe
 from trainer.entry import step_configs
+from trainer.plan import plan_run
 from trainer.record import differences
-from trainer.run import prepare
 from utils import checkpoint as files
 from utils.config_schema import OLDER
 from utils.errors import UserError
@@ -122,7 +122,7 @@ def test_a_step_of_an_older_version_is_the_same(toy_config, capsys):
     capsys.readouterr()
     argv = ["-c", str(toy_config), "--epochs", "1", "-r", "auto"]
     again = ConfigParser.from_args("train", "configs/config_voc.json", argv=argv)
-    assert prepare(step_configs(again)) is None
+    assert plan_run(step_configs(again)) is None
     assert "is finished" in capsys.readouterr().out
     with pytest.raises(UserError, match=rf"{KEY} is 0.1 here and 0.01 there"):
         train(toy_config, "--epochs", "1", "-r", "auto", "--set", f"{KEY}=0.1")

@@ -22,8 +22,9 @@ from tests import damage
 from tests.helpers import dkd_heads, train
 from trainer.checks import check_names, with_settings
 from trainer.methods.sdr import SDR
+from trainer.plan import plan_run
 from trainer.precision import Precision
-from trainer.run import prepare, run
+from trainer.run import run
 from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils.checkpoint_form import FORM, not_finite
@@ -276,7 +277,7 @@ def test_no_figure_of_weights_that_are_not_finite(downloaded, tmp_path, value):
     checkpoint["state_dict"]["cls.1.bias"][:2] = value
     torch.save(checkpoint, tmp_path / "w.pth")
     for read in (
-        lambda: prepare([evaluated(tmp_path)]),
+        lambda: plan_run([evaluated(tmp_path)]),
         lambda: Predictor.of(tmp_path / "w.pth", torch.device("cpu")),
     ):
         with pytest.raises(UserError, match=r"2 values of 1 tensors are not finite: cls.1.bias"):
@@ -291,7 +292,7 @@ def test_weights_of_another_family(downloaded, tmp_path, family):
     checkpoint = torch.load(tmp_path / "w.pth", weights_only=True)
     torch.save({**checkpoint, "family": family, "method": "mib"}, tmp_path / "w.pth")
     with pytest.raises(UserError, match=f"was trained by 'mib' of the family '{family}', but"):
-        prepare([evaluated(tmp_path)])
+        plan_run([evaluated(tmp_path)])
 
 
 # ---------------------------------------------------------------------------- config beside weights
@@ -305,7 +306,7 @@ def test_damaged_config_beside_weights(downloaded, tmp_path, share):
         beside.write_bytes(content)
         start = time.perf_counter()
         if share == 1:
-            prepare([evaluated(tmp_path)])
+            plan_run([evaluated(tmp_path)])
         else:  # without the data set
             check_names(with_settings(evaluated(tmp_path)))
         assert time.perf_counter() - start < 20
@@ -579,8 +580,8 @@ def test_weights_that_are_not_finite_are_skipped_for_the_older_checkpoint(stoppe
     torch.save(good, tmp_path / "previous.pth")
     bad = good["state_dict"] | {"cls.1.bias": good["state_dict"]["cls.1.bias"] * math.nan}
     torch.save({**good, "state_dict": bad}, tmp_path / "last.pth")
-    path, _, skipped = files.newest_good(tmp_path)
-    assert path == tmp_path / "previous.pth"
+    stored, skipped = files.newest_good(tmp_path)
+    assert stored.path == tmp_path / "previous.pth"
     assert "last.pth is of no use: 15 values of 1 tensors are not finite" in skipped[0]
 
 

@@ -18,7 +18,8 @@ from PIL import Image
 from base.base_method import BaseMethod
 from tests.helpers import train, write_config
 from trainer.methods import METHODS
-from trainer.run import Job, prepare, work
+from trainer.plan import RunPlan, plan_run
+from trainer.run import work
 from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils.distributed import Ranks, launch
@@ -140,7 +141,7 @@ def without_dropout(self: BaseMethod) -> bool:
     return False
 
 
-def work_in_turn(jobs: Sequence[Job], ranks: Ranks) -> None:
+def work_in_turn(jobs: Sequence[RunPlan], ranks: Ranks) -> None:
     """One process of several runs, one after the other."""
     torch.set_num_threads(1)
     METHODS["ssul"].dropout = property(without_dropout)  # of each process's own numbers
@@ -168,10 +169,10 @@ def test_two_processes_are_one(place, alone, monkeypatch):
         path, *flags = place.line(method, place.fresh(method, "two"), 1, **changes)
         argv = ["-c", str(path), *flags, "-d", "cpu", "--bs", "2"]
         parsed = ConfigParser.from_args("train", "configs/config_voc.json", argv=argv)
-        jobs.append(prepare([parsed]))
-    launch(work_in_turn, jobs, jobs[0].plan)
+        jobs.append(plan_run([parsed]))
+    launch(work_in_turn, jobs, jobs[0].launch)
     for (method, one), job in zip(ones.items(), jobs, strict=True):
-        two = final(job.steps[0])
+        two = final(job.first.config)
         assert len(two["rng"]) == 2
         for kind, atol in (("state_dict", 1e-5), ("method_state", 1e-4)):
             assert two[kind].keys() == one[kind].keys()

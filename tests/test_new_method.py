@@ -24,7 +24,8 @@ from base.base_model import HeadPlan
 from models.upsampling import upsample
 from tests.helpers import train, write_config
 from trainer import methods
-from trainer.run import prepare, work
+from trainer.plan import plan_run
+from trainer.run import work
 from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils.distributed import launch
@@ -226,8 +227,8 @@ def test_two_processes_are_one(it, config, tmp_path):
     config.write_text(json.dumps(tree))
     argv = ["-c", str(config), "-d", "cpu", *FLAGS]
     parsed = ConfigParser.from_args("train", "configs/config_voc.json", argv=argv)
-    job = prepare([parsed])
-    launch(work_with_it, job, job.plan)
+    job = plan_run([parsed])
+    launch(work_with_it, job, job.launch)
     two = checkpoint(parsed)
     assert two["method_state"]["passes"] == one["method_state"]["passes"]
     assert torch.equal(two["method_state"]["counts"], one["method_state"]["counts"])

@@ -48,7 +48,11 @@ def test_the_answer_of_this_project(tmp_path):
     assert answer["runs"] == {name: [[0]] for name in RUNS} | {"stopped": [[75], [0]]}
     assert all(codes == [0] for codes in answer["scripts"].values())
     assert all(code == 2 for code, *_ in answer["wrong input"].values())
-    final = "ROOT/runs/models/overlap_15-5_{}/step_1/checkpoint-epoch2.pth"
-    weights = {name: answer["files"][final.format(name)]["state_dict"] for name in RUNS}
+    weights = {
+        path.split("/")[3].removeprefix("overlap_15-5_"): content["state_dict"]
+        for path, content in answer["files"].items()
+        if path.endswith("/step_1/checkpoint-epoch2.pth")
+    }
+    assert weights.keys() == RUNS.keys()
     assert weights["stopped"] == weights["DKD-M"]
     assert len({*weights.values()}) == len(RUNS) - 1

@@ -26,8 +26,8 @@ from scripts.disturbance.job import Job
 from tests.helpers import PROJECT, after, send, train, write_config
 from trainer import memory as replay_memory
 from trainer.evaluation import Evaluation
+from trainer.plan import plan_run
 from trainer.record import code_hash, differences, remarks
-from trainer.run import prepare
 from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils import interrupt
@@ -401,7 +401,7 @@ def test_the_batch_of_a_recipe_is_shared_out(toy_root, tmp_path):
     for flags, size in ((two, 16), ((*two, "--accumulate", "2"), 8)):
         argv = ["-c", str(config), *flags]
         parsed = ConfigParser.from_args("train", "configs/config_voc.json", argv=argv)
-        start = prepare([parsed]).first
+        start = plan_run([parsed]).first
         assert start.config["data_loader"]["args"]["train"]["batch_size"] == size
     run = train(config, "--epochs", "1", "--accumulate", "4")
     written = json.loads((run.step_dir() / "config.json").read_text())

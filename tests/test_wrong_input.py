@@ -26,7 +26,8 @@ from models.model import DeepLabV3
 from scripts.toy_data.shapes import CLASS_NAMES
 from tests.helpers import PROJECT, dkd_heads
 from trainer.entry import step_configs
-from trainer.run import prepare, run
+from trainer.plan import plan_run
+from trainer.run import run
 from utils.errors import EXIT_USER_ERROR, one_sentence_errors
 from utils.parse_config import ConfigParser
 
@@ -104,7 +105,7 @@ def start(flags: str = "", mode: str = "train", config: str = "-c config.json") 
 
 def check_it(flags: str = "", mode: str = "train") -> None:
     argv = ["-c", "config.json", *shlex.split(flags)]
-    prepare([ConfigParser.from_args(mode, "configs/config_voc.json", argv=argv)])
+    plan_run([ConfigParser.from_args(mode, "configs/config_voc.json", argv=argv)])
 
 
 def save_weights(name: str, plan: HeadPlan, **more: Any) -> None:
@@ -589,7 +590,7 @@ def test_weight_file_for_the_tiny_backbone(workplace):
 def test_unknown_hyperparameter_beside_a_weight(workplace):
     change_config(**{"hyperparameter.unkd": 3})
     save_weights("w.pth", dkd_heads(1, 15))
-    prepare([ConfigParser.from_args("eval", "configs/config_voc.json", argv=["-r", "w.pth"])])
+    plan_run([ConfigParser.from_args("eval", "configs/config_voc.json", argv=["-r", "w.pth"])])
 
 
 # ------------------------------------------------------------------------------ real processes

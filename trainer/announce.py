@@ -1,7 +1,4 @@
-"""What a run tells before it starts: step, devices, batches, and all that its recipe has otherwise.
-
-Called by `trainer/run.py`.
-"""
+"""What the log says before a step starts: its classes, devices, batches, and what is unusual."""
 
 from __future__ import annotations
 
@@ -21,7 +18,12 @@ MOST_LEFT = 0.05  # share of BatchNorm's first statistics that a step may leave 
 
 
 def announce(
-    config: ConfigParser, ranks: Ranks, method: BaseMethod, data: IncrementalDataLoader
+    config: ConfigParser,
+    ranks: Ranks,
+    method: BaseMethod,
+    data: IncrementalDataLoader,
+    *,
+    trains: bool,
 ) -> None:
     """Log the step, its processes and batches, and warn of what users tend to overlook."""
     task = method.task
@@ -47,7 +49,7 @@ def announce(
             "is meant",
             no_gpu(),
         )
-    if config.test:
+    if not trains:
         return
     if len(task.schedule) > 1:
         for warning in config.warnings:

@@ -1,12 +1,10 @@
-"""How the parts of a run are built: data, networks with their starting weights, switches.
-
-Called by `trainer/run.py`, which wires them, and by the scripts that show, predict or measure.
-"""
+"""How the parts of a run are built: task, data, method, networks with their weights, switches."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +16,11 @@ from data_loader import DATA_SETS
 from data_loader.data_loaders import IncrementalDataLoader, loaders
 from models.folding import fold, fuse
 from models.model import MODELS
-from models.weights import load_previous_step, load_strict
+from models.weights import check_fit, load_previous_step, load_strict
 from trainer.advice import base_of_family
 from trainer.methods import METHODS
 from utils import checkpoint as files
+from utils.checkpoint import StoredCheckpoint
 from utils.distributed import SINGLE, Ranks
 from utils.errors import UserError, choose, shortened
 from utils.parse_config import ConfigParser
@@ -59,13 +58,77 @@ def build_model(config: ConfigParser, plan: HeadPlan, **changes: Any) -> BaseMod
     return config.resolve("arch", MODELS)(plan, **{**config["arch"]["args"], **changes})
 
 
-def build_student(config: ConfigParser, method: BaseMethod, ranks: Ranks = SINGLE) -> BaseModel:
-    """The model of this step with its starting weights: ImageNet's, or the previous step's."""
-    changes: dict[str, Any] = {"dropout": method.dropout}
-    if not starts_from_imagenet(config):
-        changes["backbone_pretrained"] = False
+def build_student(
+    config: ConfigParser, method: BaseMethod, ranks: Ranks = SINGLE, *, from_imagenet: bool = False
+) -> BaseModel:
+    """The model of this step, its backbone with the weights of ImageNet that the config names."""
+    changes = {} if from_imagenet else {"backbone_pretrained": False}
     with ranks.main_first():  # one process downloads, the others read its file
-        return build_model(config, method.heads(), **changes)
+        return build_model(config, method.heads(), dropout=method.dropout, **changes)
+
+
+def skeleton(config: ConfigParser, heads: HeadPlan) -> BaseModel:
+    """The model without any values: names and shapes only."""
+    with torch.device("meta"):
+        return build_model(config, heads, backbone_pretrained=False)
+
+
+def load_student(
+    config: ConfigParser, method: BaseMethod, weights: StoredCheckpoint, *, try_only: bool = False
+) -> BaseModel:
+    """The model of this step with the weights of a file, all of them and no others.
+
+    Args:
+        config, method: of the step.
+        weights: of this step, or released ones.
+        try_only: only see whether they fit, and give a model without values.
+
+    Raises:
+        UserError: the weights are of other classes or of another family, or do not fit.
+    """
+    checkpoint, source = weights.content, f"weight file {weights.path}"
+    check_order(method.task, source, checkpoint)
+    check_family(method, source, checkpoint)
+    if try_only:
+        student = skeleton(config, method.heads())
+        check_fit(student, checkpoint["state_dict"], source)
+    else:
+        student = build_student(config, method)
+        load_strict(student, checkpoint["state_dict"], source)
+    return student
+
+
+def check_order(task: Task, source: str, checkpoint: Mapping[str, Any]) -> None:
+    """Whether the channels of weights are the classes of the task, whatever its steps are.
+
+    Raises:
+        UserError: they are others.
+    """
+    if "task" not in checkpoint:
+        return  # released weights
+    known = checkpoint["task"]
+    learnt = [label for ids in known["steps"][: known["step"] + 1] for label in ids]
+    if learnt != list(task.seen):
+        raise UserError(
+            f"{source} is of {describe(known)} and has learnt the label ids "
+            f"{shortened(str(learnt), 800)}, but --task_name {task.name} --task_step "
+            f"{task.schedule_step} stands for {list(task.seen)}."
+        )
+
+
+def check_family(method: BaseMethod, source: str, checkpoint: Mapping[str, Any]) -> None:
+    """Whether the method reads the channels of weights as the one did that trained them.
+
+    Raises:
+        UserError: it does not.
+    """
+    family = checkpoint.get("family", method.family)  # released weights do not say
+    if family != method.family:
+        raise UserError(
+            f"{source} was trained by '{checkpoint.get('method')}' of the family '{family}', but "
+            f"the config's method is of '{method.family}': it would read other answers from the "
+            "same channels; put the config.json of their run beside them."
+        )
 
 
 def build_method(config: ConfigParser, task: Task) -> BaseMethod:
@@ -73,15 +136,8 @@ def build_method(config: ConfigParser, task: Task) -> BaseMethod:
     return METHODS[config["method"]](task, config["hyperparameter"])
 
 
-def starts_from_imagenet(config: ConfigParser) -> bool:
-    """Whether the backbone takes `arch.args.backbone_pretrained`: a fresh step 0, or joint."""
-    task = config["data_loader"]["args"]["task"]
-    trains = config.mode == "train" and not config.test and config.base is None
-    return (task["step"] == 0 or task["joint"]) and trains and config.resume is None
-
-
-def read_previous(config: ConfigParser, method: BaseMethod) -> tuple[dict[str, Any], str]:
-    """The previous step's checkpoint, and what it is in words.
+def find_previous(config: ConfigParser, method: BaseMethod) -> StoredCheckpoint:
+    """The previous step's checkpoint.
 
     Raises:
         UserError: the previous step is missing, damaged, unfinished, of another schedule, or of
@@ -96,27 +152,32 @@ def read_previous(config: ConfigParser, method: BaseMethod) -> tuple[dict[str, A
             "checkpoint-epoch*.pth; train that step first, with the same --name, --task_name, "
             "--task_setting and --save_dir."
         )
-    source, previous = f"step {task.step - 1}'s checkpoint {path}", files.load(path)
-    if not previous.get("finished", True):
+    previous, source = StoredCheckpoint(path), previous_source(task, path)
+    if not previous.finished:
         raise UserError(
             f"{source} is not of a finished run; finish that step with --task_step "
             f"{task.step - 1} -r auto."
         )
-    mine = task_record(task)
-    known = previous.get("task", mine)
-    if known["steps"][: task.step] != mine["steps"][: task.step]:
+    own = task_record(task)
+    known = previous.content.get("task", own)
+    if known["steps"][: task.step] != own["steps"][: task.step]:
         raise UserError(
             f"{source} is of {describe(known)}, which learnt other classes before step "
             f"{task.step}: {shortened(str(known['steps'][: task.step]), 800)} instead of "
-            f"{mine['steps'][: task.step]}."
+            f"{own['steps'][: task.step]}."
         )
-    family = previous.get("family", "auxiliary")  # released files are DKD's
+    family = previous.content.get("family", "auxiliary")  # released files are DKD's
     if family != method.family:
         raise UserError(
-            f"{source} was trained by '{previous.get('method', 'dkd')}': "
+            f"{source} was trained by '{previous.content.get('method', 'dkd')}': "
             f"{base_of_family(family, config['method'])}."
         )
-    return previous, source
+    return previous
+
+
+def previous_source(task: Task, path: Path) -> str:
+    """What the previous step's checkpoint is, for messages."""
+    return f"step {task.step - 1}'s checkpoint {path}"
 
 
 @dataclass(frozen=True)
@@ -138,13 +199,15 @@ class Previous:
     data: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
-def load_previous(config: ConfigParser, method: BaseMethod, student: BaseModel) -> Previous:
+def load_previous(
+    config: ConfigParser, method: BaseMethod, student: BaseModel, stored: StoredCheckpoint
+) -> Previous:
     """Give the student the previous step's weights.
 
     Raises:
-        UserError: as `read_previous`; or the weights do not fit.
+        UserError: they do not fit.
     """
-    checkpoint, source = read_previous(config, method)
+    checkpoint, source = stored.content, previous_source(method.task, stored.path)
     state, plan = checkpoint["state_dict"], method.heads()
     load_previous_step(student, state, len(plan.sizes) - 1, source)
     teacher = None

@@ -35,6 +35,8 @@ def replay(
     data: IncrementalDataLoader,
     method: BaseMethod,
     student: BaseModel,
+    *,
+    resumed: bool,
 ) -> None:
     """Give the step its exemplars: choose them and write `memory.json`, or read it on resuming.
 
@@ -45,13 +47,14 @@ def replay(
         data: takes the exemplars.
         method: says what the old model sees in the background.
         student: with the previous step's weights, on the device; its new head is not used.
+        resumed: the step goes on from a checkpoint.
 
     Raises:
         UserError: the previous memory is missing or faulty.
     """
     task = data.task
     file = config.step_dir() / memory.FILE
-    if ranks.is_main and not (config.resume is not None and file.is_file()):
+    if ranks.is_main and not (resumed and file.is_file()):
         earlier = {} if task.step == 1 else read_previous(config, task)
         kept = memory.exemplars(earlier, task.step - 1)
         lines = {entry.id: entry.line for entry in data.raw["train"].entries}

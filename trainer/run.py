@@ -1,24 +1,19 @@
-"""The only wiring: config → task and data → model, teacher → method → optimizer → trainer.
+"""A run: each step that is left, in as many processes as it asks for.
 
-Called by the four entry scripts; training and evaluation are the same path, which evaluation leaves
-after the weights are loaded. What is checked stands in `trainer/checks.py`, how a step starts in
-`trainer/start.py`, how its parts are built in `trainer/build.py`.
+The only wiring: config → task and data → model, teacher → method → optimizer → trainer. Training
+and evaluation are the same path, which evaluation leaves after the weights are loaded.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from models.weights import load_strict
 from trainer.announce import announce, announce_statistics
-from trainer.base_step import adopt
 from trainer.build import (
     Previous,
     apply_fast,
@@ -26,18 +21,20 @@ from trainer.build import (
     build_method,
     build_student,
     load_previous,
+    load_student,
 )
-from trainer.checks import check_names, with_settings
 from trainer.evaluation import Evaluation, Weights
 from trainer.memory import replay
 from trainer.optim import build_optimizer, build_scheduler
+from trainer.plan import RunPlan, StepPlan, plan_run, plan_step
 from trainer.record import Provenance, check_data
 from trainer.results import METRICS, retire, tested_weights
-from trainer.start import Start, check_later, decide
+from trainer.shared_step import adopt
 from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils import interrupt
-from utils.distributed import Launch, Ranks, launch, plan_launch
+from utils.checkpoint import StoredCheckpoint
+from utils.distributed import Ranks, launch
 from utils.files import sha256, write_json
 from utils.interrupt import Interrupted
 from utils.logger import close_logger, log, setup_logger
@@ -56,79 +53,49 @@ def run(*steps: ConfigParser) -> None:
             with a later one, before that is.
         Interrupted: a signal stopped the run.
     """
-    with files.remembered():
-        job = prepare(steps)
-        if job is None:
-            return
-        if job.plan.distributed:
-            files.forget()  # the ranks read for themselves
-        launch(work, job, job.plan)
+    plan = plan_run(steps)
+    if plan is None:
+        return
+    if plan.launch.distributed:
+        plan.first.release()  # the ranks read for themselves
+    launch(work, plan, plan.launch)
 
 
-class Job(NamedTuple):
-    """What is to be done: by which processes, which steps, and how the first of them starts."""
-
-    plan: Launch
-    steps: tuple[ConfigParser, ...]
-    first: Start
-
-
-def prepare(steps: Sequence[ConfigParser]) -> Job | None:
-    """Whatever can be wrong before anything is allocated or written.
-
-    Returns:
-        What is to be done, from the first step that is not finished; None when all are.
-
-    Raises:
-        UserError: something is wrong.
-    """
-    steps = tuple(map(with_settings, steps))
-    for config in steps:
-        check_names(config)
-    plan = plan_launch(steps[0])
-    for number, config in enumerate(steps):
-        if (start := decide(config, plan)) is not None:
-            check_later(steps[number + 1 :], plan)
-            return Job(plan, steps[number:], start)
-        files.forget(go_on=True)
-    return None
-
-
-def work(job: Job, ranks: Ranks) -> None:
+def work(plan: RunPlan, ranks: Ranks) -> None:
     """One process of a run: the steps in turn."""
-    plan, steps, first = job
-    run_step(first, ranks)
-    for config in steps[1:]:
+    run_step(plan.first, ranks)
+    for config in plan.later:
         gc.collect()  # the networks of the step before are in cycles
         if ranks.any(interrupt.asked() is not None):
             raise Interrupted(f"stopped between steps: {interrupt.asked() or 'by a signal'}.")
         interrupt.stop_deferring()  # what comes before the first iteration can be torn apart
-        with files.remembered():
-            start = decide(config, plan) if ranks.is_main else None
-            start = ranks.gather(start)[0]
-            if start is not None:
-                run_step(start, ranks)
+        step = plan_step(config, plan.launch) if ranks.is_main else None
+        plans = ranks.gather(step)
+        run_step(step or plans[0], ranks)
 
 
-def run_step(start: Start, ranks: Ranks) -> None:
-    """Train or evaluate one step."""
-    config = start.config
-    step, results = config.step_dir(), config.log_dir()
-    held = step  # what no other process may write to meanwhile
-    if config.test and config.resume is not None:
+def run_step(plan: StepPlan, ranks: Ranks) -> None:
+    """Do for one step what its plan says."""
+    config, checkpoint = plan.config, plan.checkpoint
+    if plan.action == "nothing":
+        return
+    held, results = config.step_dir(), config.log_dir()
+    if plan.action == "test" and config.resume is not None:
         held = results = evaluation_dir(config)
     setup_logger(results / "info.log", config["trainer"]["verbosity"], ranks.is_main)
     try:
+        # No other process may write to what is held meanwhile.
         with files.claim(held, results) if ranks.is_main else nullcontext():
             for note in config.notes:
                 log.info("%s", note)
-            if start.weights is not None:
-                evaluate(config, ranks, start.weights, results)
-            elif config.base is not None:
-                weights = adopt(config, config.base, ranks, build_data(config, ranks))
-                evaluate(config.changed(test=True), ranks, weights, results)
-            else:
-                train(config, ranks, results)
+            if plan.action in ("train", "continue"):
+                train(plan, ranks, results)
+                return
+            assert checkpoint is not None, "only training starts without one"
+            if plan.action == "adopt":
+                checkpoint = adopt(config, ranks, checkpoint, build_data(config, ranks))
+                plan.release()
+            evaluate(config, ranks, checkpoint, results)
     finally:
         close_logger()
 
@@ -143,56 +110,11 @@ def evaluation_dir(config: ConfigParser) -> Path:
     return config.log_dir() / "eval" / f"{config.resume.stem}-{sha256(config.resume)[:12]}"
 
 
-def train(config: ConfigParser, ranks: Ranks, results: Path) -> None:
+def train(plan: StepPlan, ranks: Ranks, results: Path) -> None:
     """Train a step, test it and write `metrics.json` into the folder `results`."""
-    data = build_data(config, ranks)
-    task = data.task
-    method = build_method(config, task)
-    announce(config, ranks, method, data)
-    # Whatever is wrong with a list or an image set is told now, not after the last epoch.
-    data.setup("train", "val", "test")
-
-    torch.manual_seed(seed_from(config["seed"], task.step, "weights"))
-    student = build_student(config, method, ranks)
-    previous = load_previous(config, method, student) if task.step > 0 else Previous()
-    check_data(data, previous, ranks)
-    fresh = config.resume is None
-    if ranks.is_main and fresh:
-        retire(results, trained_anew=True)
-        retire(config.step_dir(), trained_anew=True)
-    student.to(ranks.device)
-    if task.step > 0 and config["data_loader"]["args"]["memory"]["mem_size"] > 0:
-        replay(config, ranks, data, method, student)
-    iterations = data.train_batches.iterations
-    announce_statistics(config, data, student)
-    log.info("%s", data.leakage())
-    provenance = ranks.gather(Provenance.of(config, data, previous) if ranks.is_main else None)[0]
-    method.start(student, previous.method_state)
-    if ranks.world > 1 and ranks.device.type == "cuda" and not student.frozen_bn:
-        student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
-    teacher = previous.teacher
-    if teacher is not None:
-        teacher.to(ranks.device)
-    apply_fast(config, student, teacher, trains=True)
-    optimizer = build_optimizer(config, method, student)
-    scheduler = build_scheduler(config, optimizer, config["trainer"]["epochs"] * iterations)
-    torch.manual_seed(seed_from(config["seed"], task.step, "dropout", ranks.rank))
-    trainer = Trainer(
-        config,
-        ranks,
-        data=data,
-        method=method,
-        student=student,
-        teacher=teacher,
-        optimizer=optimizer,
-        scheduler=scheduler,
-        provenance=provenance,
-        previous_state=previous.state if method.needs_previous_state else None,
-    )
-    if config.resume is not None:
-        trainer.resume(config.resume)
-    files.forget()
-    del previous
+    config = plan.config
+    trainer = build_trainer(plan, ranks, results)
+    plan.release()
     if ranks.is_main:
         retire(results, trained_anew=False)
         write_json(config.step_dir() / "config.json", config.as_dict())
@@ -205,17 +127,76 @@ def train(config: ConfigParser, ranks: Ranks, results: Path) -> None:
         trainer.close()
 
 
-def evaluate(config: ConfigParser, ranks: Ranks, weights: Path, results: Path) -> None:
+def build_trainer(plan: StepPlan, ranks: Ranks, results: Path) -> Trainer:
+    """Everything that a step's training needs, where it starts or goes on."""
+    config, fresh = plan.config, plan.action == "train"
+
+    # ------------------------------------------------------------------------ data and method
+    data = build_data(config, ranks)
+    task = data.task
+    method = build_method(config, task)
+    announce(config, ranks, method, data, trains=True)
+    # Whatever is wrong with a list or an image set is told now, not after the last epoch.
+    data.setup("train", "val", "test")
+
+    # ------------------------------------------------------- student, and where it starts from
+    torch.manual_seed(seed_from(config["seed"], task.step, "weights"))
+    student = build_student(config, method, ranks, from_imagenet=fresh and task.step == 0)
+    previous = Previous()
+    if plan.previous is not None:
+        previous = load_previous(config, method, student, plan.previous)
+    check_data(data, previous, ranks)
+    if ranks.is_main and fresh:
+        retire(results, trained_anew=True)
+        retire(config.step_dir(), trained_anew=True)
+    student.to(ranks.device)
+
+    # -------------------------------------------------- what it replays, and all it learns from
+    if task.step > 0 and config["data_loader"]["args"]["memory"]["mem_size"] > 0:
+        replay(config, ranks, data, method, student, resumed=not fresh)
+    iterations = data.train_batches.iterations
+    announce_statistics(config, data, student)
+    log.info("%s", data.leakage())
+    provenance = ranks.gather(Provenance.of(config, data, previous) if ranks.is_main else None)[0]
+
+    # ------------------------------------------------------------------------------- networks
+    method.start(student, previous.method_state)
+    if ranks.world > 1 and ranks.device.type == "cuda" and not student.frozen_bn:
+        student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
+    if previous.teacher is not None:
+        previous.teacher.to(ranks.device)
+    apply_fast(config, student, previous.teacher, trains=True)
+
+    # ------------------------------------------------------------------- optimizer and trainer
+    optimizer = build_optimizer(config, method, student)
+    scheduler = build_scheduler(config, optimizer, config["trainer"]["epochs"] * iterations)
+    torch.manual_seed(seed_from(config["seed"], task.step, "dropout", ranks.rank))
+    trainer = Trainer(
+        config,
+        ranks,
+        data=data,
+        method=method,
+        student=student,
+        teacher=previous.teacher,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        provenance=provenance,
+        previous_state=previous.state if method.needs_previous_state else None,
+    )
+    if plan.checkpoint is not None:
+        trainer.resume(plan.checkpoint)
+    return trainer
+
+
+def evaluate(config: ConfigParser, ranks: Ranks, weights: StoredCheckpoint, results: Path) -> None:
     """Test a weight file and write `metrics.json`: the path of training, left after the load."""
     data = build_data(config, ranks)
     method = build_method(config, data.task)
-    announce(config, ranks, method, data)
+    announce(config, ranks, method, data, trains=False)
     data.setup("test")
-    checkpoint = files.load(weights)
-    student = build_student(config, method, ranks)
-    load_strict(student, checkpoint["state_dict"], f"weight file {weights}")
-    tested = Weights.of(checkpoint, weights) if ranks.is_main else None
-    files.forget()
+    student = load_student(config, method, weights)
+    tested = Weights.of(weights.content, weights.path) if ranks.is_main else None
+    weights.release()
     student.to(ranks.device)
     apply_fast(config, student, trains=False)
     evaluation = Evaluation(config, ranks, data=data, method=method, student=student)

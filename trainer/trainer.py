@@ -388,8 +388,8 @@ class Trainer(BaseTrainer):
         self.events.scalars(self.evaluation.test(file, tested), "test", self.epoch)
 
     # ------------------------------------------------------------------------------- checkpoints
-    def resume(self, path: Path) -> None:
-        super().resume(path)
+    def resume(self, stored: files.StoredCheckpoint) -> None:
+        super().resume(stored)
         # An epoch that is done but for its validation is told already.
         done = self.iteration == self.data.train_batches.iterations
         if self.ranks.is_main:

@@ -43,8 +43,6 @@ NUMPY: list[Any] = [
     ),
 ]
 
-_memory: dict[tuple[int, int, int], dict[str, Any]] | None = None  # what `remembered` has read
-
 
 def epoch_file(epoch: int) -> str:
     """Name of the checkpoint that is kept of an epoch."""
@@ -96,21 +94,38 @@ def keep(path: Path, name: str, folder: Path | None = None) -> None:
     temporary.replace(target)
 
 
-@contextlib.contextmanager
-def remembered() -> Iterator[None]:
-    """Read each checkpoint once inside this block, however often it is asked for."""
-    global _memory
-    before, _memory = _memory, {}
-    try:
-        yield
-    finally:
-        _memory = before
+class StoredCheckpoint:
+    """A checkpoint that is read when it is first asked for, and held until it is released.
 
+    A copy in another process reads for itself.
+    """
 
-def forget(*, go_on: bool = False) -> None:
-    """Give back what `remembered` holds, and hold no more unless it shall `go_on`."""
-    global _memory
-    _memory = {} if go_on and _memory is not None else None
+    def __init__(self, path: Path):
+        self.path = path
+        self._content: dict[str, Any] | None = None
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """As `load` gives it.
+
+        Raises:
+            UserError: as `load`.
+        """
+        if self._content is None:
+            self._content = load(self.path)
+        return self._content
+
+    @property
+    def finished(self) -> bool:
+        """Whether its step is; released weights do not say, and theirs is."""
+        return self.content.get("finished", True)
+
+    def release(self) -> None:
+        """Give the memory back."""
+        self._content = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_content": None}
 
 
 class Damaged(UserError):
@@ -126,16 +141,6 @@ def load(path: Path) -> dict[str, Any]:
         UserError: the file is missing, or holds no weights, or something of another form.
         Damaged: its bytes are not those that were written, or its weights are not finite.
     """
-    if _memory is None or not path.is_file():
-        return _load(path)
-    status = path.stat()  # which all names of a file share
-    key = (status.st_dev, status.st_ino, status.st_mtime_ns)
-    if key not in _memory:
-        _memory[key] = _load(path)
-    return _memory[key]
-
-
-def _load(path: Path) -> dict[str, Any]:
     source = f"checkpoint {path}"
     checkpoint = read(path, source)
     if (
@@ -266,21 +271,22 @@ def _reason(error: Exception) -> str:
     return "it is damaged, or no file of torch.save"
 
 
-def newest_good(folder: Path) -> tuple[Path | None, dict[str, Any], list[str]]:
-    """Where the run of a step folder stands.
+def newest_good(folder: Path) -> tuple[StoredCheckpoint | None, list[str]]:
+    """The newest checkpoint of a step folder that is whole, if any is.
 
     Returns:
-        The newest checkpoint that is whole, its content, and a sentence for each damaged one that
-        was skipped; (None, {}, …) when there is none.
+        The checkpoint, and a sentence for each damaged one that was skipped.
     """
     skipped: list[str] = []
     for path in (folder / LAST, folder / PREVIOUS, *epoch_checkpoints(folder)):
         if path.is_file():
+            stored = StoredCheckpoint(path)
             try:
-                return path, load(path), skipped
+                _ = stored.content
+                return stored, skipped
             except Damaged as error:
                 skipped.append(f"skipped: {error}")
-    return None, {}, skipped
+    return None, skipped
 
 
 def epoch_checkpoints(folder: Path) -> list[Path]:

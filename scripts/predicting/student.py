@@ -18,13 +18,13 @@ from base.base_model import ModelOutput
 from data_loader import DATA_SETS
 from data_loader.transforms import NoTransform, Transform, eval_transform, normalize
 from models.upsampling import full_precision, size_of
-from models.weights import load_strict
 from scripts.predicting.memory import enough_memory
-from trainer.build import apply_fast, build_method, build_student, build_task
-from trainer.checks import check_family, check_names, check_order, with_settings
+from trainer.build import apply_fast, build_method, build_task, load_student
+from trainer.checks import check_names, with_settings
 from trainer.evaluation import Weights
 from trainer.precision import Precision
 from utils import checkpoint as files
+from utils.checkpoint import StoredCheckpoint
 from utils.config_file import flatten, read_config
 from utils.distributed import find_devices
 from utils.errors import UserError
@@ -63,12 +63,9 @@ class Predictor:
         self.config, self.weights, self.device = config, weights, device
         self.task = build_task(config)
         self.method = build_method(config, self.task)
-        checkpoint = files.load(weights)
-        check_order(self.task, weights, checkpoint)
-        check_family(self.method, weights, checkpoint)
-        self.tested = Weights.of(checkpoint, weights)
-        self.model = build_student(config, self.method)
-        load_strict(self.model, checkpoint["state_dict"], f"weight file {weights}")
+        stored = StoredCheckpoint(weights)
+        self.model = load_student(config, self.method, stored)
+        self.tested = Weights.of(stored.content, weights)
         self.model.to(device)
         apply_fast(config, self.model, trains=False)
         self.model.eval()

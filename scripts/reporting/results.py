@@ -23,9 +23,9 @@ import numpy as np
 from base.base_dataset import BaseDataset
 from data_loader import data_set
 from scripts.reporting import forms
-from trainer.base_step import FILE as BASE
 from trainer.record import differ
 from trainer.results import METRICS, PASSES, PREVIOUS, WEIGHTS
+from trainer.shared_step import FILE as BASE
 from utils.checkpoint import epoch_file, final_checkpoint, hash_of
 from utils.config_file import flatten, read_json
 from utils.errors import UserError, listing
