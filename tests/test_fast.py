@@ -128,7 +128,7 @@ def three_steps(config, dtype):
     for _ in range(3):
         images = torch.randn(2, 3, 64, 64, generator=random).to(dtype)
         labels = torch.randint(0, 6, (2, 64, 64), generator=random).to(torch.uint8)
-        terms = trainer.train_step([(images, labels)])
+        terms = trainer.train_step([(images, labels)]).values()
         losses.append(torch.stack(list(terms.values())))
         gradients = {n: p.grad for n, p in trainer.student.named_parameters() if p.requires_grad}
     return trainer, torch.stack(losses), gradients

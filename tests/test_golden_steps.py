@@ -15,9 +15,10 @@ from base.base_model import ModelOutput
 from base.batch import Batch
 from base.task import Task
 from data_loader.memory import Candidate, choose
-from models.fast_loss import by_definition, soft_distillation
+from models.fast.losses import soft_distillation
 from models.heads import make_head, split_background, start_head
 from models.loss import strips
+from scripts.benchmarking.definitions import by_definition
 from tests.helpers import DATA
 from trainer.memory import pseudo_label
 from trainer.methods import METHODS

@@ -20,8 +20,9 @@ from base.task import Task
 from data_loader import transforms
 from data_loader.dataset import Sample
 from models import aspp
+from models.fast.mean import PixelMean
 from models.model import DeepLabV3
-from models.upsampling import PixelMean, exact_products
+from models.pixels import exact_products
 from tests.helpers import PUBLISHED, train
 from tests.networks import earlier_of, make_config, make_trainer
 from trainer.build import build_model

@@ -20,7 +20,7 @@ from base.task import Task
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.dataset import IncrementalDataset, Sample
 from data_loader.transforms import normalize
-from models.upsampling import size_of
+from models.pixels import size_of
 from trainer.precision import Precision
 from trainer.record import code_hash, own_code
 from trainer.results import PREVIOUS, WEIGHTS

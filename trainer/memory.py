@@ -20,7 +20,7 @@ from data_loader import memory
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.memory import Candidate
 from data_loader.transforms import normalize
-from models.upsampling import size_of
+from models.pixels import size_of
 from utils.distributed import Ranks
 from utils.errors import UserError, listing
 from utils.labels import BACKGROUND
