@@ -25,7 +25,7 @@ from models.loss import mbce
 from scripts.check_data import check_tree
 from tests.helpers import PROJECT, evaluation
 from trainer.build import build_data
-from trainer.memory import pseudo_label
+from trainer.replay import pseudo_label
 from trainer.run import run
 from trainer.trainer import Trainer
 from utils.distributed import SINGLE
