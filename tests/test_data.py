@@ -774,7 +774,7 @@ def test_a_sample_depends_on_its_image_and_not_on_its_place(toy):
     loaders = toy()
     whole = loaders.train_set
     part = IncrementalDataset(
-        *(whole.raw, whole.indices[4::3], whole.table, whole.transform, whole.seed)
+        *(whole.source, whole.indices[4::3], whole.table, whole.transform, whole.seed)
     )
     assert all(same(part[i, 5], whole[4 + 3 * i, 5]) for i in range(len(part)))
     torch.manual_seed(1)

@@ -261,8 +261,8 @@ def whole_ids(data, dataset):
     shown = {}
     back = {channel: label for label, channel in data.task._channels.items()}
     for index in dataset.indices:
-        labels = dataset.table[dataset.raw.load_mask(index)]
-        shown[dataset.raw.entries[index].id] = {
+        labels = dataset.table[dataset.source.load_mask(index)]
+        shown[dataset.source.entries[index].id] = {
             back[channel] for channel in np.unique(labels).tolist() if channel not in (0, 255)
         }
     return shown
@@ -399,7 +399,7 @@ def test_hidden_labels_do_not_move_the_training_labels(every_id, tmp_path, setti
         hidden = [label for label in range(1, 6) if label not in visible]
         assert all(dataset.table[label] == 0 for label in hidden)
         before = dataset[0].label
-        mask = dataset.raw.load_mask(dataset.indices[0])
+        mask = dataset.source.load_mask(dataset.indices[0])
         swapped = mask.copy()
         for label, other in zip(hidden, [*hidden[1:], 0], strict=True):
             swapped[mask == label] = other
@@ -559,7 +559,7 @@ def test_half_batches_go_on_where_a_run_was_stopped(skip):
 
 def test_the_memory_leaves_the_length_of_an_epoch(every_id, tmp_path):
     data = own_data(every_id, tmp_path, step=2, labels="all_seen", mix="half_batch")
-    data.blocks["train"] = {**data.blocks["train"], "batch_size": 3}
+    data.splits["train"] = {**data.splits["train"], "batch_size": 3}
     own = len(data.train_set)
     data.replay({"1": 0, "12": 0, "13": 1})
     assert data.train_batches.iterations == own // 3
@@ -569,13 +569,13 @@ def test_the_memory_leaves_the_length_of_an_epoch(every_id, tmp_path):
         (name,) = (n for n, old in zip(batch.name, batch.replayed, strict=True) if old)
         assert name in ("1", "12", "13")
     alone = own_data(every_id, tmp_path, step=2, mix="half_batch")
-    alone.blocks["train"] = data.blocks["train"]
+    alone.splits["train"] = data.splits["train"]
     assert alone.train_batches.exemplars == 0, "nothing to mix in"
 
 
 def test_half_of_one_image_is_nothing(every_id, tmp_path):
     data = own_data(every_id, tmp_path, step=2, mix="half_batch", mem_size=5)
-    data.blocks["train"] = {**data.blocks["train"], "batch_size": 1}
+    data.splits["train"] = {**data.splits["train"], "batch_size": 1}
     with pytest.raises(UserError, match=r"mix is 'half_batch', but half of .*batch_size\) 1 × 1 "):
         data.check_mix()
 
@@ -775,7 +775,7 @@ def test_ranks_share_the_exemplars(every_id, tmp_path, mix):
             data = own_data(every_id, tmp_path, step=2, labels="current", mix=mix)
             data.replay({"1": 0, "12": 0})
             data.ranks = one
-            data.blocks["train"] = {**data.blocks["train"], "batch_size": 4 // len(ranks)}
+            data.splits["train"] = {**data.splits["train"], "batch_size": 4 // len(ranks)}
             data.train_loader.batch_sampler.set_epoch(2)
             names.append(
                 [

@@ -309,5 +309,5 @@ def _check_images(config: ConfigParser, data: IncrementalDataLoader, launch: Lau
     if images + replayed < data.global_batch:
         raise UserError(
             f"the training set of step {data.task.step} has {images} images, fewer than one "
-            f"batch: {data.batch_words()}; choose a smaller one."
+            f"batch: {data.batch_text()}; choose a smaller one."
         )

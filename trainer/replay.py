@@ -57,11 +57,11 @@ def replay(
     if ranks.is_main and not (resumed and file.is_file()):
         earlier = {} if task.step == 1 else read_previous(config, task)
         kept = exemplars.stored(earlier, task.step - 1)
-        lines = {entry.id: entry.line for entry in data.raw["train"].entries}
+        lines = {entry.id: entry.line for entry in data.source["train"].entries}
         if strange := [candidate.name for candidate in kept if candidate.name not in lines]:
             raise UserError(
                 f"memory list {previous_file(config)} names image {strange[0]}, which is not in "
-                f"the training list of {data.raw['train'].root}."
+                f"the training list of {data.source['train'].root}."
             )
         size = config["data_loader"]["args"]["memory"]["mem_size"]
         fresh = find_candidates(data.candidate_loader(), method, student, ranks.device)

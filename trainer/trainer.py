@@ -260,7 +260,7 @@ class Trainer(BaseTrainer):
         self.data.train_batches.set_epoch(epoch, skip=self.iteration)
         self.model.train()
         # cuDNN tries its ways once on a GPU; where image sizes differ, it would go on trying.
-        torch.backends.cudnn.benchmark = self.data.one_size("train")
+        torch.backends.cudnn.benchmark = self.data.fixed_size("train")
         losses = self.losses
         where = f"step {self.task.schedule_step}, epoch {epoch}"
         losses.begin(where, after_divergence(self.config, self.task))
