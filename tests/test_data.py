@@ -16,7 +16,8 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
-from base.base_dataset import BaseDataset, label_ids
+from base.base_dataset import BaseDataset
+from base.entry_files import label_ids
 from data_loader.ade import ADE
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.dataset import IncrementalDataset, OrderedShare, Sample, ShuffledBatches

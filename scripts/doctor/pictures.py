@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from base.base_dataset import BaseDataset, Entry, label_ids
+from base.base_dataset import BaseDataset, Entry
+from base.entry_files import label_ids
 from base.image_files import DARK, FORMATS, Picture, list_folder
 from base.task import Task
 from data_loader.saliency import SaliencyMaps
