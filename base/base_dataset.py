@@ -162,17 +162,17 @@ class BaseDataset(EntryFiles, ABC):
             UserError: it cannot be listed.
         """
         try:
-            found = self.listings[folder] = list_folder(folder)
+            content = self.listings[folder] = list_folder(folder)
         except OSError as error:
             reason = "does not exist" if isinstance(error, FileNotFoundError) else f"fails: {error}"
             raise UserError(f"the image folder {folder} {reason}.") from None
-        return [folder / name for name in found.images]
+        return [folder / name for name in content.images]
 
     @property
     def left_out(self) -> str:
-        """What of the folders that were listed is no image, in words; mostly empty."""
-        words = ((folder, found.left_out) for folder, found in self.listings.items())
-        return listing(f"{folder}: {left_out}" for folder, left_out in words if left_out)
+        """What of the folders that were listed is no image, as text; mostly empty."""
+        left_out = ((folder, content.left_out) for folder, content in self.listings.items())
+        return listing(f"{folder}: {text}" for folder, text in left_out if text)
 
     def _check_entries(self) -> None:
         if not self.entries and not self.faults:

@@ -40,12 +40,12 @@ class Entry:
     mask: Path
     where: str
 
-    def fault(self, words: str, kind: str) -> UserError:
-        """What is wrong with it, told with its place in the list."""
-        return UserError(f"{self.where}: {words}.", kind)
+    def fault(self, text: str, kind: str) -> UserError:
+        """What is wrong with it, with its place in the list."""
+        return UserError(f"{self.where}: {text}.", kind)
 
     def of_file(self, fault: UserError, what: str, path: Path) -> UserError:
-        """What is wrong with a file, as `base/image_files.py` has it, told with its name."""
+        """What is wrong with a file, as `base/image_files.py` has it, with its name."""
         return self.fault(f"{what} {path} {fault}", f"{what} {fault.kind}")
 
 
@@ -70,7 +70,7 @@ class EntryFiles:
         return len(self.entries)
 
     def leaves(self, path: Path) -> bool:
-        """Whether a path leads out of the root by its own words."""
+        """Whether a path leads out of the root by its own parts."""
         if ".." not in path.parts:
             return False
         return not os.path.abspath(path).startswith(os.path.join(os.path.abspath(self.root), ""))
@@ -106,7 +106,7 @@ class EntryFiles:
         """Raise `UserError` when width and height of an image are not those of its mask, [H, W]."""
         if image == mask[::-1]:
             return
-        words = (
+        text = (
             f"image {entry.image} is {image[0]}×{image[1]} pixels, but its mask {entry.mask} "
             f"is {mask[1]}×{mask[0]}"
         )
@@ -114,13 +114,13 @@ class EntryFiles:
             for what, path in (("image", entry.image), ("mask", entry.mask)):
                 picture = self.open_picture(path, what, entry)
                 if picture.swapped:
-                    words += (
+                    text += (
                         f"; the {what} has the EXIF orientation {picture.orientation}, which is "
                         "applied, and without which both would fit: where the mask was drawn on "
                         f"the pixels as they are stored, delete that tag from the {what}, else "
                         "make the mask anew"
                     )
-        raise entry.fault(words, "sizes")
+        raise entry.fault(text, "sizes")
 
     def load_mask(self, index: int) -> np.ndarray:
         """Read one mask: [H, W] label ids, uint8 with 255 = void, or uint16 with 65,535 = void."""
@@ -184,8 +184,8 @@ class EntryFiles:
         wrong = {*ids} - self._valid - {void}
         if wrong:
             valid = f"{ranges(self.ids, '..')} and {void} (void)"
-            words = f"mask {entry.mask} holds the label id {min(wrong)}; valid are {valid}"
-            raise entry.fault(words, "ids")
+            text = f"mask {entry.mask} holds the label id {min(wrong)}; valid are {valid}"
+            raise entry.fault(text, "ids")
 
     def open_picture(
         self, path: Path, what: str, entry: Entry, folder: Path | None = None

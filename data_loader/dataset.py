@@ -192,10 +192,10 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         keys = [(position, self.epoch) for position in order]
         if self.exemplars:
             self._replace_half(keys)
-        mine = keys[self.rank :: self.world]
+        share = keys[self.rank :: self.world]
         for number in range(self.skip * self.accumulate, len(self)):
             start = number * self.batch_size
-            yield mine[start : start + self.batch_size]
+            yield share[start : start + self.batch_size]
 
     def _replace_half(self, keys: list[tuple[int, int]]) -> None:
         """Put exemplars in a random half of each iteration's places in the epoch's order."""

@@ -38,7 +38,7 @@ class Candidate(NamedTuple):
 
     Attributes:
         name: bare image id.
-        ids: label ids of the classes that were found in it.
+        ids: label ids of the classes that it shows.
     """
 
     name: str
@@ -156,7 +156,7 @@ def read(
 
 
 def _fault(entry: Any, key: str, known: Collection[int] | None) -> str | None:
-    """What is wrong with the memory of a step, in words."""
+    """What is wrong with the memory of a step, as text."""
     if wrong := fault(entry, ENTRY, key):
         return wrong
     pairs = entry["memory_candidates"]
