@@ -26,8 +26,8 @@ NO_TEXT = ("Cc", "Cs", "Zl", "Zp")  # categories of Unicode: control characters,
 class BaseDataset(EntryFiles, ABC):
     """The images and masks of one split ("train" or "val") of a data set on disk.
 
-    A subclass is all there is to say about a data set. It sets the class attributes, implements
-    `read_entries` and `read_class_names`, and has a line in `data_loader/__init__.py`.
+    A subclass is all there is to say about a data set: the class attributes, the two methods
+    `read_class_names` and `read_entries`, and a line in `data_loader/__init__.py`.
 
     The pixel values of a mask are label ids, and the largest number that they could be is void: 255
     in masks of 8 bits, 65,535 in those of 16. A tree may hold both; they are handed out in 8 bits
@@ -50,8 +50,6 @@ class BaseDataset(EntryFiles, ABC):
         unlabelled: whether label id 0 says that nobody labelled the pixel; some papers do not
             count it.
         class_names: name by label id.
-        ids: the label ids that have a name, ascending.
-        void: label id of void in the masks that are handed out.
         listings: what lies in the folders whose images are the entries, where no list names them.
     """
 
@@ -77,10 +75,8 @@ class BaseDataset(EntryFiles, ABC):
         """Read the list of a split; no image is opened.
 
         Args:
-            split: "train" or "val".
             data_dir: the root; default: the environment variable, then `default_root`.
             class_names: names of the label ids 0, 1, 2 …; default: the data set's own.
-            follow_links: accept files that symbolic links put outside the root.
             faults: takes the faults of names and list, the first of which is raised without it;
                 what means something is read nevertheless.
 

@@ -34,10 +34,7 @@ def contents_table(
 ) -> np.ndarray:
     """Hashes of the files of a split.
 
-    Args:
-        dataset: the images of the split.
-        cache_dir: where they are cached; a folder that cannot be written costs a warning.
-        maps: of the images, if there are any.
+    They are cached; a folder that cannot be written costs a warning.
 
     Returns:
         [images, columns] int64 in list order, columns as in `COLUMNS`, the last with `maps` alone;

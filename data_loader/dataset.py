@@ -69,12 +69,10 @@ class IncrementalDataset(Dataset):
     ):
         """
         Args:
-            source: where the images come from.
-            indices: which of its images belong to this set.
+            indices: which images of `source` belong to this set.
             table: from label id to training label (`Task.label_table`).
             transform: of the image and its maps, all PIL images, into tensors.
             seed: what, besides epoch and image, decides how a sample is transformed.
-            maps: of saliency, which the samples shall carry.
         """
         self.source, self.transform, self.table, self.maps = source, transform, table, maps
         self.indices = np.asarray(indices)
@@ -160,7 +158,6 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         Args:
             length: number of images that an epoch passes through, positions 0 … length - 1.
             batch_size: of a rank.
-            rank, world: this rank and how many there are.
             seed: what, besides the epoch, decides the order.
             accumulate: batches of an iteration.
             exemplars: number of images that take half of each batch, at the positions after those.

@@ -34,12 +34,7 @@ CHOOSE_ANEW = "; put the file of that run there, or train that step anew."
 
 
 class Candidate(NamedTuple):
-    """An image that may be kept.
-
-    Attributes:
-        name: bare image id.
-        ids: label ids of the classes that it shows.
-    """
+    """An image that may be kept: its bare id, and the label ids of the classes that it shows."""
 
     name: str
     ids: tuple[int, ...]
@@ -65,7 +60,6 @@ def choose(
         candidates: each image once.
         classes: label ids of the old classes.
         size: exemplars wanted.
-        seed: of both shuffles.
 
     Returns:
         Old class → the exemplars taken for it, in the order of `classes`.

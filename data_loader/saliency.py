@@ -1,7 +1,6 @@
 """Saliency maps: a folder of PNGs, one for each training image, made by somebody's detector.
 
-Read by `IncrementalDataset` for methods that ask for them (SSUL), and by the data doctor. It knows
-neither steps nor torch.
+Methods ask for them (SSUL). It knows neither steps nor torch.
 """
 
 from __future__ import annotations

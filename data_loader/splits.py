@@ -38,9 +38,7 @@ def presence_table(dataset: BaseDataset, cache_dir: str | Path) -> np.ndarray:
     The table is cached in `cache_dir` under a key of the root, the list, and every mask's size and
     times, so a changed data set is scanned anew.
 
-    Args:
-        dataset: the images of one split.
-        cache_dir: `task.idxs_path` of the config; a folder that cannot be written costs a warning.
+    A folder that cannot be written costs a warning.
 
     Returns:
         [images, label ids] bool, in list order and in that of `BaseDataset.ids`.
@@ -254,10 +252,6 @@ def derive(dataset: BaseDataset, presence: np.ndarray, task: Task, kind: str) ->
 
     Images beyond the rule are taken when the list with them is the published one, count and hash:
     on the complete data set and no other.
-
-    Args:
-        dataset: the images of the split.
-        presence, task, kind: as in `select`.
 
     Returns:
         Ascending int64 indices.

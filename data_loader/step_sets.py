@@ -81,16 +81,13 @@ class StepSets:
         self._tables: dict[str, np.ndarray] = {}
 
     def setup(self, *kinds: str) -> None:
-        """Find the images of the step; every rank calls it, before anything else is asked for.
-
-        Rank 0 scans masks whose classes are not cached, the others read its cache.
+        """Find the images of the step: rank 0 scans masks that are not cached, the others wait.
 
         Args:
             kinds: the sets that are needed: "train" (and the replay's candidates), "val", "test".
 
         Raises:
-            UserError: a list or a mask is faulty, no image belongs to a set, or a training image
-                has no saliency map where they are asked for.
+            UserError: a faulty list or mask, a set without images, a missing saliency map.
         """
         splits = {
             split
@@ -296,8 +293,8 @@ class StepSets:
     def lists(self) -> dict[str, dict[str, Any]]:
         """Of each set: number of images, hash of the list, whether it is the published one.
 
-        That is None where no list was published. Of "test" also a hash of what all files of the
-        validation split hold, by which one knows whether two steps were tested on the same data.
+        That is None where no list was published. "test" also has a hash of all files of the
+        validation split, which tells whether two steps were tested on the same data.
         """
         info: dict[str, dict[str, Any]] = {}
         for kind, dataset in self._sets.items():

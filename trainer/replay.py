@@ -43,8 +43,6 @@ def replay(
     Rank 0 chooses, all ranks read the same file.
 
     Args:
-        config: says how many, and where the previous memory lies.
-        data: takes the exemplars.
         method: says what the old model sees in the background.
         student: with the previous step's weights, on the device; its new head is not used.
         resumed: the step goes on from a checkpoint.
@@ -110,8 +108,6 @@ def find_candidates(
     Args:
         loader: `IncrementalDataLoader.candidate_loader()`.
         method: of the step that is about to be trained.
-        student: as in `replay`.
-        device: where the student is.
     """
     task = method.task
     assert method.replay_confidence is not None, "refused before anything was allocated"
