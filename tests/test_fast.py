@@ -337,7 +337,7 @@ def test_confusion_counts_every_pixel(classes):
     assert (confusion.matrix() == expected.numpy()).all()
 
 
-def test_convolutions_are_tuned_where_images_have_one_size(toy_config, monkeypatch):
+def test_convolutions_are_tuned_where_images_have_fixed_size(toy_config, monkeypatch):
     """In training, validation and test, each as its own images are."""
     tree = json.loads(toy_config.read_text())
     test = tree["data_loader"]["args"]["test"]

@@ -123,7 +123,7 @@ def test_evaluation_is_float32_unless_asked(monkeypatch):
     """Published figures are; `eval_amp` may choose otherwise, and both are named."""
     evaluation = trainer_of("dkd").evaluation
     evaluation.precision = Precision("cpu", torch.bfloat16)
-    evaluation.data.one_size = lambda kind: True
+    evaluation.data.fixed_size = lambda kind: True
     ((images, labels),) = batches(1)
     loader = [Sample(images.to(torch.uint8), labels, list("0123"))]
     seen = []

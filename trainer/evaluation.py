@@ -108,7 +108,7 @@ class Evaluation:
         """
         self.student.eval()
         # As in training: cuDNN would go on trying where image sizes differ.
-        torch.backends.cudnn.benchmark = self.data.one_size(kind)
+        torch.backends.cudnn.benchmark = self.data.fixed_size(kind)
         half = self.config["eval_amp"]
         fewest = min(self.ranks.gather(len(loader)))
         rows, columns = 1 + len(self.task.classes), 1 + len(self.task.seen)

@@ -55,7 +55,7 @@ class Stub(IncrementalDataLoader):
     def __init__(self, task: Task):
         self.task = task
 
-    def one_size(self, kind: str) -> bool:
+    def fixed_size(self, kind: str) -> bool:
         return True
 
 
