@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +193,30 @@ def check_value(dotted: str, value: Any, source: str, *, here: bool = True) -> A
         raise UserError(f"{source}: {dotted} is '{shortened(value)}', but {why}.")
     is_path = key.path and here and isinstance(value, str)
     return path_of(value, f"{source}: {dotted}") if is_path else value
+
+
+def not_beside_weights(
+    mode: str, resume: Path, beside: Mapping[str, Any], without: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a config beside the weights `resume` does not get to choose, and its value.
+
+    Such a file may be downloaded, so folders that are written to, and where processes meet, are
+    this machine's, and so is what it can bear. Weights that lie in the folder tree of a run are the
+    user's own, whose results go beside them; training that continues there keeps its processes.
+    Weights below this call's own save_dir have their links followed and their images loaded as in
+    training. `beside` is what the file says, `without` what holds without it.
+    """
+    refused = {dotted: without[dotted] for dotted in SCHEMA if SCHEMA[dotted].local}
+    folder = resume.resolve().parent
+    loading = [dotted for dotted in refused if dotted.startswith("data_loader.args.")]
+    in_runs = re.fullmatch(r"step_\d+", folder.name) and len(folder.parts) > 3
+    if not in_runs or folder.parents[1].name != "models":
+        return refused
+    runs = folder.parents[2]
+    if runs == Path(without["trainer.save_dir"]).resolve():
+        refused |= {dotted: beside.get(dotted, without[dotted]) for dotted in loading}
+    if mode == "train":
+        own = ("multiprocessing_distributed", "n_gpu", "fast.compile", *loading)
+        refused |= {dotted: beside.get(dotted, without[dotted]) for dotted in own}
+    refused["trainer.save_dir"] = str(runs)
+    return refused

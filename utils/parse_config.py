@@ -1,108 +1,36 @@
-"""Command line and JSON file → one checked, read-only configuration.
+"""The effective configuration: what a command line and the files that it names come to.
 
-Called by the four entry scripts before anything else; imports no torch, so a wrong flag or a broken
-file is answered at once. It knows every key and every flag, but no class behind a `type` field:
-those names are resolved against the registries that `trainer/run.py` hands to `ConfigParser`.
+Read-only, and without torch, so a wrong flag or a broken file is answered at once. It knows every
+key, but no class behind a `type` field: those names are resolved against registries.
 
 A typed flag beats the file of `-c`, which beats the recipe of the method for this task and step,
 which beats the defaults, the shipped config of the entry script. Where weights are named with `-r`,
-the config beside them stands in the place of the recipe. What a file says for this task and step,
-also in blocks of its own, is the matter of `utils/recipe.py`.
+the config beside them stands in the place of the recipe. Blocks of a file: `utils/recipe.py`.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import inspect
 import json
-import os
-import re
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import InitVar, dataclass, replace
 from functools import reduce
-from itertools import pairwise
 from operator import getitem
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from utils import recipe as recipes
-from utils.config_file import check_value, flatten, read_config
-from utils.config_schema import FLAGS, SCHEMA, Steps, key_of
-from utils.errors import UserError, choose, did_you_mean, listing, shortened
+from utils.command_line import read_options, typed_values
+from utils.config_file import flatten, not_beside_weights, read_config
+from utils.config_schema import SCHEMA, Steps
+from utils.errors import UserError, choose, listing, shortened
 from utils.files import PROJECT_ROOT
 from utils.recipe import TASK, Layers, Recipe, lay, read_layers, same_at_all_steps
 from utils.text import path_of
 
 T = TypeVar("T")
-SETTINGS_HINT = "settings of a method, the block hyperparameter: --method NAME --help"
-
-
-class _ArgumentParser(argparse.ArgumentParser):
-    """argparse that reports in one sentence instead of a usage page."""
-
-    def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized arguments: "):
-            message += did_you_mean(message.split()[2].split("=")[0], self._option_string_actions)
-        raise UserError(f"{message[:1].lower()}{message[1:]}; see {self.prog} --help.")
-
-
-def _argument_parser(
-    mode: str, description: str | None, epilog: str | None
-) -> argparse.ArgumentParser:
-    parser = _ArgumentParser(
-        description=description,
-        epilog=epilog,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    metavars: dict[Callable[[str], Any], str] = {int: "N", float: "X", str: "TEXT"}
-    add(
-        "-c",
-        "--config",
-        metavar="FILE",
-        help="JSON config, over the one beside the weights of -r and over the shipped one",
-    )
-    if mode == "train":
-        add(
-            "-r",
-            "--resume",
-            metavar="FILE|auto",
-            help="checkpoint to continue from; auto: the "
-            "newest good one of the step, or a fresh start; a finished step is left alone",
-        )
-        add(
-            "--base",
-            metavar="DIR",
-            help="take the finished step 0 of another run from its folder "
-            "DIR, when everything that decides its weights is equal",
-        )
-        add("--test", action="store_true", help="evaluate the trained step, do not train")
-    else:
-        add("-r", "--resume", metavar="FILE", required=True, help="weights to evaluate")
-        add("--test", action="store_true", help="accepted for old scripts: this always tests")
-    add(
-        "--set",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="any key of the config, such as hyperparameter.kd=10, as often as needed",
-    )
-    add("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
-    add("-d", "--device", metavar="IDS", help="GPU ids, such as 0 or 0,1; cpu: no GPU")
-    for flag in FLAGS:
-        if mode == "eval" and not flag.eval_too:
-            continue
-        doc = f"{flag.key}: {key_of(flag.key).doc}".replace("%", "%%")
-        if flag.convert is None:
-            add(*flag.names, dest=flag.key, help=doc, action=argparse.BooleanOptionalAction)
-        else:
-            metavar = metavars.get(flag.convert, "N|all|N-N")
-            add(*flag.names, dest=flag.key, help=doc, type=flag.convert, metavar=metavar)
-    return parser
 
 
 def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,7 +65,7 @@ class ConfigParser:
         values: dotted key → value, given once and read with `flat`.
         mode: "train" or "eval".
         resume: the checkpoint of `-r`, or None.
-        auto: `-r auto` was given; `trainer/run.py` looks for the checkpoint.
+        auto: `-r auto` was given: go on with whatever is left.
         base: the step folder of `--base`, or None.
         cache_dir: folder of the class cache, `task.idxs_path` unless the file lay beside weights.
         device: the text of `-d`, or None.
@@ -149,7 +77,7 @@ class ConfigParser:
         global_batch: images of one iteration over all processes that the recipe asks for; None
             when the user chose the batch size of a process.
         tasks: file and name of each schedule for which a config file has blocks.
-        again: a step → what the command line means for it alone; of no copy in a process.
+        call: the command line and its files, of which `at_step` makes single steps.
         notes: what the log should say about how the configuration came about.
         warnings: what it should warn of, where there is more than one step.
     """
@@ -167,7 +95,7 @@ class ConfigParser:
     recipe: Recipe | None = None
     global_batch: int | None = None
     tasks: tuple[tuple[str, str], ...] = ()
-    again: Callable[[int], ConfigParser] | None = None
+    call: _Call | None = None
     cache_dir: str = ""
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -179,16 +107,10 @@ class ConfigParser:
     def __getitem__(self, name: str) -> Any:
         return _frozen(self._tree[name])
 
-    def __getstate__(self) -> dict[str, Any]:
-        # The processes of a distributed run get a copy, and a closure cannot be pickled.
-        return vars(self) | {"again": None}
-
     def at_step(self, step: int) -> ConfigParser:
         """The same command line for one step, which starts or goes on by itself (`-r auto`)."""
-        assert self.again is not None, "only a command line has further steps"
-        return self.again(step).changed(
-            auto=self.resume is None, base=self.base if step == 0 else None
-        )
+        assert self.call is not None, "only a command line has further steps"
+        return self.call.config(step)
 
     def with_values(self, values: Mapping[str, Any]) -> ConfigParser:
         """A copy with other values of some keys; `hyperparameter` is replaced as a whole."""
@@ -262,7 +184,6 @@ class ConfigParser:
         description: str | None = None,
         argv: Sequence[str] | None = None,
         settings_help: Callable[[str], str] | None = None,
-        launch: Steps | None = None,
     ) -> ConfigParser:
         """Parse the command line of an entry script.
 
@@ -271,201 +192,159 @@ class ConfigParser:
             default_config: the shipped config of this script, relative to the project.
             description: text of `--help`.
             argv: the arguments; default: those of the process.
-            settings_help: name of a method → its settings in words, for `--method NAME --help`.
-            launch: the steps that are called for together, when this is one of them.
+            settings_help: name of a method → its settings as text, for `--method NAME --help`.
 
         Raises:
             UserError: whatever is wrong with a flag or a file, in one sentence.
         """
-        words = sys.argv[1:] if argv is None else list(argv)
-        epilog = None
-        if settings_help is not None and {"-h", "--help"} & {*words}:
-            named = [after for word, after in pairwise(words) if word == "--method"]
-            epilog = settings_help(named[-1]) if named else SETTINGS_HINT
-        args = vars(_argument_parser(mode, description, epilog).parse_args(words))
-        _check_local_rank(args["local_rank"])
-        shipped = read_layers(PROJECT_ROOT / default_config)
+        options = read_options(mode, description, argv, settings_help)
+        return _read_call(mode, default_config, options).config()
 
-        notes: list[str] = []
-        auto = mode == "train" and args["resume"] == "auto"
-        resume = (
-            None if auto or args["resume"] is None else Path(path_of(args["resume"], "-r/--resume"))
-        )
-        if resume is not None and not resume.is_file():
-            raise UserError(f"-r/--resume: there is no file {resume}.")
-        file = Layers("")
-        if args["config"] is not None:
-            file = read_layers(Path(path_of(args["config"], "-c/--config")))
-            notes.append(f"config: {args['config']}")
-        typed, steps = _typed(args)
-        launch = launch or steps
-        beside = None if resume is None else resume.parent / "config.json"
-        theirs: dict[str, Any] = {}
-        if beside is not None and beside.is_file():
-            theirs, unknown = flatten(read_config(beside), str(beside), strict=False)
-            notes.append(f"config: {beside}, which lies beside the weights")
-            if unknown:
-                names = listing(map(shortened, unknown), most=20)
-                notes.append(f"ignored, for this version has no such keys: {names}")
-        else:
-            beside = None
-            if mode == "eval" and not notes:
-                raise UserError(
-                    f"there is no config.json beside {resume}; name these weights' config with -c."
-                )
-        notes = notes or [f"config: {default_config}"]
 
+@dataclass(frozen=True)
+class _Call:
+    """A command line, and what the files say that it names: the layers of a configuration.
+
+    Attributes:
+        mode: "train" or "eval".
+        default_config: the shipped config, relative to the project.
+        options: the flags that are no keys of a config.
+        shipped, file: the config of the script, and that of `-c`.
+        beside: what the config beside the weights of `-r` says; None where there is none.
+        typed: the values of flags.
+        steps: what `--task_step` names when it is not one step.
+        notes: for the log.
+    """
+
+    mode: str
+    default_config: str
+    options: Mapping[str, Any]
+    shipped: Layers
+    file: Layers
+    beside: Mapping[str, Any] | None
+    typed: Mapping[str, Any]
+    steps: Steps | None
+    notes: tuple[str, ...]
+
+    @property
+    def auto(self) -> bool:
+        return self.mode == "train" and self.options["resume"] == "auto"
+
+    @property
+    def resume(self) -> Path | None:
+        text = self.options["resume"]
+        return None if self.auto or text is None else Path(path_of(text, "-r/--resume"))
+
+    def config(self, step: int | None = None) -> ConfigParser:
+        """The effective configuration, of one of several steps where `step` names it."""
+        typed = self.typed if step is None else {**self.typed, f"{TASK}.step": step}
+        beside, notes = dict(self.beside or {}), list(self.notes)
         # Outside of the blocks stands which task and step it is, and so which blocks hold.
-        of_task = {**shipped.plain, **theirs, **file.plain, **typed}
+        of_task = {**self.shipped.plain, **beside, **self.file.plain, **typed}
         task, joint = of_task[f"{TASK}.name"], of_task[f"{TASK}.joint"]
-        step = 0 if joint else of_task[f"{TASK}.step"]
-        defaults, given = lay({}, shipped.at(task, step)), lay({}, file.at(task, step))
-        own = given.keys() | typed.keys()
-        mine = {**defaults, **given, **typed}
-        recipe = None
-        if beside is not None and resume is not None:
-            theirs.update(_not_beside_weights(mode, resume, theirs, mine))
-            theirs.setdefault("method", defaults["method"])  # of files older than the key
-        elif mode == "train":
-            dataset = Path(default_config).stem.removeprefix("config_")
-            recipe = recipes.read(mine["method"], dataset, task, step)
-            if recipe is None:
-                missing = f"configs/recipes/{mine['method']}_{dataset}.json"
-                notes.append(
-                    f"recipe: none, for there is no {missing}; what neither -c nor a flag gives is "
-                    f"as in {default_config}"
-                )
-
-        method = {**defaults, **theirs, **given, **typed}["method"]
-        above = recipe.values if recipe else theirs
+        at = (task, 0 if joint else of_task[f"{TASK}.step"])
+        defaults, given = lay({}, self.shipped.at(*at)), lay({}, self.file.at(*at))
+        chosen = given.keys() | typed.keys()
+        without = {**defaults, **given, **typed}  # what holds without weights and recipe
+        recipe, warnings = None, list[str]()
+        if self.beside is not None and self.resume is not None:
+            beside.update(not_beside_weights(self.mode, self.resume, beside, without))
+            beside.setdefault("method", defaults["method"])  # of files older than the key
+        elif self.mode == "train":
+            recipe = self._recipe(without["method"], *at)
+        method = {**defaults, **beside, **given, **typed}["method"]
+        above = recipe.values if recipe else beside
         flat: dict[str, Any] = {}
-        for layers in (shipped.at(task, step), [above], file.at(task, step), [typed]):
+        for layers in (self.shipped.at(*at), [above], self.file.at(*at), [typed]):
             flat = lay(flat, layers, method)
         flat["method"] = method
-        warnings: list[str] = []
         if recipe is not None:
-            kept = [key for key, value in recipe.values.items() if flat.get(key) == value]
-            used = listing(f"{key} {flat[key]}" for key in kept)
-            notes.append(f"recipe: {recipe.file}: {used}")
+            used = [key for key, value in recipe.values.items() if flat.get(key) == value]
+            values = listing(f"{key} {flat[key]}" for key in used)
+            notes.append(f"recipe: {recipe.file}: {values}")
             if not joint:
-                called = _kinds(launch or Steps(step, step))
-                held = lay({}, file.at(task, step), method)
-                warnings = same_at_all_steps(recipe, file, held, typed, task, called)
-        bundle = "data_loader.type"
-        if flat[bundle] != defaults[bundle]:
-            raise UserError(
-                f"{bundle} is '{flat[bundle]}', but this script is for '{defaults[bundle]}'; "
-                "correct it, or call that data set's script."
-            )
+                kinds = _kinds(self.steps or Steps(at[1], at[1]))
+                held = lay({}, self.file.at(*at), method)
+                warnings = same_at_all_steps(recipe, self.file, held, typed, task, kinds)
+        elif self.mode == "train" and self.beside is None:
+            notes.append(self._no_recipe(without["method"]))
+        self._check_data_set(flat["data_loader.type"], defaults["data_loader.type"])
         lists, batch = f"{TASK}.idxs_path", "data_loader.args.train.batch_size"
-        return cls(
+        base = self.options.get("base")
+        several = step is not None
+        return ConfigParser(
             flat,
-            mode=mode,
-            resume=resume,
-            auto=auto,
-            base=None if args.get("base") is None else Path(path_of(args["base"], "--base")),
-            device=args["device"],
-            test=args["test"] or mode == "eval",
-            beside=theirs.keys() - own,
-            steps=steps,
-            launch=launch,
+            mode=self.mode,
+            resume=self.resume,
+            auto=self.resume is None if several else self.auto,
+            base=None if base is None or (several and step) else Path(path_of(base, "--base")),
+            device=self.options["device"],
+            test=self.options["test"] or self.mode == "eval",
+            beside=beside.keys() - chosen,
+            steps=None if several else self.steps,
+            launch=self.steps,
             recipe=recipe,
-            global_batch=recipe.global_batch if recipe and batch not in own else None,
-            tasks=tuple((each.source, name) for each in (shipped, file) for name in each.tasks),
-            again=lambda step: cls.from_args(
-                mode,
-                default_config,
-                description,
-                [*words, "--task_step", str(step)],
-                launch=launch,
-            ),
-            cache_dir=defaults[lists] if lists in theirs.keys() - own else flat[lists],
+            global_batch=recipe.global_batch if recipe and batch not in chosen else None,
+            tasks=tuple((f.source, name) for f in (self.shipped, self.file) for name in f.tasks),
+            call=self,
+            cache_dir=defaults[lists] if lists in beside.keys() - chosen else flat[lists],
             notes=tuple(notes),
             warnings=tuple(warnings),
         )
 
+    @property
+    def _data_set(self) -> str:
+        return Path(self.default_config).stem.removeprefix("config_")
 
-def _check_local_rank(number: int | None) -> None:
-    """What the old launcher, torch.distributed.launch, gives each process besides variables.
+    def _recipe(self, method: str, task: str, step: int) -> Recipe | None:
+        return recipes.read(method, self._data_set, task, step)
 
-    Raises:
-        UserError: there are no such variables, or they say something else.
-    """
-    variable = os.environ.get("LOCAL_RANK")
-    if number is not None and variable != str(number):
-        there = "is not set" if variable is None else f"is {variable}"
-        raise UserError(
-            f"--local-rank is {number}, but the variable LOCAL_RANK, which decides, {there}; start "
-            f"the processes with torchrun --nproc_per_node N {Path(sys.argv[0]).name} …, without "
-            "--local-rank."
+    def _no_recipe(self, method: str) -> str:
+        missing = f"configs/recipes/{method}_{self._data_set}.json"
+        return (
+            f"recipe: none, for there is no {missing}; what neither -c nor a flag gives is as in "
+            f"{self.default_config}"
         )
+
+    @staticmethod
+    def _check_data_set(given: str, shipped: str) -> None:
+        if given != shipped:
+            raise UserError(
+                f"data_loader.type is '{given}', but this script is for '{shipped}'; correct it, "
+                "or call that data set's script."
+            )
+
+
+def _read_call(mode: str, default_config: str, options: Mapping[str, Any]) -> _Call:
+    """Read the files that a command line names."""
+    shipped = read_layers(PROJECT_ROOT / default_config)
+    notes: list[str] = []
+    call = _Call(mode, default_config, options, shipped, Layers(""), None, {}, None, ())
+    resume = call.resume
+    if resume is not None and not resume.is_file():
+        raise UserError(f"-r/--resume: there is no file {resume}.")
+    file = call.file
+    if options["config"] is not None:
+        file = read_layers(Path(path_of(options["config"], "-c/--config")))
+        notes.append(f"config: {options['config']}")
+    typed, steps = typed_values(options)
+    path = None if resume is None else resume.parent / "config.json"
+    beside = None
+    if path is not None and path.is_file():
+        beside, unknown = flatten(read_config(path), str(path), strict=False)
+        notes.append(f"config: {path}, which lies beside the weights")
+        if unknown:
+            names = listing(map(shortened, unknown), most=20)
+            notes.append(f"ignored, for this version has no such keys: {names}")
+    elif mode == "eval" and not notes:
+        raise UserError(
+            f"there is no config.json beside {resume}; name these weights' config with -c."
+        )
+    notes = notes or [f"config: {default_config}"]
+    return replace(call, file=file, beside=beside, typed=typed, steps=steps, notes=tuple(notes))
 
 
 def _kinds(steps: Steps) -> set[int]:
     """Which of the two kinds of steps that recipes tell apart: 0, the first, and 1, later ones."""
     last = 1 if steps.last is None else steps.last
     return {min(steps.first, 1), min(last, 1)}
-
-
-def _typed(args: Mapping[str, Any]) -> tuple[dict[str, Any], Steps | None]:
-    """The values of the typed flags, and the steps where `--task_step` names several."""
-    values: dict[str, Any] = {}
-    steps = None
-    for words in args["set"]:
-        values |= _assigned(words)
-    for flag in FLAGS:
-        value = args.get(flag.key)
-        if isinstance(value, Steps):
-            steps, value = value, value.first
-        if value is not None:
-            values[flag.key] = check_value(flag.key, value, f"flag {flag.names[-1]}")
-    if steps is not None and args.get("resume") not in (None, "auto"):
-        raise UserError(
-            "-r FILE is of one step, but --task_step names several; in training every one of them "
-            "goes on by itself where it stands, so leave -r out."
-        )
-    return values, steps
-
-
-def _assigned(words: str) -> dict[str, Any]:
-    """The key and the value of a `--set`; what is no JSON is text."""
-    dotted, sign, text = words.partition("=")
-    if not sign:
-        raise UserError(f"--set {words}: give KEY=VALUE, such as hyperparameter.kd=10.")
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = text
-    if dotted in SCHEMA and str in SCHEMA[dotted].types and not SCHEMA[dotted].accepts(value):
-        value = text  # a name such as 2012
-    tree = value
-    for name in reversed(dotted.split(".")):
-        tree = {name: tree}
-    return flatten(tree, f"--set {words}", strict=True)[0]
-
-
-def _not_beside_weights(
-    mode: str, resume: Path, theirs: Mapping[str, Any], mine: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What a config beside the weights `resume` does not get to choose, and its value.
-
-    Such a file may be downloaded, so folders that are written to, and where processes meet, are
-    this machine's, and so is what it can bear. Weights that lie in the folder tree of a run are the
-    user's own, whose results go beside them; training that continues there keeps its processes.
-    Weights below this call's own save_dir have their links followed and their images loaded as in
-    training. `theirs` is what the file says, `mine` what holds without it.
-    """
-    refused = {dotted: mine[dotted] for dotted in SCHEMA if SCHEMA[dotted].local}
-    folder = resume.resolve().parent
-    loading = [dotted for dotted in refused if dotted.startswith("data_loader.args.")]
-    in_runs = re.fullmatch(r"step_\d+", folder.name) and len(folder.parts) > 3
-    if not in_runs or folder.parents[1].name != "models":
-        return refused
-    runs = folder.parents[2]
-    if runs == Path(mine["trainer.save_dir"]).resolve():
-        refused |= {dotted: theirs.get(dotted, mine[dotted]) for dotted in loading}
-    if mode == "train":
-        own = ("multiprocessing_distributed", "n_gpu", "fast.compile", *loading)
-        refused |= {dotted: theirs.get(dotted, mine[dotted]) for dotted in own}
-    refused["trainer.save_dir"] = str(runs)
-    return refused
