@@ -39,17 +39,17 @@ from data_loader.splits import (
     select,
 )
 from data_loader.transforms import NoTransform, TrainTransform, Transform, eval_transform
-from utils import interrupt
-from utils.distributed import SINGLE, Ranks
 from utils.errors import UserError
 from utils.labels import VOID, WIDE_VOID, ranges
 from utils.logger import log
 from utils.machine import keep_freed_memory
+from utils.processes import children
+from utils.ranks import SINGLE, Ranks
 from utils.seeds import seed_from
 
 
 def _start_worker(number: int) -> None:
-    interrupt.leave_to_parent(number)
+    children.leave_to_parent(number)
     keep_freed_memory()
 
 
@@ -544,7 +544,7 @@ class IncrementalDataLoader:
             pin_memory=self.pin_memory and self.ranks.device.type == "cuda",
             persistent_workers=self.num_workers > 0,
             worker_init_fn=_start_worker,
-            multiprocessing_context=interrupt.start_method(self.num_workers),
+            multiprocessing_context=children.start_method(self.num_workers),
             # The loader draws a seed for its workers; a generator of its own keeps that draw from
             # moving torch's global one, on which dropout depends.
             generator=torch.Generator().manual_seed(0),

@@ -22,9 +22,10 @@ from trainer.plan import RunPlan, plan_run
 from trainer.run import work
 from trainer.trainer import Trainer
 from utils import checkpoint as files
-from utils.distributed import Ranks, launch
-from utils.interrupt import Interrupted
 from utils.parse_config import ConfigParser
+from utils.processes.launch import launch
+from utils.processes.signals import Interrupted
+from utils.ranks import Ranks
 
 FROM_FT = ("ft", "lwf", "lwf_mc", "ilt", "mib", "plop")  # FT's step 0 is that of its family
 SOME = ("plop", "sdr", "ssul")  # those that remember something, and replay

@@ -34,12 +34,12 @@ from trainer.optim import load_optimizer
 from trainer.precision import Precision
 from trainer.record import Provenance, remarks
 from utils import checkpoint as files
-from utils.distributed import Ranks
 from utils.errors import UserError
 from utils.history import History
-from utils.interrupt import Interrupted
 from utils.logger import log, progress
 from utils.parse_config import ConfigParser
+from utils.processes.signals import Interrupted
+from utils.ranks import Ranks
 
 READ_EVERY = 20  # iterations between two looks at the loss on a GPU, each of which waits for it
 # Each skipped update halves the loss scale. Twenty in a row bring it from the 65,536 it starts with

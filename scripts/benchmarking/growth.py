@@ -16,8 +16,9 @@ from scripts.benchmarking.memory import extra_memory, freed_at_once, peak_increa
 from scripts.benchmarking.networks import Net
 from scripts.benchmarking.plan import BOTH, Plan, timed
 from scripts.benchmarking.step import make_step, step_seconds
-from utils.distributed import Launch, Ranks, launch
 from utils.files import write_json
+from utils.processes.launch import Launch, launch
+from utils.ranks import Ranks
 
 
 def measure_growth(plan: Plan) -> list[Row]:

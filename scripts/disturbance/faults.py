@@ -19,7 +19,7 @@ from scripts.disturbance.system import answers_signals, files_equal, log_has, ra
 from utils import checkpoint as files
 from utils.errors import EXIT_USER_ERROR
 from utils.files import PART
-from utils.interrupt import EXIT_INTERRUPTED
+from utils.processes.signals import EXIT_INTERRUPTED
 
 
 @dataclass(frozen=True)

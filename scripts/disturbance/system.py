@@ -11,7 +11,7 @@ from pathlib import Path
 
 from scripts.disturbance.job import Job
 from utils import checkpoint as files
-from utils import interrupt
+from utils.processes import signals
 
 
 def log_has(job: Job, text: str) -> bool:
@@ -25,7 +25,7 @@ def answers_signals(pid: int) -> bool:
     with contextlib.suppress(FileNotFoundError):
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
         caught = int(status.partition("SigCgt:")[2].split()[0], 16)
-        return all(caught >> (number - 1) & 1 for number in interrupt.SIGNALS)
+        return all(caught >> (number - 1) & 1 for number in signals.SIGNALS)
     return True  # a system without /proc
 
 

@@ -1,6 +1,6 @@
 """Where the processes of a run meet: `dist_url`, checked and held, and the way to other nodes.
 
-Called by `utils/distributed.py`; knows nothing of ranks and devices.
+Knows nothing of ranks and devices.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from utils import interrupt
 from utils.errors import UserError, listing
 from utils.logger import log
+from utils.processes.children import block_signals
 
 STALE = 600  # seconds after which a file to meet at is no other node's of the same run
 SIOCGIFADDR = 0x8915  # of Linux' ioctl: the IPv4 address of a network interface
@@ -106,7 +106,7 @@ def held(url: str, nodes: int, node: int) -> Iterator[str]:
     else:
         listener = _listen(url)
         host, port = listener.getsockname()
-        with interrupt.shield():  # the store's thread shall leave signals to this one
+        with block_signals():  # the store's thread shall leave signals to this one
             store = dist.TCPStore(
                 host,
                 port,

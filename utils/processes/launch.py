@@ -1,0 +1,266 @@
+"""The processes of a run: planned, started, ended together.
+
+Runs a function once per process: in this one, in spawned ones (`--multiprocessing_distributed`), or
+in the place that torchrun has prepared. Does not know what the function does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from multiprocessing import resource_tracker
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from utils.errors import UserError, escape_console, foreseen, last_words
+from utils.logger import log
+from utils.processes import meet, signals
+from utils.processes.children import block_signals, unblock_signals
+from utils.processes.devices import find_devices
+from utils.processes.signals import Interrupted
+from utils.ranks import Ranks
+
+# Of every collective call: rank 0 may scan masks or fetch weights on a slow disk meanwhile.
+TIMEOUT = timedelta(hours=1)
+PATIENCE = 10  # seconds that the other ranks have to end in good order when one has failed
+
+Worker = Callable[[Any, Ranks], None]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How the processes of a run are started.
+
+    Attributes:
+        devices: one per process of this node.
+        backend: of the process group.
+        url: where the processes meet.
+        world: number of processes, over all nodes.
+        nodes, node: number of nodes and this node's number.
+        by_torchrun: this process is one rank, which torchrun has started.
+        distributed: several processes, or one that shall behave as such.
+    """
+
+    devices: tuple[torch.device, ...]
+    backend: str
+    url: str
+    world: int
+    nodes: int = 1
+    node: int = 0
+    by_torchrun: bool = False
+    distributed: bool = True
+
+    def rank(self, local: int) -> int:
+        """Rank of a process that this node starts."""
+        return self.node * len(self.devices) + local
+
+
+def plan_launch(config: Any, environment: Mapping[str, str] = os.environ) -> Launch:
+    """Decide from config, `-d` and the environment which processes run where.
+
+    Raises:
+        UserError: a GPU id that does not exist, a malformed `-d` or `dist_url`, a wrong node.
+    """
+    devices = find_devices(config.device, training=not config.test)
+    cuda = devices[0].type == "cuda"
+    backend = config["dist_backend"] if cuda else "gloo"
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        device = _device_by_torchrun(devices, environment)
+        world = int(environment["WORLD_SIZE"])
+        return Launch((device,), backend, "env://", world, by_torchrun=True)
+    nodes, node = config["world_size"], config["rank"]
+    if not node < nodes:
+        raise UserError(f"rank is {node}, but world_size is {nodes}: nodes are 0..{nodes - 1}.")
+    if config["multiprocessing_distributed"]:
+        devices = devices if cuda else devices * config["n_gpu"]
+        url = meet.resolve(config["dist_url"], nodes, environment)
+        return Launch(tuple(devices), backend, url, nodes * len(devices), nodes, node)
+    if len(devices) > 1 and config.device is not None:
+        log.warning(
+            "-d %s: only %s is used; all of them need --multiprocessing_distributed",
+            *(config.device, devices[0]),
+        )
+    return Launch((devices[0],), backend, config["dist_url"], 1, nodes, node, distributed=False)
+
+
+def _device_by_torchrun(
+    devices: list[torch.device], environment: Mapping[str, str]
+) -> torch.device:
+    if devices[0].type == "cpu":
+        return devices[0]
+    here = int(environment.get("LOCAL_WORLD_SIZE", 1))
+    if here > len(devices):
+        raise UserError(
+            f"torchrun starts {here} processes on this node, but it has {len(devices)} usable "
+            "GPU(s); lower --nproc_per_node."
+        )
+    return devices[int(environment.get("LOCAL_RANK", 0))]
+
+
+def launch(worker: Worker, job: Any, plan: Launch) -> None:
+    """Run `worker(job, ranks)` in every process of the run and wait for the end.
+
+    When one process fails, the others are stopped and its error is the one that is raised. Signals
+    that ask to stop are passed on to all of them.
+
+    Raises:
+        UserError: as the failing process raised it.
+        Interrupted: a signal stopped the processes.
+        RuntimeError: any other failure of a process, with its traceback.
+    """
+    if not plan.distributed:
+        _select(plan.devices[0])
+        with signals.watch():
+            worker(job, Ranks(0, 1, plan.devices[0]))
+        return
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if plan.by_torchrun else len(plan.devices)
+    if plan.world > here:  # there are other nodes
+        meet.name_interface(plan.url)
+    if plan.by_torchrun:
+        rank = int(os.environ["RANK"])
+        _as_rank(worker, job, plan, rank, 0, lambda e: print(last_words(e)[0], file=sys.stderr))
+    else:
+        _spawn(worker, job, plan)
+
+
+# --------------------------------------------------------------------------------- the launcher
+def _spawn(worker: Worker, job: Any, plan: Launch) -> None:
+    """Start the ranks of this node and wait for them."""
+    with block_signals():  # in multiprocessing's helper process, which a group's signal would end
+        resource_tracker.ensure_running()
+    reports = mp.get_context("spawn").SimpleQueue()
+    processes: list[Any] = []
+
+    def pass_on(number: int, frame: Any) -> None:
+        if not processes:
+            raise Interrupted(f"stopped by {signal.Signals(number).name}.")
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                if process.is_alive():
+                    os.kill(process.pid, number)
+
+    with signals.watch(pass_on), meet.held(plan.url, plan.nodes, plan.node) as url:
+        arguments = (worker, job, replace(plan, url=url), reports)
+        with block_signals():
+            processes += mp.start_processes(
+                _spawned, arguments, nprocs=len(plan.devices), join=False, start_method="spawn"
+            ).processes
+        exit_codes = _join(processes)
+        if any(exit_codes):
+            _raise_cause(plan, exit_codes, reports)
+
+
+def _join(processes: list[Any]) -> list[int | None]:
+    """Wait until all processes have ended, or one has failed: then the others are stopped.
+
+    Returns:
+        Exit codes; None for those that were stopped.
+    """
+    running = processes
+    while running and not any(process.exitcode for process in processes):
+        multiprocessing.connection.wait([process.sentinel for process in running])
+        running = [process for process in running if process.exitcode is None]
+    exit_codes = [process.exitcode for process in processes]
+    for process in running:
+        process.terminate()
+    limit = time.monotonic() + PATIENCE
+    for process in running:
+        process.join(max(0.0, limit - time.monotonic()))
+        if process.is_alive():  # it waits for its GPU, and Python handles no signal meanwhile
+            process.kill()
+            process.join()
+    return exit_codes
+
+
+def _raise_cause(plan: Launch, exit_codes: list[int | None], reports: Any) -> NoReturn:
+    """Raise the first failure among the processes; ranks that lost their peer fail after it."""
+    for local, code in enumerate(exit_codes):
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            raise RuntimeError(
+                f"rank {plan.rank(local)} was killed by {name}; all ranks are stopped."
+            )
+    failures = []
+    while not reports.empty():
+        failures.append(reports.get())
+    if not failures:
+        raise RuntimeError(f"a process died without a word; exit codes: {exit_codes}.")
+    _, rank, error = min(failures)
+    if isinstance(error, str):
+        raise RuntimeError(f"rank {rank} failed; all ranks are stopped.\n{error}")
+    raise error
+
+
+# --------------------------------------------------------------------------------- one rank
+def _spawned(local: int, worker: Worker, job: Any, plan: Launch, reports: Any) -> None:
+    rank = plan.rank(local)
+    signals.end_at_once()
+    escape_console()
+
+    def report(error: BaseException) -> None:
+        known = isinstance(error, (UserError, Interrupted))
+        reports.put((time.time(), rank, error if known else last_words(error)[0]))
+
+    _as_rank(worker, job, plan, rank, local, report)
+
+
+def _as_rank(
+    worker: Worker,
+    job: Any,
+    plan: Launch,
+    rank: int,
+    local: int,
+    report: Callable[[BaseException], None],
+) -> None:
+    """Be one rank of several.
+
+    An exception is reported and ends this process at once. An orderly way out would leave the
+    group, and with NCCL that waits for the other ranks, which wait for this one.
+    """
+    try:
+        with signals.watch():
+            unblock_signals()
+            _in_group(worker, job, plan, rank, local)
+    except BaseException as raised:
+        error = foreseen(raised, f"rank {rank}: ")
+        report(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for child in multiprocessing.active_children():  # they would keep a launcher waiting
+            child.kill()
+        os._exit(last_words(error)[1])
+
+
+def _in_group(worker: Worker, job: Any, plan: Launch, rank: int, local: int) -> None:
+    device = plan.devices[local]
+    _select(device)
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        # Each process would otherwise claim every core.
+        torch.set_num_threads(max(1, torch.get_num_threads() // len(plan.devices)))
+    dist.init_process_group(
+        plan.backend,
+        **meet.place(plan.url, plan.nodes, TIMEOUT),
+        rank=rank,
+        world_size=plan.world,
+        timeout=TIMEOUT,
+        device_id=device if plan.backend == "nccl" else None,
+    )
+    cpu_group = dist.new_group(backend="gloo", timeout=TIMEOUT) if plan.backend != "gloo" else None
+    worker(job, Ranks(rank, plan.world, device, cpu_group))
+    dist.destroy_process_group()  # not after an exception, see `_as_rank`
+
+
+def _select(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
