@@ -495,7 +495,7 @@ def test_two_runs_with_the_same_port(toy_config, caplog):
     parsed = parsed_with(with_processes(toy_config, 2, 4), *TWO, "--dist_url", url)
     plan = plan_launch(parsed, {})
     assert (len(plan.devices), plan.backend, plan.url) == (2, "gloo", url)
-    with meet.held(url, 1, 0) as first:
+    with meet.hold(url) as first:
         assert first == url
         with pytest.raises(OSError, match="in use"):
             socket.create_server(meet.address(url))
@@ -528,95 +528,29 @@ def parsed_with(toy_config, *argv):
     )
 
 
-@pytest.mark.slow
-def test_a_run_that_fails_leaves_no_file_to_meet_at(toy_config, tmp_path, caplog):
-    """And one that was killed does: it would make them wait, and is not used."""
-    meet = tmp_path / "meet"
-    config = parsed_with(with_processes(toy_config, 2, 4), *TWO, "--dist_url", f"file://{meet}")
-    with pytest.raises(UserError, match=r"^a sentence for the user\.$"):
-        launch_as_planned(ranks.user_error_on_rank_1, config)
-    assert not meet.exists()
-    meet.write_text("what a killed run left")
-    launch_as_planned(ranks.sum_of_ranks, config)
-    assert f"dist_url: {meet} exists, {meet}.{os.getpid()} is taken instead" in caplog.text
-    assert [path.name for path in tmp_path.glob("meet*")] == ["meet"]
-
-
 def test_the_environment_says_where_to_meet(toy_config):
     config = parsed_with(with_processes(toy_config, 2, 4), *TWO, "--dist_url", "env://")
     plan = plan_launch(config, {"MASTER_ADDR": "node7", "MASTER_PORT": "1234"})
     assert plan.url == "tcp://node7:1234"
 
 
-def test_a_stale_file_of_several_nodes_is_refused(toy_config, tmp_path):
-    """A young one may be another node's of the same run."""
-    file, tree = tmp_path / "meet", json.loads(toy_config.read_text())
-    file.touch()
-    toy_config.write_text(json.dumps({**tree, "world_size": 2}))
-    config = parsed_with(toy_config, *TWO, "--dist_url", f"file://{file}")
-    assert plan_launch(config, {}).url == f"file://{file}"
-    os.utime(file, (0, time.time() - meet.STALE - 1))
-    with pytest.raises(UserError, match=r"meet', but this file is of an earlier run"):
-        plan_launch(config, {})
-
-
 # ----------------------------------------------------------------------------------- several nodes
-ADDRESSES = {"docker0": "172.17.0.1", "eth0": "10.0.0.5", "ib0": "10.1.0.5", "lo": "127.0.0.1"}
-
-
 @pytest.mark.parametrize(
-    ("wanted", "name"),
+    ("own", "gloo", "world", "warns"),
     [
-        ("eth", "eth0"),
-        ("ib,eth", "eth0"),
-        ("=ib0", "ib0"),
-        ("=ib", None),
-        ("^lo,docker", "eth0"),
-        ("^=docker0,eth0", "ib0"),
-        ("wlan", None),
-        ("", None),
-        ("^", None),
+        ("127.0.1.1", "", 2, True),
+        ("127.0.1.1", "eth0", 2, False),
+        ("10.0.0.5", "", 2, False),
+        ("127.0.1.1", "", 1, False),
     ],
 )
-def test_interfaces_that_nccl_is_told(wanted, name):
-    assert meet.matching(wanted, ADDRESSES) == name
-
-
-def test_the_interface_that_leads_to_node_0():
-    mine = meet.addresses()
-    assert mine["lo"] == "127.0.0.1"
-    assert list(mine)[-1] == "lo"
-    assert meet.towards("127.0.0.1", ADDRESSES) is None, "three lead out of the machine"
-    assert meet.towards("127.0.0.1", {"eth9": "10.9.9.9", "lo": "127.0.0.1"}) == "eth9"
-    for name, address in mine.items():
-        if not address.startswith("127."):  # a way to oneself, by one's own address
-            assert meet.towards(address, {**ADDRESSES, **mine}) == name
-
-
-@pytest.mark.parametrize(
-    ("own", "environment", "world", "expected", "warns"),
-    [
-        ("127.0.1.1", {"NCCL_SOCKET_IFNAME": "^lo,docker"}, 2, "eth0", False),
-        ("10.0.0.5", {"NCCL_SOCKET_IFNAME": "=ib0"}, 2, "ib0", False),
-        ("127.0.1.1", {"NCCL_SOCKET_IFNAME": "eth", "GLOO_SOCKET_IFNAME": "x"}, 2, "x", False),
-        ("127.0.1.1", {"NCCL_SOCKET_IFNAME": "wlan"}, 2, None, True),
-        ("127.0.1.1", {}, 2, None, True),
-        ("10.0.0.5", {}, 2, None, False),
-        ("127.0.1.1", {"NCCL_SOCKET_IFNAME": "eth"}, 1, None, False),
-    ],
-)
-def test_the_interface_of_gloo(monkeypatch, caplog, own, environment, world, expected, warns):
-    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "MASTER_ADDR", "LOCAL_WORLD_SIZE"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+def test_a_name_that_leads_no_other_node_here_is_told(monkeypatch, caplog, own, gloo, world, warns):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", gloo)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.setattr(socket, "gethostbyname", lambda name: own)
-    monkeypatch.setattr(meet, "addresses", lambda: ADDRESSES)
     monkeypatch.setattr(launching, "_as_rank", lambda *_: None)
     monkeypatch.setenv("RANK", "0")
     launch(ranks.no_work, None, one_rank(world=world))
-    assert os.environ.get("GLOO_SOCKET_IFNAME") == expected
     assert ("set GLOO_SOCKET_IFNAME" in caplog.text) == warns
 
 

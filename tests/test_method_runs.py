@@ -165,8 +165,7 @@ def test_two_processes_are_one(place, alone, monkeypatch):
         else:
             line = place.line(method, place.fresh(method, "one"), 1, **changes)
             ones[method] = final(train(*line))
-        meet = f"file://{place.folder}/meet"  # no port that another run may hold
-        changes |= {"n_gpu": 2, "multiprocessing_distributed": True, "dist_url": meet}
+        changes |= {"n_gpu": 2, "multiprocessing_distributed": True}
         path, *flags = place.line(method, place.fresh(method, "two"), 1, **changes)
         argv = ["-c", str(path), *flags, "-d", "cpu", "--bs", "2"]
         parsed = ConfigParser.from_args("train", "configs/config_voc.json", argv=argv)

@@ -397,7 +397,7 @@ def test_the_batch_of_a_recipe_is_shared_out(toy_root, tmp_path):
     tree = json.loads(config.read_text()) | {"n_gpu": 2}
     del tree["data_loader"]["args"]["train"]["batch_size"]
     config.write_text(json.dumps(tree))
-    two = ("--multiprocessing_distributed", "--dist_url", f"file://{tmp_path}/meet")
+    two = ("--multiprocessing_distributed",)
     for flags, size in ((two, 16), ((*two, "--accumulate", "2"), 8)):
         argv = ["-c", str(config), *flags]
         parsed = ConfigParser.from_args("train", "configs/config_voc.json", argv=argv)

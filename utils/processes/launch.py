@@ -84,7 +84,7 @@ def plan_launch(config: Any, environment: Mapping[str, str] = os.environ) -> Lau
         raise UserError(f"rank is {node}, but world_size is {nodes}: nodes are 0..{nodes - 1}.")
     if config["multiprocessing_distributed"]:
         devices = devices if cuda else devices * config["n_gpu"]
-        url = meet.resolve(config["dist_url"], nodes, environment)
+        url = meet.resolve(config["dist_url"], environment)
         return Launch(tuple(devices), backend, url, nodes * len(devices), nodes, node)
     if len(devices) > 1 and config.device is not None:
         log.warning(
@@ -126,7 +126,7 @@ def launch(worker: Worker, job: Any, plan: Launch) -> None:
         return
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if plan.by_torchrun else len(plan.devices)
     if plan.world > here:  # there are other nodes
-        meet.name_interface(plan.url)
+        meet.warn_of_loopback()
     if plan.by_torchrun:
         rank = int(os.environ["RANK"])
         _as_rank(worker, job, plan, rank, 0, lambda e: print(last_words(e)[0], file=sys.stderr))
@@ -150,7 +150,8 @@ def _spawn(worker: Worker, job: Any, plan: Launch) -> None:
                 if process.is_alive():
                     os.kill(process.pid, number)
 
-    with signals.watch(pass_on), meet.held(plan.url, plan.nodes, plan.node) as url:
+    place = meet.hold(plan.url) if plan.nodes == 1 else contextlib.nullcontext(plan.url)
+    with signals.watch(pass_on), place as url:
         arguments = (worker, job, replace(plan, url=url), reports)
         with block_signals():
             processes += mp.start_processes(
@@ -248,9 +249,12 @@ def _in_group(worker: Worker, job: Any, plan: Launch, rank: int, local: int) -> 
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         # Each process would otherwise claim every core.
         torch.set_num_threads(max(1, torch.get_num_threads() // len(plan.devices)))
+    place: dict[str, Any] = {"init_method": plan.url}
+    if plan.nodes == 1 and not plan.by_torchrun:  # the launcher holds the port
+        place = {"store": dist.TCPStore(*meet.address(plan.url), timeout=TIMEOUT)}
     dist.init_process_group(
         plan.backend,
-        **meet.place(plan.url, plan.nodes, TIMEOUT),
+        **place,
         rank=rank,
         world_size=plan.world,
         timeout=TIMEOUT,
