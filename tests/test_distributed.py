@@ -386,7 +386,7 @@ def one_rank(**changes):
     """The plan of one process that torchrun has started."""
     values = {
         **{"devices": (torch.device("cpu"),), "nodes": 1, "node": 0, "backend": "gloo"},
-        **{"url": "env://", "by_torchrun": True, "distributed": True, "world": 1},
+        **{"url": "env://", "by_torchrun": True, "distributed": True},
     }
     return Launch(**{**values, **changes})
 
@@ -536,7 +536,7 @@ def test_the_environment_says_where_to_meet(toy_config):
 
 # ----------------------------------------------------------------------------------- several nodes
 @pytest.mark.parametrize(
-    ("own", "gloo", "world", "warns"),
+    ("own", "gloo", "nodes", "warns"),
     [
         ("127.0.1.1", "", 2, True),
         ("127.0.1.1", "eth0", 2, False),
@@ -544,13 +544,13 @@ def test_the_environment_says_where_to_meet(toy_config):
         ("127.0.1.1", "", 1, False),
     ],
 )
-def test_a_name_that_leads_no_other_node_here_is_told(monkeypatch, caplog, own, gloo, world, warns):
+def test_a_name_that_leads_no_other_node_here_is_told(monkeypatch, caplog, own, gloo, nodes, warns):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", gloo)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.setattr(socket, "gethostbyname", lambda name: own)
     monkeypatch.setattr(launching, "_as_rank", lambda *_: None)
     monkeypatch.setenv("RANK", "0")
-    launch(ranks.no_work, None, one_rank(world=world))
+    launch(ranks.no_work, None, one_rank(nodes=nodes))
     assert ("set GLOO_SOCKET_IFNAME" in caplog.text) == warns
 
 

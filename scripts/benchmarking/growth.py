@@ -80,7 +80,6 @@ def in_group(plan: Plan, count: int, *, memory: bool) -> list[float]:
                 devices=tuple(devices),
                 backend="nccl" if cuda else "gloo",
                 url="tcp://127.0.0.1:12345",  # or another port when that is busy
-                world=count,
             ),
         )
         return json.loads(job.figures.read_text(encoding="utf-8"))

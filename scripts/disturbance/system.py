@@ -37,19 +37,19 @@ def files_equal(job: Job) -> bool:
 
 def ranks_of(launcher: subprocess.Popen) -> list[int]:
     """Process ids of the ranks that a launcher started."""
-    found = []
+    pids = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             name, _, rest = status.read_text(encoding="utf-8").rpartition(")")
             command = (status.parent / "cmdline").read_bytes()
             if int(rest.split()[1]) == launcher.pid and b"spawn_main" in command:
-                found.append(int(name.split()[0]))
-    return sorted(found)
+                pids.append(int(name.split()[0]))
+    return sorted(pids)
 
 
 @contextlib.contextmanager
 def small_disk(job: Job) -> Iterator[tuple[Callable[[subprocess.Popen, int], None], str]]:
-    """A way to let the disk below the runs become full, and words for it.
+    """A way to let the disk below the runs become full, and what it is.
 
     Where this user may mount, it is a tmpfs that is filled up; elsewhere the process may no longer
     write files as large as a checkpoint.

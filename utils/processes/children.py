@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import multiprocessing
 import os
 import signal
@@ -17,6 +16,9 @@ from collections.abc import Iterator
 from utils.processes.signals import SIGNALS
 
 PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that comes when the parent dies
+# Opened before any fork: a process that is forked while another thread holds the loader's lock
+# would wait for it for ever.
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @contextlib.contextmanager
@@ -25,7 +27,6 @@ def block_signals() -> Iterator[None]:
 
     They take them after `unblock_signals` or `leave_to_parent`.
     """
-    _libc()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -36,16 +37,6 @@ def block_signals() -> Iterator[None]:
 def unblock_signals() -> None:
     """Take the signals that have waited since this process was started."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    """The C library, opened before any fork.
-
-    A process that is forked while another thread holds the loader's lock would wait for it for
-    ever.
-    """
-    return ctypes.CDLL(None)
 
 
 def start_method(workers: int) -> str | None:
@@ -64,8 +55,8 @@ def leave_to_parent(worker: int = 0) -> None:
     """
     starter = multiprocessing.parent_process()
     assert starter is not None, "only a process of multiprocessing has a parent to be left to"
-    if sys.platform == "linux":
-        _libc().prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != starter.pid:  # it ended before it could be noticed
         os._exit(0)
     for number in SIGNALS:

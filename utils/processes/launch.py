@@ -46,23 +46,27 @@ class Launch:
         devices: one per process of this node.
         backend: of the process group.
         url: where the processes meet.
-        world: number of processes, over all nodes.
-        nodes, node: number of nodes and this node's number.
-        by_torchrun: this process is one rank, which torchrun has started.
+        nodes, node: number of nodes and this node's number; what torchrun has started counts as a
+            node of its own.
+        by_torchrun: this process is a rank that torchrun has started.
         distributed: several processes, or one that shall behave as such.
     """
 
     devices: tuple[torch.device, ...]
     backend: str
     url: str
-    world: int
     nodes: int = 1
     node: int = 0
     by_torchrun: bool = False
     distributed: bool = True
 
+    @property
+    def world(self) -> int:
+        """Number of processes, over all nodes."""
+        return self.nodes * len(self.devices)
+
     def rank(self, local: int) -> int:
-        """Rank of a process that this node starts."""
+        """Rank of one of this node's processes."""
         return self.node * len(self.devices) + local
 
 
@@ -76,22 +80,23 @@ def plan_launch(config: Any, environment: Mapping[str, str] = os.environ) -> Lau
     cuda = devices[0].type == "cuda"
     backend = config["dist_backend"] if cuda else "gloo"
     if "RANK" in environment and "WORLD_SIZE" in environment:
+        world, rank = int(environment["WORLD_SIZE"]), int(environment["RANK"])
         device = _device_by_torchrun(devices, environment)
-        world = int(environment["WORLD_SIZE"])
-        return Launch((device,), backend, "env://", world, by_torchrun=True)
+        return Launch((device,), backend, "env://", world, rank, by_torchrun=True)
     nodes, node = config["world_size"], config["rank"]
     if not node < nodes:
         raise UserError(f"rank is {node}, but world_size is {nodes}: nodes are 0..{nodes - 1}.")
     if config["multiprocessing_distributed"]:
         devices = devices if cuda else devices * config["n_gpu"]
-        url = meet.resolve(config["dist_url"], environment)
-        return Launch(tuple(devices), backend, url, nodes * len(devices), nodes, node)
+        return Launch(
+            tuple(devices), backend, meet.resolve(config["dist_url"], environment), nodes, node
+        )
     if len(devices) > 1 and config.device is not None:
         log.warning(
             "-d %s: only %s is used; all of them need --multiprocessing_distributed",
             *(config.device, devices[0]),
         )
-    return Launch((devices[0],), backend, config["dist_url"], 1, nodes, node, distributed=False)
+    return Launch((devices[0],), backend, config["dist_url"], distributed=False)
 
 
 def _device_by_torchrun(
@@ -128,8 +133,7 @@ def launch(worker: Worker, job: Any, plan: Launch) -> None:
     if plan.world > here:  # there are other nodes
         meet.warn_of_loopback()
     if plan.by_torchrun:
-        rank = int(os.environ["RANK"])
-        _as_rank(worker, job, plan, rank, 0, lambda e: print(last_words(e)[0], file=sys.stderr))
+        _as_rank(0, worker, job, plan)
     else:
         _spawn(worker, job, plan)
 
@@ -155,7 +159,7 @@ def _spawn(worker: Worker, job: Any, plan: Launch) -> None:
         arguments = (worker, job, replace(plan, url=url), reports)
         with block_signals():
             processes += mp.start_processes(
-                _spawned, arguments, nprocs=len(plan.devices), join=False, start_method="spawn"
+                _as_rank, arguments, nprocs=len(plan.devices), join=False, start_method="spawn"
             ).processes
         exit_codes = _join(processes)
         if any(exit_codes):
@@ -204,46 +208,41 @@ def _raise_cause(plan: Launch, exit_codes: list[int | None], reports: Any) -> No
 
 
 # --------------------------------------------------------------------------------- one rank
-def _spawned(local: int, worker: Worker, job: Any, plan: Launch, reports: Any) -> None:
-    rank = plan.rank(local)
-    signals.end_at_once()
-    escape_console()
-
-    def report(error: BaseException) -> None:
-        known = isinstance(error, (UserError, Interrupted))
-        reports.put((time.time(), rank, error if known else last_words(error)[0]))
-
-    _as_rank(worker, job, plan, rank, local, report)
-
-
-def _as_rank(
-    worker: Worker,
-    job: Any,
-    plan: Launch,
-    rank: int,
-    local: int,
-    report: Callable[[BaseException], None],
-) -> None:
+def _as_rank(local: int, worker: Worker, job: Any, plan: Launch, reports: Any = None) -> None:
     """Be one rank of several.
 
     An exception is reported and ends this process at once. An orderly way out would leave the
     group, and with NCCL that waits for the other ranks, which wait for this one.
+
+    Args:
+        local: place among the processes of this node.
+        reports: queue for the launcher, which has started this process; without one it is
+            torchrun's, and errors are printed.
     """
+    if reports is not None:
+        signals.end_at_once()
+        escape_console()
     try:
         with signals.watch():
             unblock_signals()
-            _in_group(worker, job, plan, rank, local)
+            _in_group(local, worker, job, plan)
     except BaseException as raised:
+        rank = plan.rank(local)
         error = foreseen(raised, f"rank {rank}: ")
-        report(error)
+        text, code = last_words(error)
+        if reports is None:
+            print(text, file=sys.stderr)
+        else:
+            known = isinstance(error, (UserError, Interrupted))
+            reports.put((time.time(), rank, error if known else text))
         sys.stdout.flush()
         sys.stderr.flush()
         for child in multiprocessing.active_children():  # they would keep a launcher waiting
             child.kill()
-        os._exit(last_words(error)[1])
+        os._exit(code)
 
 
-def _in_group(worker: Worker, job: Any, plan: Launch, rank: int, local: int) -> None:
+def _in_group(local: int, worker: Worker, job: Any, plan: Launch) -> None:
     device = plan.devices[local]
     _select(device)
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
@@ -255,13 +254,13 @@ def _in_group(worker: Worker, job: Any, plan: Launch, rank: int, local: int) -> 
     dist.init_process_group(
         plan.backend,
         **place,
-        rank=rank,
+        rank=plan.rank(local),
         world_size=plan.world,
         timeout=TIMEOUT,
         device_id=device if plan.backend == "nccl" else None,
     )
     cpu_group = dist.new_group(backend="gloo", timeout=TIMEOUT) if plan.backend != "gloo" else None
-    worker(job, Ranks(rank, plan.world, device, cpu_group))
+    worker(job, Ranks(plan.rank(local), plan.world, device, cpu_group))
     dist.destroy_process_group()  # not after an exception, see `_as_rank`
 
 
