@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from utils.processes.signals import SIGNALS
 
 PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that comes when the parent dies
-# Opened before any fork: a process that is forked while another thread holds the loader's lock
+# Looked up before any fork: a process that is forked while another thread holds the loader's lock
 # would wait for it for ever.
-LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 @contextlib.contextmanager
@@ -55,8 +55,8 @@ def leave_to_parent(worker: int = 0) -> None:
     """
     starter = multiprocessing.parent_process()
     assert starter is not None, "only a process of multiprocessing has a parent to be left to"
-    if LIBC is not None:
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if _prctl is not None:
+        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != starter.pid:  # it ended before it could be noticed
         os._exit(0)
     for number in SIGNALS:
