@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.helpers import train, write_config
 from trainer.evaluation import Evaluation
-from trainer.events import Events
+from trainer.tensorboard import TensorBoard
 from utils import checkpoint as files
 from utils.ranks import Ranks
 
@@ -73,8 +73,8 @@ def test_a_run_has_the_same_bits_without_events(told, toy_root, tmp_path, monkey
 
 def test_only_the_first_rank_writes(told):
     cpu = torch.device("cpu")
-    assert Events(told[0], Ranks(0, 2, cpu)).on
-    assert not Events(told[0], Ranks(1, 2, cpu)).on
+    assert TensorBoard(told[0], Ranks(0, 2, cpu)).on
+    assert not TensorBoard(told[0], Ranks(1, 2, cpu)).on
 
 
 def test_a_resumed_run_tells_what_follows_in_a_file_of_its_own(told, toy_root, tmp_path):

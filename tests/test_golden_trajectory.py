@@ -31,7 +31,7 @@ def run_steps(trainer, golden, step, terms, dtype, device):
             torch.manual_seed(100 + i)
         images = torch.from_numpy(golden[f"step{step}_image{i}"]).to(device, dtype)
         labels = torch.from_numpy(golden[f"step{step}_label{i}"]).to(device)
-        values = trainer.train_step([(images, labels)])
+        values = trainer.train_step([(images, labels)]).values()
         rows.append([values[name].item() for name in ("loss", *terms)] + lrs)
         if i == 0:
             named = dict(trainer.student.named_parameters())

@@ -139,9 +139,9 @@ def test_iterations_of_every_method(method, step, dtype):
     batches = list(device_batches(3, 1 + len(trainer.task.seen)))
     trainer.method.begin_step(context(trainer, batches))
     for batch in batches[:2]:
-        terms = trainer.train_step([batch])
-        assert all(value.isfinite() for value in terms.values())
-        assert not terms.get("skipped", torch.zeros(())).item()
+        update = trainer.train_step([batch])
+        assert all(value.isfinite() for value in update.values().values())
+        assert update.skipped is None or not update.skipped.item()
     state = trainer.method.state()
     assert {value.device.type for value in state.values()} <= {"cpu"}
     other.method.load_state(state)
@@ -150,7 +150,7 @@ def test_iterations_of_every_method(method, step, dtype):
         other.teacher.load_state_dict(trainer.teacher.state_dict())
     other.optimizer.load_state_dict(deepcopy(trainer.optimizer.state_dict()))
     other.scheduler.load_state_dict(trainer.scheduler.state_dict())
-    expected, found = (each.train_step([batches[2]]) for each in (trainer, other))
+    expected, found = (each.train_step([batches[2]]).values() for each in (trainer, other))
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-6, msg=name)
     preds = trainer.method.predict(
@@ -176,7 +176,7 @@ def blocks(channels, count=8):
 def losses_of(trainer, batches, count=200):
     """Means over twenty iterations each."""
     trainer.scheduler = build_scheduler(trainer.config, trainer.optimizer, count)
-    losses = torch.stack([trainer.train_step([batches[i % 8]])["loss"] for i in range(count)])
+    losses = torch.stack([trainer.train_step([batches[i % 8]]).loss for i in range(count)])
     return losses.view(-1, 20).mean(1).cpu()
 
 

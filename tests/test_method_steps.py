@@ -325,7 +325,7 @@ def test_training_steps_equal_the_plain_formulas(name, step, fast):
         lrs = [max(lr * factor * (1 - i / 10) ** 0.9, floor) for factor in factors]
         plain_sgd(groups, lrs, momentum)
         got = trainer.train_step([batch])
-        torch.testing.assert_close(got["loss"], loss.detach(), rtol=1e-9, atol=0)
+        torch.testing.assert_close(got.loss, loss.detach(), rtol=1e-9, atol=0)
     expected = plain.state_dict()
     for key, value in ours.state_dict().items():
         if "num_batches" not in key:

@@ -24,11 +24,11 @@ from models.model import DeepLabV3
 from models.upsampling import PixelMean, exact_products
 from tests.helpers import PUBLISHED, train
 from tests.networks import earlier_of, make_config, make_trainer
-from trainer import trainer as loop
 from trainer.build import build_model
+from trainer.loss_log import MOST_SKIPPED, LossLog, Update
 from trainer.methods import METHODS
 from trainer.precision import Precision
-from trainer.trainer import LossLog, Trainer
+from trainer.trainer import Trainer
 from utils.errors import UserError
 from utils.logger import log
 from utils.metric import ConfusionMatrix
@@ -106,7 +106,8 @@ def test_half_precision_follows_float32(method, step, dtype):
         batch = Batch(images, labels, saliency=labels % 2)
         expected, found = exact.train_step([batch]), half.train_step([batch])
         if dtype is torch.float16:
-            assert found.pop("skipped") == 0
+            assert found.skipped == 0
+        expected, found = expected.values(), found.values()
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             assert found[name].dtype == torch.float32, name
@@ -174,8 +175,8 @@ def test_overflow_is_a_skipped_update(fault, accumulate, logged):
         trainer.method.losses = lambda *args: {"mbce": plain(*args)["mbce"] + torch.inf}
     bad = trainer.train_step([good[1]] * accumulate, accumulate)
     vars(trainer.method).pop("losses", None)
-    assert bad["skipped"] == 1
-    assert bad["loss"].isfinite() == (fault == "gradient")
+    assert bad.skipped == 1
+    assert bad.loss.isfinite() == (fault == "gradient")
     losses.add(2, bad, ["b"])
     assert same(weights_of(trainer), before)
     state = trainer.optimizer.state.values()
@@ -197,14 +198,14 @@ def test_overflow_is_a_skipped_update(fault, accumulate, logged):
 def test_a_row_of_skipped_updates_ends_the_run():
     """Across epochs; one good update starts the count anew."""
     losses = LossLog(2)
-    bad = {"loss": torch.tensor(torch.nan), "skipped": torch.tensor(1.0)}
-    good = {"loss": torch.tensor(1.0), "skipped": torch.tensor(0.0)}
+    bad = Update(torch.tensor(torch.nan), {}, skipped=torch.tensor(1.0))
+    good = Update(torch.tensor(1.0), {}, skipped=torch.tensor(0.0))
     losses.begin("step 1, epoch 1")
-    for number in range(loop.MOST_SKIPPED - 1):
+    for number in range(MOST_SKIPPED - 1):
         losses.add(number, bad, ["a"])
     losses.add(100, good, ["b"])
     losses.begin("step 1, epoch 2")
-    for number in range(loop.MOST_SKIPPED - 1):
+    for number in range(MOST_SKIPPED - 1):
         losses.add(number, bad, ["a"])
     losses.read()
     losses.begin("step 1, epoch 3")
@@ -212,7 +213,7 @@ def test_a_row_of_skipped_updates_ends_the_run():
     with pytest.raises(UserError) as caught:
         losses.read()
     for part in (
-        f"not finite at step 1, epoch 3, iteration 1, the last of {loop.MOST_SKIPPED} in a row",
+        f"not finite at step 1, epoch 3, iteration 1, the last of {MOST_SKIPPED} in a row",
         "loss nan",
         "images of the batch: c",
         "trainer.clip_grad_norm",
@@ -228,7 +229,7 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_updates(every):
         losses.begin(f"step 0, epoch {epoch}")
         for number, value in enumerate((1.0, 2.0, 30.0, 6.0, 1.0), start=1):
             skipped = torch.tensor(float(number == 3))
-            losses.add(number, {"loss": epoch * torch.tensor(value), "skipped": skipped}, ["a"])
+            losses.add(number, Update(epoch * torch.tensor(value), {}, skipped=skipped), ["a"])
         losses.read()
         assert losses.means() == {"loss": epoch * 2.5}
         assert (losses.count, losses.skipped) == (4, 1)
@@ -251,7 +252,7 @@ def test_an_iteration_tells_the_weighted_sum_and_the_mean_of_each_term(count):
                 net(images, trainer.method.wants) for net in (trainer.student, trainer.teacher)
             )
             each.append(trainer.method.losses(Batch(images, labels), *outputs, torch.clone))
-    told = trainer.train_step(batches, count)
+    told = trainer.train_step(batches, count).values()
     assert told.keys() == {"loss"} | weights.keys()
     for name in weights:
         expected = sum(terms[name].sum() for terms in each) / classes[name] / count
@@ -325,15 +326,15 @@ def test_clipped_gradients(accumulate, dtype):
     parts = batches(accumulate)
     told = clipped.train_step(parts, accumulate)
     free_told, loose_told = (t.train_step(parts, accumulate) for t in (free, loose))
-    assert "grad_norm" not in free_told
-    assert told["grad_norm"] > 1, "the network's own gradient is longer"
-    torch.testing.assert_close(told["grad_norm"], loose_told["grad_norm"])
+    assert free_told.grad_norm is None
+    assert told.grad_norm > 1, "the network's own gradient is longer"
+    torch.testing.assert_close(told.grad_norm, loose_told.grad_norm)
     torch.testing.assert_close(
         gradient_norm(clipped).float(), torch.tensor(0.01), rtol=1e-4, atol=0
     )
     if dtype is torch.float32:
         assert same(weights_of(free), weights_of(loose))
-        torch.testing.assert_close(gradient_norm(free).float(), told["grad_norm"])
+        torch.testing.assert_close(gradient_norm(free).float(), told.grad_norm)
 
 
 def test_clipping_saves_a_run_that_explodes(toy_config):

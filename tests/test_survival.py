@@ -210,7 +210,7 @@ def test_further_signals_do_not_tear_the_clearing_up_apart():
 
 def test_a_non_finite_loss_is_not_saved_by_a_signal(attempt, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("trainer.trainer.READ_EVERY", 1000)
+        patch.setattr("trainer.step_log.READ_EVERY", 1000)
         patch.setattr(Trainer, "train_step", after(2, Trainer.train_step, send(signal.SIGTERM)))
         with pytest.raises(UserError, match="not finite"):
             attempt(0, "--lr", "1e30")

@@ -1,6 +1,6 @@
 """Half precision and the update: autocast, loss scale, clipped gradients, skipped updates.
 
-Made by `trainer/run.py` for the trainer; knows no model and no loss term.
+Knows no model and no loss term.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Precision:
 
     def step(
         self, optimizer: torch.optim.Optimizer, clip: float | None = None
-    ) -> dict[str, torch.Tensor]:
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Update the parameters; under a loss scale only if every gradient is finite.
 
         Args:
@@ -90,20 +90,20 @@ class Precision:
             clip: the gradients are shortened to this norm when they are longer.
 
         Returns:
-            Scalars on the device: `grad_norm` (before it is clipped) when `clip` is given, and
-            under a loss scale `skipped`, 1 or 0.
+            Scalars on the device: the norm before it is clipped, when `clip` is given; under a
+            loss scale whether the update was skipped, 1 or 0.
         """
-        told = {}
+        norm = None
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if clip is not None:
             self.scaler.unscale_(optimizer)
-            told["grad_norm"] = torch.nn.utils.clip_grad_norm_(parameters, clip)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
         if not self.scaled:
             optimizer.step()
-            return told
+            return norm, None
         one = torch.ones((), device=parameters[0].device)
         before = self.scaler.scale(one)
         self.scaler.step(optimizer)
         self.scaler.update()
         # The scale falls exactly when the update is skipped; asking so makes no host wait.
-        return told | {"skipped": (self.scaler.scale(one) < before).float()}
+        return norm, (self.scaler.scale(one) < before).float()

@@ -97,7 +97,7 @@ def train_in_group(job: Job, ranks: Ranks) -> None:
         return normalize(images.to(ranks.device)), labels.to(ranks.device)
 
     whole = batch(side)
-    loss = ranks.sum(trainer.train_step([whole])["loss"]).item() / ranks.world
+    loss = ranks.sum(trainer.train_step([whole]).loss).item() / ranks.world
     if job.memory:
         value = peak_increase(lambda: trainer.train_step([whole]), ranks.device)
     else:

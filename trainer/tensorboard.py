@@ -1,6 +1,6 @@
 """TensorBoard's events of a step: scalars, the config, pictures of validations.
 
-Made by the `Trainer`. Without `trainer.tensorboard`, and on all ranks but the first, TensorBoard is
+Without `trainer.tensorboard`, and on all ranks but the first, TensorBoard is
 not imported and nothing is computed or written.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SIDE = 192  # pixels of a picture
 
 
-class Events:
+class TensorBoard:
     """Writes what a step tells TensorBoard into its log folder, beginning with the first scalar."""
 
     def __init__(self, config: ConfigParser, ranks: Ranks):
