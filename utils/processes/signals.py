@@ -72,7 +72,7 @@ def watch(handler: Callable[[int, FrameType | None], None] | None = None) -> Ite
     global _pending, _deferred, _raised
     _pending, _deferred, _raised = None, False, False
     before = {}
-    if threading.current_thread() is threading.main_thread():  # Python allows no others to
+    if threading.current_thread() is threading.main_thread():  # Python lets no other set them
         before = {number: signal.signal(number, handler or _note) for number in SIGNALS}
     try:
         yield
