@@ -118,13 +118,13 @@ def decode(path: str | os.PathLike[str], formats: tuple[str, ...] = FORMATS) -> 
     except FileNotFoundError:
         raise UserError("does not exist", "missing") from None
     except Image.DecompressionBombError as error:
-        words = f"cannot be read: {error}; scale it down or cut it into parts"
-        raise UserError(words, "too large") from None
+        text = f"cannot be read: {error}; scale it down or cut it into parts"
+        raise UserError(text, "too large") from None
     except MemoryError:
         raise too_large(size) from None
     except Exception as error:  # on a damaged file Pillow raises nearly anything
-        words = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot be read: {words}", "damaged") from None
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"cannot be read: {text}", "damaged") from None
 
 
 def too_large(size: tuple[int, int] | None, advice: str = "") -> UserError:
@@ -175,16 +175,16 @@ def to_rgb(picture: Picture) -> Image.Image:
     wide = mode in SIXTEEN_BITS or (mode == "I" and picture.format in GREY_AS_I)
     advice = "scale it to 8 bits over the range of the sensor, all images of a data set alike"
     if mode in ("I", "F") and not wide:
-        words = f"holds {'floats' if mode == 'F' else 'integers'} that do not say what is white"
-        raise UserError(f"{words} (Pillow's mode {mode}); {advice}", "depth")
+        text = f"holds {'floats' if mode == 'F' else 'integers'} that do not say what is white"
+        raise UserError(f"{text} (Pillow's mode {mode}); {advice}", "depth")
     if not wide and mode not in EIGHT_BITS:
-        words = f"has the mode {mode}, of which there is no faithful RGB"
-        raise UserError(f"{words}; save it as RGB of 8 bits", "mode")
+        text = f"has the mode {mode}, of which there is no faithful RGB"
+        raise UserError(f"{text}; save it as RGB of 8 bits", "mode")
     # Black is black at any scale, if only it is known: of colours the lower 8 bits are not.
     if (wide or picture.deep) and (peak := picture.peak) < DARK and not (wide and peak == 0):
         bits = max(8, peak.bit_length())
-        words = f"has 16 bits, but uses at most {bits} of them and would be nearly black"
-        raise UserError(f"{words}; {advice}", "depth")
+        text = f"has 16 bits, but uses at most {bits} of them and would be nearly black"
+        raise UserError(f"{text}; {advice}", "depth")
     if wide:
         # Rounded: 65,535 is 255 × 257.
         image = Image.fromarray(((np.asarray(image, np.uint32) + 128) // 257).astype(np.uint8))

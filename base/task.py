@@ -1,7 +1,7 @@
 """What one step of a class-incremental task means: which classes are old, new, seen, hidden.
 
-Made by the loader bundle, read by methods, model builder and reports. It is the only place that
-converts a data set's label id to a channel of the logits and back. It knows no files and no model.
+It is the only place that converts a data set's label id to a channel of the logits and back. It
+knows no files and no model.
 """
 
 from __future__ import annotations
@@ -212,10 +212,7 @@ def make_task(
     Args:
         dataset: short name of the data set.
         tables: its published schedules.
-        class_names: its class names by label id.
         name: of a published schedule, or any name when `steps` is given.
-        setting: one of `SETTINGS`.
-        step: 0 … T.
         steps: own schedule.
         joint: learn the classes of all steps up to this one at once.
         own_classes: `class_names` come from the user, so this is another data set.

@@ -34,10 +34,7 @@ def contents_table(
 ) -> np.ndarray:
     """Hashes of the files of a split.
 
-    Args:
-        dataset: the images of the split.
-        cache_dir: where they are cached; a folder that cannot be written costs a warning.
-        maps: of the images, if there are any.
+    They are cached; a folder that cannot be written costs a warning.
 
     Returns:
         [images, columns] int64 in list order, columns as in `COLUMNS`, the last with `maps` alone;
@@ -80,13 +77,13 @@ def changes(
     rows = np.arange(len(there)) if only is None else np.flatnonzero(only)
     now = np.array([places.get(number, -1) for number in there[rows, 0].tolist()], np.int64)
     kept = now >= 0
-    told = []
+    phrases = []
     if gone := int((~kept).sum()):
-        told.append(f"{gone} image{'s are' if gone > 1 else ' is'} no longer in the list")
+        phrases.append(f"{gone} image{'s are' if gone > 1 else ' is'} no longer in the list")
     if only is None and (added := len(here) - int(kept.sum())):
         fresh = sorted({*range(len(here))}.difference(now.tolist()))
         examples = listing((names[row] for row in fresh), most=NAMED)
-        told.append(f"{added} image{'s are' if added > 1 else ' is'} new ({examples})")
+        phrases.append(f"{added} image{'s are' if added > 1 else ' is'} new ({examples})")
     before, after = there[rows[kept]], here[now[kept]]
     for column in range(1, min(here.shape[1], there.shape[1])):
         differs = np.flatnonzero(before[:, column] != after[:, column])
@@ -94,10 +91,10 @@ def changes(
             examples = listing((names[now[kept][row]] for row in differs), most=NAMED)
             verb = "differ" if len(differs) > 1 else "differs"
             plural = "s" if len(differs) > 1 else ""
-            told.append(f"{len(differs)} {COLUMNS[column]}{plural} {verb} ({examples})")
+            phrases.append(f"{len(differs)} {COLUMNS[column]}{plural} {verb} ({examples})")
     if only is None and (np.diff(now[kept]) < 0).any():
-        told.append("the order of the list differs")
-    return told
+        phrases.append("the order of the list differs")
+    return phrases
 
 
 def same_rows(here: np.ndarray, there: np.ndarray, flags: np.ndarray) -> np.ndarray:

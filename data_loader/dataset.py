@@ -56,11 +56,11 @@ class Sample(NamedTuple):
 
 
 class IncrementalDataset(Dataset):
-    """Raw data set + image indices + label lookup table + transform."""
+    """Data set + image indices + label lookup table + transform."""
 
     def __init__(
         self,
-        raw: BaseDataset,
+        source: BaseDataset,
         indices: Sequence[int] | np.ndarray,
         table: np.ndarray,
         transform: Transform,
@@ -69,14 +69,12 @@ class IncrementalDataset(Dataset):
     ):
         """
         Args:
-            raw: where the images come from.
-            indices: which of its images belong to this set.
+            indices: which images of `source` belong to this set.
             table: from label id to training label (`Task.label_table`).
             transform: of the image and its maps, all PIL images, into tensors.
             seed: what, besides epoch and image, decides how a sample is transformed.
-            maps: of saliency, which the samples shall carry.
         """
-        self.raw, self.transform, self.table, self.maps = raw, transform, table, maps
+        self.source, self.transform, self.table, self.maps = source, transform, table, maps
         self.indices = np.asarray(indices)
         self.seed = tuple(seed)
 
@@ -86,7 +84,7 @@ class IncrementalDataset(Dataset):
     @property
     def names(self) -> list[str]:
         """Bare image ids."""
-        return [self.raw.entries[index].id for index in self.indices]
+        return [self.source.entries[index].id for index in self.indices]
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         """The sample at a position, or at (position, epoch).
@@ -96,15 +94,15 @@ class IncrementalDataset(Dataset):
         """
         position, epoch = key if isinstance(key, tuple) else (key, 0)
         index = self.indices[position]
-        entry = self.raw.entries[index]
-        image, mask = self.raw.load(index)
+        entry = self.source.entries[index]
+        image, mask = self.source.load(index)
         if mask.dtype == self.table.dtype == np.uint8:
             label = Image.fromarray(mask).point(self.table.tolist())
         else:
             label = Image.fromarray(self.table[mask])
         pictures = [image, label]
         if self.maps is not None:
-            pictures.append(Image.fromarray(self.maps.read(self.raw, entry, image.size)))
+            pictures.append(Image.fromarray(self.maps.read(self.source, entry, image.size)))
         state = torch.get_rng_state()
         # Not torch.manual_seed, which would seed the GPUs' generators as well.
         torch.default_generator.manual_seed(seed_from(*self.seed, epoch, entry.id))
@@ -160,7 +158,6 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         Args:
             length: number of images that an epoch passes through, positions 0 … length - 1.
             batch_size: of a rank.
-            rank, world: this rank and how many there are.
             seed: what, besides the epoch, decides the order.
             accumulate: batches of an iteration.
             exemplars: number of images that take half of each batch, at the positions after those.
@@ -192,10 +189,10 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         keys = [(position, self.epoch) for position in order]
         if self.exemplars:
             self._replace_half(keys)
-        mine = keys[self.rank :: self.world]
+        share = keys[self.rank :: self.world]
         for number in range(self.skip * self.accumulate, len(self)):
             start = number * self.batch_size
-            yield mine[start : start + self.batch_size]
+            yield share[start : start + self.batch_size]
 
     def _replace_half(self, keys: list[tuple[int, int]]) -> None:
         """Put exemplars in a random half of each iteration's places in the epoch's order."""

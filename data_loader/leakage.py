@@ -1,8 +1,8 @@
 """The leakage audit: which original label ids reach the loss of a step, and which stay hidden.
 
-Follow-up work to the published codes found that label policies leak future or past classes without
+Follow-up work to the published codes showed that label policies leak future or past classes without
 anybody noticing. So every training run says in one line what its own masks and policy let through,
-and stops when that is more than its setting allows. Called by the loader bundle.
+and stops when that is more than its setting allows.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class Part(NamedTuple):
     """A part of a step's training set: its own images, or exemplars from one step.
 
     Attributes:
-        words: what it is.
+        text: what it is.
         presence: [images, label ids] bool, which ids occur in each mask.
         table: from label id to training label.
         may: label ids that may reach the loss.
         taught: label ids that were labelled when the images were stored, or are in this step.
     """
 
-    words: str
+    text: str
     presence: np.ndarray
     table: np.ndarray
     may: Collection[int]
@@ -62,20 +62,20 @@ def audit(task: Task, parts: Sequence[Part]) -> str:
     Raises:
         AssertionError: a label id reaches the loss that its part must not show.
     """
-    told = []
-    for words, presence, table, may, taught in parts:
+    lines = []
+    for text, presence, table, may, taught in parts:
         visible, _ = occurring(task, presence, shown(table, task.classes))
         leaked = visible - set(may)
-        assert not leaked, f"{words}: label ids {ranges(leaked)} leak into the loss"
-        text = f"{len(presence)} {words} show {ranges(visible)}"
+        assert not leaked, f"{text}: label ids {ranges(leaked)} leak into the loss"
+        line = f"{len(presence)} {text} show {ranges(visible)}"
         if beyond := sorted(visible - set(taught)):
             _, images = occurring(task, presence, beyond)
-            text += f", of which {ranges(beyond)} WERE NOT LABELLED when stored, in {images} images"
+            line += f", of which {ranges(beyond)} WERE NOT LABELLED when stored, in {images} images"
         future = [label for ids in task.steps[task.step + 1 :] for label in ids]
         for kind, labels in (("old", task.old), ("new", task.new), ("future", future)):
             hidden = sorted({*labels} - {*shown(table, labels)})
             ids, images = occurring(task, presence, hidden)
             if ids:
-                text += f"; hide {kind} {ranges(ids)} in {images}"
-        told.append(text)
-    return f"leakage audit, label ids that reach the loss: {' | '.join(told)}"
+                line += f"; hide {kind} {ranges(ids)} in {images}"
+        lines.append(line)
+    return f"leakage audit, label ids that reach the loss: {' | '.join(lines)}"

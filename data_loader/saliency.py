@@ -1,7 +1,6 @@
 """Saliency maps: a folder of PNGs, one for each training image, made by somebody's detector.
 
-Read by `IncrementalDataset` for methods that ask for them (SSUL), and by the data doctor. It knows
-neither steps nor torch.
+Methods ask for them (SSUL). It knows neither steps nor torch.
 """
 
 from __future__ import annotations
@@ -53,18 +52,18 @@ class SaliencyMaps:
                 "make those with the same detector, or name a complete folder."
             )
 
-    def read(self, raw: BaseDataset, entry: Entry, size: tuple[int, int] | None) -> np.ndarray:
+    def read(self, source: BaseDataset, entry: Entry, size: tuple[int, int] | None) -> np.ndarray:
         """The map of an image: [H, W] uint8, 1 = salient.
 
         Args:
-            raw: the data set of the image; says whether links out of the folder are followed.
+            source: the data set of the image; says whether links out of the folder are followed.
             size: its width and height; None: they are not compared.
 
         Raises:
             UserError: the file is missing, unreadable, no grey picture or of another size.
         """
         path = self.file(entry)
-        picture = raw.open_picture(path, WHAT, entry, self.folder)
+        picture = source.open_picture(path, WHAT, entry, self.folder)
         image = picture.image
         if image.mode not in MODES or picture.format in ("JPEG", "MPO"):
             raise entry.fault(

@@ -2,7 +2,6 @@
 
 The masks are scanned once, in parallel, and the table is cached; overlap, disjoint and sequential
 are pure functions of it, so every setting, task and step is answered without reading a mask again.
-Called by the loader bundles.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from base.base_dataset import BaseDataset, bare_id
 from base.task import Task
 from utils.errors import UserError
 from utils.files import atomic_path
+from utils.labels import VOID, WIDE_VOID, ranges
 from utils.logger import log, progress_in_threads
 from utils.machine import cores, keep_freed_memory
 
@@ -38,9 +38,7 @@ def presence_table(dataset: BaseDataset, cache_dir: str | Path) -> np.ndarray:
     The table is cached in `cache_dir` under a key of the root, the list, and every mask's size and
     times, so a changed data set is scanned anew.
 
-    Args:
-        dataset: the images of one split.
-        cache_dir: `task.idxs_path` of the config; a folder that cannot be written costs a warning.
+    A folder that cannot be written costs a warning.
 
     Returns:
         [images, label ids] bool, in list order and in that of `BaseDataset.ids`.
@@ -136,11 +134,54 @@ def select(presence: np.ndarray, task: Task, kind: str) -> np.ndarray:
     return np.flatnonzero(chosen)
 
 
+def hold_out(indices: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Those that are left to train on, and a share of `HELD_OUT` to validate on; both ascending.
+
+    Raises:
+        UserError: that share is nothing.
+    """
+    order = np.random.default_rng(seed).permutation(len(indices))
+    held_out = round(HELD_OUT * len(indices))
+    if held_out == 0:
+        raise UserError(
+            f"data_loader.args.val.cross_val: the step has {len(indices)} training images, too "
+            "few to hold a fifth out; set it to false."
+        )
+    return indices[np.sort(order[held_out:])], indices[np.sort(order[:held_out])]
+
+
 def holding_void(dataset: BaseDataset, rows: np.ndarray) -> tuple[int, int]:
     """How many masks hold void, of how many: of `rows`, evenly spread, `LOOKED_AT` at most."""
     chosen = rows[:: max(1, -(-len(rows) // LOOKED_AT))].tolist()
     masks = map(dataset.load_mask, chosen)
     return sum(bool((mask == dataset.void).any()) for mask in masks), len(chosen)
+
+
+def void_hint(dataset: BaseDataset, labels: Sequence[int], rows: np.ndarray | None = None) -> str:
+    """What void is, where masks hold it and a class was most likely meant; else empty.
+
+    Args:
+        labels: label ids of classes that may have been meant.
+        rows: which masks; default: all.
+    """
+    count, looked_at = holding_void(dataset, np.arange(len(dataset)) if rows is None else rows)
+    if not count:
+        return ""
+    return (
+        f"; {count} of {looked_at} that were looked at hold {VOID} (in 16 bits {WIDE_VOID}), "
+        "which is void, neither trained on nor counted: where it shall be foreground, write "
+        f"the label id of its class, such as {labels[0]}"
+    )
+
+
+def without_class(dataset: BaseDataset, presence: np.ndarray, task: Task) -> str:
+    """A warning where masks hold no class, or the training masks not all of the step; or empty."""
+    absent = [label for label in task.new if not presence[:, task.columns([label])].any()]
+    if absent and dataset.split == "train":
+        return f"no training mask holds {ranges(absent)}{void_hint(dataset, absent)}"
+    rows = np.flatnonzero(~_holds(presence, task, task.classes))
+    hint = void_hint(dataset, task.new, rows)
+    return f"{len(rows)} {dataset.split} masks hold no class{hint}" if hint else ""
 
 
 # ---------------------------------------------------------------------------------- published lists
@@ -211,10 +252,6 @@ def derive(dataset: BaseDataset, presence: np.ndarray, task: Task, kind: str) ->
 
     Images beyond the rule are taken when the list with them is the published one, count and hash:
     on the complete data set and no other.
-
-    Args:
-        dataset: the images of the split.
-        presence, task, kind: as in `select`.
 
     Returns:
         Ascending int64 indices.

@@ -1,4 +1,4 @@
-"""The published task schedules: label ids in order of arrival. Read by the loader bundles.
+"""The published task schedules: label ids in order of arrival.
 
 `class_orders.json` holds the 22 further class orders of VOC 15-1, named `15-1_b` … `15-1_w`.
 """

@@ -1,5 +1,4 @@
-"""From a raw image and its labels to equally sized tensors of integers; the normalisation runs on
-the device. Called by `IncrementalDataset`, in the loaders' workers.
+"""From an image and its labels to equally sized tensors of integers; the device normalises them.
 
 Images are resized bilinearly, labels and other maps by nearest neighbour, with Pillow's resampling:
 the same numbers as torchvision's functions on PIL images, which the tests compare.

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.upsampling import full_precision
+from models.pixels import full_precision
 
 # Dilations per output stride, the same distances in the image; the paper's for 16 and 8.
 RATES = {32: (3, 6, 9), 16: (6, 12, 18), 8: (12, 24, 36)}

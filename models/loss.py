@@ -10,7 +10,7 @@
 
 Written to be read and compared with: logits come at feature resolution h×w and every class of them
 is upsampled to full resolution H×W. Methods call the functions of the same names in
-`models/fast_loss.py`, which give the same values and gradients without holding that.
+`models/fast/losses.py`, which give the same values and gradients without holding that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from base.batch import void_of
-from models.upsampling import full_precision, size_of, upsample
+from models.pixels import full_precision, size_of, upsample
 
 
 def binary_cross_entropy(

@@ -6,9 +6,8 @@
 It reads the lists, then every image and mask once, with --saliency_dir also the saliency map of
 every training image, and goes on after every fault: the report says what is wrong, where, how often
 and what to do. With --config the folders, the classes and the task are that config's, and every
-step of the task is judged too. Called by hand, before training. It writes nothing and opens no file
-outside the root and the folder of maps. Exit code: 0 good, perhaps with warnings; 1 errors
-found; 2 wrong usage.
+step of the task is judged too. It writes nothing and opens no file outside the root and the folder
+of maps. Exit code: 0 good, perhaps with warnings; 1 errors found; 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from base.base_dataset import BaseDataset
 from base.task import make_task
 from data_loader import DATA_SETS as registry
-from scripts.doctor.findings import WORDS, Finding, collect, failed, printable, report
+from scripts.doctor.findings import SPLIT_NAMES, Finding, collect, failed, printable, report
 from scripts.doctor.lists import read_lists
 from scripts.doctor.pictures import (
     absent_classes,
@@ -68,17 +67,17 @@ def check_tree(known: type[BaseDataset], config: ConfigParser, steps: bool) -> l
     block |= {"own_classes": own is not None, "background": known.background}
     task = make_task(known.name, known.tables, names, **block)
 
-    counts = (f"{len(reader)} {WORDS[split]} images" for split, reader in readers.items())
+    counts = (f"{len(reader)} {SPLIT_NAMES[split]} images" for split, reader in readers.items())
     print(f"{printable(str(root))}: {listing(counts)}, {len(task.classes)} classes")
     maps, fault = saliency_maps(args["saliency_dir"])
     findings += collect(known, [*fault, *extra_maps(maps, readers["train"].entries)])
     inspections, presence = read_pictures(readers, maps), {}
     for split, reader in readers.items():
         presence[split] = presence_of(reader, inspections[split])
-        found = [fault for seen in inspections[split] for fault in seen.found]
-        found = [*all_void(found, presence[split], task), *followed(reader)]
-        found += absent_classes(split, presence[split], task)
-        findings += collect(known, found, split)
+        faults = [fault for seen in inspections[split] for fault in seen.faults]
+        faults = [*all_void(faults, presence[split], task), *followed(reader)]
+        faults += absent_classes(split, presence[split], task)
+        findings += collect(known, faults, split)
     findings += collect(known, copies(readers, inspections))
 
     why = "the classes are the config's own" if own is not None else incomplete(known, readers)
@@ -91,9 +90,9 @@ def check_tree(known: type[BaseDataset], config: ConfigParser, steps: bool) -> l
     if not failed(findings):
         findings += collect(known, refusal(config))
     if steps:
-        lines, faults = check_steps(config, task, readers, presence)
+        lines, step_faults = check_steps(config, task, readers, presence)
         print("\n".join(lines))
-        findings += collect(known, faults)
+        findings += collect(known, step_faults)
     return findings
 
 
@@ -111,11 +110,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--all", action="store_true", help="list every place of every finding")
     args = parser.parse_args(argv)
     flags = {name: getattr(args, name) for name in ("config", "data_dir", "saliency_dir")}
-    given = [
+    arguments = [
         word for name, value in flags.items() if value is not None for word in (f"--{name}", value)
     ]
-    given += ["--follow_links"] if args.follow_links else []
-    config = ConfigParser.from_args("train", f"configs/config_{args.data_set}.json", argv=given)
+    arguments += ["--follow_links"] if args.follow_links else []
+    config = ConfigParser.from_args("train", f"configs/config_{args.data_set}.json", argv=arguments)
     findings = check_tree(DATA_SETS[args.data_set], config, steps=args.config is not None)
     print(report(findings, None if args.all else EXAMPLES))
     return int(failed(findings))

@@ -39,7 +39,7 @@ from PIL import Image
 
 from base.image_files import too_large
 from data_loader.transforms import NoTransform
-from models.upsampling import size_of
+from models.pixels import size_of
 from scripts.predicting.images import Found, batches, find
 from scripts.predicting.memory import TooLarge, enough_memory
 from scripts.predicting.student import Predictor, one_device, trained_steps

@@ -102,7 +102,7 @@ def make_passes(
     others = usual.data.other_test_loader()
     if len(others):
         passes["all test images"] = result.wide + usual.evaluate(others, "test")
-    if usual.data.one_size("test"):
+    if usual.data.fixed_size("test"):
         test = "data_loader.args.test"
         whole = {f"{test}.args.transform": False, f"{test}.batch_size": 1}
         of_whole = evaluation(predictor, predictor.config.with_values(whole), device)

@@ -2,7 +2,8 @@
 
 import torch
 
-from models import fast_loss, loss
+from models import loss
+from models.fast import losses as fast_loss
 
 VOID = 255
 SIGMOID, SOFTMAX = ("mbce", "kd", "ac"), ("ce", "unbiased ce", "unbiased kd")

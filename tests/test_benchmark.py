@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import fast_loss
+from models.fast import losses as fast_loss
 from scripts import benchmark
 from scripts.benchmarking import growth, loss, measure
 from scripts.benchmarking.memory import extra_memory

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from base.task import make_task
-from data_loader import memory
+from data_loader import exemplars
 from models.model import DeepLabV3
 from models.weights import check_imagenet, load_strict
 from scripts.predicting.student import Predictor
@@ -402,7 +402,7 @@ MEMORY = {
 def read_memory(tmp_path, content):
     path = tmp_path / "memory.json"
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    return memory.read(path, (1, 2, 3), step=2, known=(0, 1, 2, 3, 4, 255))
+    return exemplars.read(path, (1, 2, 3), step=2, known=(0, 1, 2, 3, 4, 255))
 
 
 @pytest.mark.parametrize("share", shares())

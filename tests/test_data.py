@@ -16,7 +16,8 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
-from base.base_dataset import BaseDataset, label_ids
+from base.base_dataset import BaseDataset
+from base.entry_files import label_ids
 from data_loader.ade import ADE
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.dataset import IncrementalDataset, OrderedShare, Sample, ShuffledBatches
@@ -774,7 +775,7 @@ def test_a_sample_depends_on_its_image_and_not_on_its_place(toy):
     loaders = toy()
     whole = loaders.train_set
     part = IncrementalDataset(
-        *(whole.raw, whole.indices[4::3], whole.table, whole.transform, whole.seed)
+        *(whole.source, whole.indices[4::3], whole.table, whole.transform, whole.seed)
     )
     assert all(same(part[i, 5], whole[4 + 3 * i, 5]) for i in range(len(part)))
     torch.manual_seed(1)

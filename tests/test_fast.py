@@ -128,7 +128,7 @@ def three_steps(config, dtype):
     for _ in range(3):
         images = torch.randn(2, 3, 64, 64, generator=random).to(dtype)
         labels = torch.randint(0, 6, (2, 64, 64), generator=random).to(torch.uint8)
-        terms = trainer.train_step([(images, labels)])
+        terms = trainer.train_step([(images, labels)]).values()
         losses.append(torch.stack(list(terms.values())))
         gradients = {n: p.grad for n, p in trainer.student.named_parameters() if p.requires_grad}
     return trainer, torch.stack(losses), gradients
@@ -338,7 +338,7 @@ def test_confusion_counts_every_pixel(classes):
     assert (confusion.matrix() == expected.numpy()).all()
 
 
-def test_convolutions_are_tuned_where_images_have_one_size(toy_config, monkeypatch):
+def test_convolutions_are_tuned_where_images_have_fixed_size(toy_config, monkeypatch):
     """In training, validation and test, each as its own images are."""
     tree = json.loads(toy_config.read_text())
     test = tree["data_loader"]["args"]["test"]

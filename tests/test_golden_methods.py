@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.fast_loss import (
-    by_definition,
-    cross_entropy,
-    distillation,
-    local_pod,
-    mbce,
-    soft_distillation,
-)
+from models.fast.losses import cross_entropy, distillation, local_pod, mbce, soft_distillation
+from scripts.benchmarking.definitions import by_definition
 from tests.helpers import DATA
 
 

@@ -15,7 +15,8 @@ from data_loader.transforms import (
     normalize,
     resized_crop,
 )
-from models.fast_loss import auxiliary, by_definition, distillation, mbce
+from models.fast.losses import auxiliary, distillation, mbce
+from scripts.benchmarking.definitions import by_definition
 from trainer.evaluation import build_evaluators
 from utils.lr_scheduler import PolyLR, WarmupPolyLR
 from utils.metric import METRICS, ConfusionMatrix, Evaluator

@@ -14,16 +14,17 @@ from base.base_method import StepContext
 from base.base_model import ModelOutput
 from base.batch import Batch
 from base.task import Task
-from data_loader.memory import Candidate, choose
-from models.fast_loss import by_definition, soft_distillation
+from data_loader.exemplars import Candidate, choose
+from models.fast.losses import soft_distillation
 from models.heads import make_head, split_background, start_head
 from models.loss import strips
+from scripts.benchmarking.definitions import by_definition
 from tests.helpers import DATA
-from trainer.memory import pseudo_label
 from trainer.methods import METHODS
 from trainer.methods.plop import thresholds
 from trainer.methods.sdr import nearest
 from trainer.methods.ssul import UNKNOWN, VOID
+from trainer.replay import pseudo_label
 
 STEPS = ((1, 2, 3), (4, 5), (6, 7, 8))
 NAMES = tuple(f"class{i}" for i in range(9))

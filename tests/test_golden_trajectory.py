@@ -13,7 +13,7 @@ import torch
 from base.base_model import ModelOutput
 from base.task import Task
 from models.aspp import Dropout
-from models.upsampling import upsample
+from models.pixels import upsample
 from models.weights import load_previous_step
 from tests.helpers import DATA, NO_GPU, dkd_heads
 from tests.networks import fill_by_name, make_config, make_trainer

@@ -16,9 +16,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from base.base_model import ModelOutput
 from base.task import Task
-from models import fast_loss, loss, upsampling
-from models.upsampling import (
-    Bilinear,
+from models import loss, pixels
+from models.fast import losses as fast_loss
+from models.fast.binary import Bilinear
+from models.pixels import (
     Rows,
     bands,
     chunks,
@@ -26,6 +27,7 @@ from models.upsampling import (
     softmax_score,
     upsample,
 )
+from scripts.benchmarking.definitions import FAST_WAYS, by_definition
 from tests.helpers import PUBLISHED
 from tests.losses import SIGMOID, TERMS, VOID, both, chunked, errors, exact, make, plain
 from trainer.methods import METHODS
@@ -47,7 +49,7 @@ def planes(monkeypatch):
 
     def set_planes(count, size, dtype=torch.float32):
         chunk = int(count * size[0] * size[1] * dtype.itemsize)
-        monkeypatch.setattr(upsampling, "CPU_CHUNK", chunk)
+        monkeypatch.setattr(pixels, "CPU_CHUNK", chunk)
 
     return set_planes
 
@@ -144,7 +146,7 @@ def in_float64(value):
     )
 
 
-@pytest.mark.parametrize("definition", fast_loss.FAST_WAYS, ids=lambda loss: loss.__name__)
+@pytest.mark.parametrize("definition", FAST_WAYS, ids=lambda loss: loss.__name__)
 @pytest.mark.parametrize("case", [*CASES, *map(random_case, range(24))], ids=str)
 @pytest.mark.parametrize(
     ("dtype", "most"), [(torch.float32, 1e-6), (torch.float64, 1e-12)], ids=["float32", "float64"]
@@ -165,7 +167,7 @@ def test_fast_way_equals_definition(definition, case, dtype, most, planes):
         logits = given[first].requires_grad_()
         return both(lambda _, logits: function(logits, **rest), None, logits)
 
-    got = found(fast_loss.FAST_WAYS[definition], given)
+    got = found(FAST_WAYS[definition], given)
     assert got[0].dtype is got[1].dtype is dtype
     assert errors(got, found(definition, exact)).max() < most
 
@@ -176,15 +178,15 @@ def test_every_loss_has_a_fast_way_or_is_known_to_have_none():
         for name, value in vars(loss).items()
         if inspect.isfunction(value) and value.__module__ == loss.__name__ and name[0] != "_"
     }
-    with_fast_way = {definition.__name__ for definition in fast_loss.FAST_WAYS}
+    with_fast_way = {definition.__name__ for definition in FAST_WAYS}
     assert public == with_fast_way | NO_FAST_WAY.keys()
     assert not with_fast_way & NO_FAST_WAY.keys()
 
 
 def test_fast_ways_are_called_as_their_definitions():
-    for definition, fast in fast_loss.FAST_WAYS.items():
+    for definition, fast in FAST_WAYS.items():
         assert inspect.signature(fast) == inspect.signature(definition)
-        assert getattr(fast_loss, definition.__name__).__doc__ == definition.__doc__
+        assert fast.__name__ == definition.__name__
 
 
 @pytest.mark.parametrize("term", TERMS)
@@ -193,9 +195,9 @@ def test_which_way_is_chosen(term, monkeypatch):
     given = make((4, 3), (64, 48))
     fast, defined = both(chunked, term, *given), both(plain, term, *given)
     assert not torch.equal(fast[1], defined[1]), "they round differently, which tells them apart"
-    with fast_loss.by_definition():
+    with by_definition():
         assert all(map(torch.equal, both(chunked, term, *given), defined))
-    with pytest.raises(ValueError, match="inside"), fast_loss.by_definition():
+    with pytest.raises(ValueError, match="inside"), by_definition():
         raise ValueError("inside")
     assert all(map(torch.equal, both(chunked, term, *given), fast))
 
@@ -204,8 +206,8 @@ def test_which_way_is_chosen(term, monkeypatch):
 def test_methods_call_what_has_a_fast_way_by_its_fast_name(method):
     """A definition that a method imports would be computed as it is, unnoticed."""
     names = vars(sys.modules[METHODS[method].__module__])
-    slow = [n for n, v in names.items() if any(v is known for known in fast_loss.FAST_WAYS)]
-    assert not slow, "import them from models.fast_loss"
+    slow = [n for n, v in names.items() if any(v is known for known in FAST_WAYS)]
+    assert not slow, "import them from models.fast.losses"
 
 
 @pytest.mark.parametrize("term", TERMS)

@@ -16,15 +16,15 @@ from PIL import Image
 from base.base_model import ModelOutput
 from base.batch import Batch
 from base.task import Task
-from data_loader import memory
+from data_loader import exemplars
 from data_loader.dataset import ShuffledBatches
+from data_loader.exemplars import Candidate
 from data_loader.leakage import Part, audit
-from data_loader.memory import Candidate
 from scripts.toy_data.shapes import CLASS_NAMES
 from tests.helpers import train, write_config
 from trainer.build import build_data
-from trainer.memory import find_candidates, pseudo_label
 from trainer.methods import METHODS
+from trainer.replay import find_candidates, pseudo_label
 from trainer.trainer import Trainer
 from utils.errors import UserError
 from utils.labels import ranges
@@ -45,14 +45,14 @@ def test_classes_take_turns():
     """Every class gets its share, however common the others are."""
     many = [Candidate(f"a{i}", (1,)) for i in range(50)]
     few = [Candidate(f"b{i}", (2,)) for i in range(5)]
-    taken = memory.choose(many + few, (1, 2), 8, seed=3)
+    taken = exemplars.choose(many + few, (1, 2), 8, seed=3)
     assert {label: len(chosen) for label, chosen in taken.items()} == {1: 4, 2: 4}
     assert all(label in c.ids for label, chosen in taken.items() for c in chosen)
 
 
 def test_no_image_is_taken_twice():
     both = [Candidate(f"{i}", (1, 2, 3)) for i in range(9)]
-    taken = memory.choose(both, (1, 2, 3), 7, seed=0)
+    taken = exemplars.choose(both, (1, 2, 3), 7, seed=0)
     names = [c.name for chosen in taken.values() for c in chosen]
     assert len(names) == len(set(names)) == 7
     assert sorted(map(len, taken.values())) == [2, 2, 3]
@@ -60,7 +60,7 @@ def test_no_image_is_taken_twice():
 
 def test_the_choice_ends_when_nothing_is_left():
     """The published code spins for ever here."""
-    taken = memory.choose(candidates(a=[1], b=[1, 2]), (1, 2, 3), 10, seed=1)
+    taken = exemplars.choose(candidates(a=[1], b=[1, 2]), (1, 2, 3), 10, seed=1)
     assert sorted(c.name for chosen in taken.values() for c in chosen) == ["a", "b"]
     assert taken[3] == []
 
@@ -87,12 +87,12 @@ def test_the_choice_equals_the_rule_written_out():
                     expected.append(found.name)
             if len(expected) == before:
                 break
-        taken = memory.choose(pool, range(1, 9), size, seed)
+        taken = exemplars.choose(pool, range(1, 9), size, seed)
         assert sorted(c.name for t in taken.values() for c in t) == sorted(expected)
 
 
 def test_an_image_that_is_stored_and_fresh_is_one_candidate():
-    merged = memory.merge(candidates(a=[1], b=[2]), candidates(b=[4], c=[5]))
+    merged = exemplars.merge(candidates(a=[1], b=[2]), candidates(b=[4], c=[5]))
     assert merged == candidates(a=[1], b=[2, 4], c=[5])
 
 
@@ -104,17 +104,17 @@ def voc_line(name):
 @pytest.mark.parametrize("published", [voc_line, str], ids=["whole lines", "bare ids"])
 def test_file_has_the_published_form(tmp_path, published):
     path, lines = tmp_path / "memory.json", {name: published(name) for name in "abc"}
-    memory.write(path, 1, candidates(b=[2], a=[1, 2]), {}, lines)
-    memory.write(path, 2, candidates(c=[3], a=[1]), memory.read(path), lines)
+    exemplars.write(path, 1, candidates(b=[2], a=[1, 2]), {}, lines)
+    exemplars.write(path, 2, candidates(c=[3], a=[1]), exemplars.read(path), lines)
     a, b, c = lines.values()
     assert json.loads(path.read_text()) == {
         "step_2": {"memory_candidates": [[c, [3]], [a, [1]]], "memory_list": [a, c]},
         "step_1": {"memory_candidates": [[b, [2]], [a, [1, 2]]], "memory_list": [a, b]},
     }
-    stored = memory.read(path)
-    assert memory.exemplars(stored, 1) == candidates(b=[2], a=[1, 2])
-    assert memory.exemplars(stored, 3) == []
-    assert memory.origins(stored, 2) == {"c": 1, "a": 0}
+    stored = exemplars.read(path)
+    assert exemplars.stored(stored, 1) == candidates(b=[2], a=[1, 2])
+    assert exemplars.stored(stored, 3) == []
+    assert exemplars.origins(stored, 2) == {"c": 1, "a": 0}
 
 
 def test_files_with_either_kind_of_name(tmp_path):
@@ -125,10 +125,10 @@ def test_files_with_either_kind_of_name(tmp_path):
         "step_1": {"memory_candidates": [["a", [1]]], "memory_list": ["a"]},
     }
     path.write_text(json.dumps(entries))
-    stored = memory.read(path, (1, 2, 3))
-    assert memory.exemplars(stored, 2) == candidates(b=[3], a=[1])
-    assert memory.origins(stored, 2) == {"b": 1, "a": 0}
-    memory.write(path, 3, [], stored, {"a": a, "b": b})  # what comes after is of one kind
+    stored = exemplars.read(path, (1, 2, 3))
+    assert exemplars.stored(stored, 2) == candidates(b=[3], a=[1])
+    assert exemplars.origins(stored, 2) == {"b": 1, "a": 0}
+    exemplars.write(path, 3, [], stored, {"a": a, "b": b})  # what comes after is of one kind
     assert json.loads(path.read_text())["step_1"]["memory_list"] == [a]
 
 
@@ -150,9 +150,9 @@ def test_faulty_files(tmp_path, text):
     path = tmp_path / "memory.json"
     path.write_text(text)
     with pytest.raises(UserError, match=r"memory list .*memory\.json"):
-        memory.read(path)
+        exemplars.read(path)
     with pytest.raises(UserError, match="does not exist"):
-        memory.read(tmp_path / "nowhere.json")
+        exemplars.read(tmp_path / "nowhere.json")
 
 
 # ---------------------------------------------------------------------------------- pseudo-labels
@@ -261,8 +261,8 @@ def whole_ids(data, dataset):
     shown = {}
     back = {channel: label for label, channel in data.task._channels.items()}
     for index in dataset.indices:
-        labels = dataset.table[dataset.raw.load_mask(index)]
-        shown[dataset.raw.entries[index].id] = {
+        labels = dataset.table[dataset.source.load_mask(index)]
+        shown[dataset.source.entries[index].id] = {
             back[channel] for channel in np.unique(labels).tolist() if channel not in (0, 255)
         }
     return shown
@@ -399,7 +399,7 @@ def test_hidden_labels_do_not_move_the_training_labels(every_id, tmp_path, setti
         hidden = [label for label in range(1, 6) if label not in visible]
         assert all(dataset.table[label] == 0 for label in hidden)
         before = dataset[0].label
-        mask = dataset.raw.load_mask(dataset.indices[0])
+        mask = dataset.source.load_mask(dataset.indices[0])
         swapped = mask.copy()
         for label, other in zip(hidden, [*hidden[1:], 0], strict=True):
             swapped[mask == label] = other
@@ -559,7 +559,7 @@ def test_half_batches_go_on_where_a_run_was_stopped(skip):
 
 def test_the_memory_leaves_the_length_of_an_epoch(every_id, tmp_path):
     data = own_data(every_id, tmp_path, step=2, labels="all_seen", mix="half_batch")
-    data.blocks["train"] = {**data.blocks["train"], "batch_size": 3}
+    data.splits["train"] = {**data.splits["train"], "batch_size": 3}
     own = len(data.train_set)
     data.replay({"1": 0, "12": 0, "13": 1})
     assert data.train_batches.iterations == own // 3
@@ -569,13 +569,13 @@ def test_the_memory_leaves_the_length_of_an_epoch(every_id, tmp_path):
         (name,) = (n for n, old in zip(batch.name, batch.replayed, strict=True) if old)
         assert name in ("1", "12", "13")
     alone = own_data(every_id, tmp_path, step=2, mix="half_batch")
-    alone.blocks["train"] = data.blocks["train"]
+    alone.splits["train"] = data.splits["train"]
     assert alone.train_batches.exemplars == 0, "nothing to mix in"
 
 
 def test_half_of_one_image_is_nothing(every_id, tmp_path):
     data = own_data(every_id, tmp_path, step=2, mix="half_batch", mem_size=5)
-    data.blocks["train"] = {**data.blocks["train"], "batch_size": 1}
+    data.splits["train"] = {**data.splits["train"], "batch_size": 1}
     with pytest.raises(UserError, match=r"mix is 'half_batch', but half of .*batch_size\) 1 × 1 "):
         data.check_mix()
 
@@ -599,24 +599,24 @@ def three_steps(toy_root, tmp_path_factory, two_threads):
 
 def test_memory_of_a_run(three_steps):
     _, _, (_, one, two) = three_steps
-    first = memory.read(one.step_dir() / "memory.json")
-    second = memory.read(two.step_dir() / "memory.json")
+    first = exemplars.read(one.step_dir() / "memory.json")
+    second = exemplars.read(two.step_dir() / "memory.json")
     assert list(first) == ["step_1"]
     assert list(second) == ["step_2", "step_1"]
     assert second["step_1"] == first["step_1"]
     for t, stored in ((1, first), (2, second)):
-        kept = memory.exemplars(stored, t)
+        kept = exemplars.stored(stored, t)
         assert 0 < len(kept) <= 12
         assert all(1 <= label <= (15, 17)[t - 1] for c in kept for label in c.ids)
     # Masks of step 1 name no class of step 0, so those come from what was stored before.
-    before = {c.name: c.ids for c in memory.exemplars(first, 1)}
-    again = [c for c in memory.exemplars(second, 2) if c.name in before]
+    before = {c.name: c.ids for c in exemplars.stored(first, 1)}
+    again = [c for c in exemplars.stored(second, 2) if c.name in before]
     assert any(min(c.ids) <= 15 for c in again)
     assert all({*before[c.name]} <= {*c.ids} for c in again)
     later = (two.log_dir() / "info.log").read_text()
     assert f"candidates chosen, {len(before)} of them stored before" in later
     log = (one.log_dir() / "info.log").read_text()
-    kept = memory.exemplars(first, 1)
+    kept = exemplars.stored(first, 1)
     assert f"memory: {len(kept)} of " in log
     assert f"memory: {CLASS_NAMES[16]}: " not in log, "a new class takes no turn"
     for number in range(1, 16):
@@ -775,7 +775,7 @@ def test_ranks_share_the_exemplars(every_id, tmp_path, mix):
             data = own_data(every_id, tmp_path, step=2, labels="current", mix=mix)
             data.replay({"1": 0, "12": 0})
             data.ranks = one
-            data.blocks["train"] = {**data.blocks["train"], "batch_size": 4 // len(ranks)}
+            data.splits["train"] = {**data.splits["train"], "batch_size": 4 // len(ranks)}
             data.train_loader.batch_sampler.set_epoch(2)
             names.append(
                 [

@@ -17,8 +17,9 @@ from base.base_model import ModelOutput
 from base.batch import Batch
 from base.task import Task
 from models.aspp import Dropout
-from models.fast_loss import by_definition, local_pod
+from models.fast.losses import local_pod
 from models.model import DeepLabV3
+from scripts.benchmarking.definitions import by_definition
 from tests.helpers import PUBLISHED
 from tests.networks import WAYS, earlier_of, make_config, make_trainer
 from trainer.build import build_student

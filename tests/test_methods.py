@@ -116,7 +116,7 @@ def test_training_steps_equal_the_plain_formulas(step, fast):
         plain.zero_grad()
         loss.backward()
         plain_sgd(groups, state, [lr, *[10 * lr] * (len(groups) - 1)])
-        got = trainer.train_step([(images, labels)])
+        got = trainer.train_step([(images, labels)]).values()
         torch.testing.assert_close(got["loss"], loss.detach(), rtol=1e-10, atol=0)
     for (name, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12, msg=name)

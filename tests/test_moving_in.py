@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 
 from base.base_method import setting
-from models.fast_loss import cross_entropy
+from models.fast.losses import cross_entropy
 from trainer.methods.background import BackgroundMethod
 
 

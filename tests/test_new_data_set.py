@@ -25,7 +25,7 @@ from models.loss import mbce
 from scripts.check_data import check_tree
 from tests.helpers import PROJECT, evaluation
 from trainer.build import build_data
-from trainer.memory import pseudo_label
+from trainer.replay import pseudo_label
 from trainer.run import run
 from trainer.trainer import Trainer
 from utils.errors import UserError
@@ -237,7 +237,7 @@ def test_the_cached_table_has_a_column_for_each_id(config):
     assert presence.any(axis=0).all()
     assert (again._presence("train") == presence).all()
     ids = np.array(data.task.ids)
-    for row, entry in enumerate(data.raw["train"].entries):
+    for row, entry in enumerate(data.source["train"].entries):
         assert set(ids[presence[row]]) == set(np.unique(np.asarray(Image.open(entry.mask))))
     assert "12 images show " in data.leakage()
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from base import base_method
 from base.base_method import BaseMethod, setting
 from base.base_model import HeadPlan
-from models.upsampling import upsample
+from models.pixels import upsample
 from tests.helpers import train, write_config
 from trainer import methods
 from trainer.plan import plan_run

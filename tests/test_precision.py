@@ -20,8 +20,9 @@ from base.task import Task
 from data_loader import transforms
 from data_loader.dataset import Sample
 from models import aspp
+from models.fast.mean import PixelMean
 from models.model import DeepLabV3
-from models.upsampling import PixelMean, exact_products
+from models.pixels import exact_products
 from tests.helpers import PUBLISHED, train
 from tests.networks import earlier_of, make_config, make_trainer
 from trainer.build import build_model
@@ -122,7 +123,7 @@ def test_evaluation_is_float32_unless_asked(monkeypatch):
     """Published figures are; `eval_amp` may choose otherwise, and both are named."""
     evaluation = trainer_of("dkd").evaluation
     evaluation.precision = Precision("cpu", torch.bfloat16)
-    evaluation.data.one_size = lambda kind: True
+    evaluation.data.fixed_size = lambda kind: True
     ((images, labels),) = batches(1)
     loader = [Sample(images.to(torch.uint8), labels, list("0123"))]
     seen = []

@@ -74,7 +74,7 @@ def test_methods_share_the_files_that_both_import():
 
     assert not [name for name in map(name_of, needed([PROJECT / RUN])) if "methods/" in name]
     assert "trainer/methods/mib.py" in own("sdr") - own("dkd")
-    assert "models/fast_loss.py" in own("sdr") & own("dkd")
+    assert "models/fast/losses.py" in own("sdr") & own("dkd")
 
 
 def test_records_of_other_own_files_are_told():

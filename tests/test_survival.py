@@ -24,7 +24,7 @@ from models.model import DeepLabV3
 from scripts.chaos import Chaos
 from scripts.disturbance.job import Job
 from tests.helpers import PROJECT, after, send, train, write_config
-from trainer import memory as replay_memory
+from trainer import replay
 from trainer.evaluation import Evaluation
 from trainer.plan import plan_run
 from trainer.record import code_hash, differences, remarks
@@ -168,7 +168,7 @@ def test_stopped_in_its_final_test(undisturbed, attempt, monkeypatch):
 
 def test_stopped_while_the_memory_is_chosen(undisturbed, attempt, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(replay_memory, "find_candidates", lambda *args: send(signal.SIGTERM)())
+        patch.setattr(replay, "find_candidates", lambda *args: send(signal.SIGTERM)())
         with pytest.raises(Interrupted):
             attempt(1)
     assert not (attempt.folder(1) / "memory.json").exists()

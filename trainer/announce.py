@@ -67,7 +67,7 @@ def announce(
             memory["labels"],
             config["method"],
         )
-    if config["trainer"]["monitor"] != "off" and not data.blocks["val"]["cross_val"]:
+    if config["trainer"]["monitor"] != "off" and not data.splits["val"]["cross_val"]:
         log.warning(
             "trainer.monitor chooses on validation images, and those are test images as well: set "
             "data_loader.args.val.cross_val to choose on training images that are held out"
@@ -76,7 +76,7 @@ def announce(
 
 def _announce_batches(ranks: Ranks, data: IncrementalDataLoader, *, frozen: bool) -> None:
     """How large the global batch is and what BatchNorm sees of it."""
-    log.info("global batch: %d, %s", data.global_batch, data.batch_words())
+    log.info("global batch: %d, %s", data.global_batch, data.batch_text())
     if not frozen:
         synchronised = ranks.world > 1 and ranks.device.type == "cuda"
         scope = "synchronised over the GPUs" if synchronised else "of each process and batch alone"

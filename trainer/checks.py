@@ -112,11 +112,11 @@ def check_training(config: ConfigParser, data: IncrementalDataLoader, method: Ba
             "at least 2, or --freeze_bn."
         )
     data.check_mix()
-    images = len(data.raw["train"])
+    images = len(data.source["train"])
     if images < data.global_batch:
         raise UserError(
             f"the data set has {images} training images, fewer than one batch: "
-            f"{data.batch_words()}; choose a smaller one."
+            f"{data.batch_text()}; choose a smaller one."
         )
     _, validation = build_evaluators(config, data.task)
     parse_monitor(trainer["monitor"], [f"val_{name}" for name in validation.names()])

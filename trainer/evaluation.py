@@ -20,7 +20,7 @@ from base.task import Task
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.dataset import IncrementalDataset, Sample
 from data_loader.transforms import normalize
-from models.upsampling import size_of
+from models.pixels import size_of
 from trainer.precision import Precision
 from trainer.record import code_hash, own_code
 from trainer.results import PREVIOUS, WEIGHTS
@@ -108,7 +108,7 @@ class Evaluation:
         """
         self.student.eval()
         # As in training: cuDNN would go on trying where image sizes differ.
-        torch.backends.cudnn.benchmark = self.data.one_size(kind)
+        torch.backends.cudnn.benchmark = self.data.fixed_size(kind)
         half = self.config["eval_amp"]
         fewest = min(self.ranks.gather(len(loader)))
         rows, columns = 1 + len(self.task.classes), 1 + len(self.task.seen)

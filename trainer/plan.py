@@ -24,8 +24,8 @@ from trainer.build import (
 )
 from trainer.checks import check_batches, check_names, check_training, with_settings
 from trainer.folders import check_free, check_room, check_writable, checkpoint_size
-from trainer.memory import read_previous as read_previous_memory
 from trainer.record import EPOCHS, LENGTHENED, differ, differences, record
+from trainer.replay import read_previous as read_previous_memory
 from trainer.results import METRICS, tested_weights
 from trainer.shared_step import check_shared, find_shared
 from utils import checkpoint as files
@@ -310,5 +310,5 @@ def _check_images(config: ConfigParser, data: IncrementalDataLoader, launch: Lau
     if images + replayed < data.global_batch:
         raise UserError(
             f"the training set of step {data.task.step} has {images} images, fewer than one "
-            f"batch: {data.batch_words()}; choose a smaller one."
+            f"batch: {data.batch_text()}; choose a smaller one."
         )

@@ -198,9 +198,9 @@ def check_data(data: IncrementalDataLoader, previous: Previous, ranks: Ranks) ->
     trained = before["trained"].astype(bool)
     if changed := changes(now["train"], before["train"], data.names("train"), trained):
         raise UserError(
-            f"the data in {data.raw['train'].root} have changed {since}, among them what it or a "
-            f"step before was trained on: {'; '.join(changed)}; put them back, or train from step "
-            "0 under another --name."
+            f"the data in {data.source['train'].root} have changed {since}, among them what it or "
+            f"a step before was trained on: {'; '.join(changed)}; put them back, or train from "
+            "step 0 under another --name."
         )
     for split in ("train", "val"):
         if changed := changes(now[split], before[split], data.names(split)):

@@ -24,10 +24,10 @@ from trainer.build import (
     load_student,
 )
 from trainer.evaluation import Evaluation, Weights
-from trainer.memory import replay
 from trainer.optim import build_optimizer, build_scheduler
 from trainer.plan import RunPlan, StepPlan, plan_run, plan_step
 from trainer.record import Provenance, check_data
+from trainer.replay import replay
 from trainer.results import METRICS, retire, tested_weights
 from trainer.shared_step import adopt
 from trainer.trainer import Trainer

@@ -142,7 +142,7 @@ class Trainer(BaseTrainer):
         data.train_batches.set_epoch(epoch, skip=self.iteration)
         self.model.train()
         # cuDNN tries its ways once on a GPU; where image sizes differ, it would go on trying.
-        torch.backends.cudnn.benchmark = data.one_size("train")
+        torch.backends.cudnn.benchmark = data.fixed_size("train")
         advice = after_divergence(self.config, self.task)
         with self.log.epoch(epoch, self.iteration, advice) as log:
             for batches in grouped(data.train_loader, data.accumulate):

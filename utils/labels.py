@@ -18,10 +18,10 @@ def void_id(label_ids: Iterable[int]) -> int:
 
 def ranges(labels: Iterable[int], to: str = "-") -> str:
     """Label ids as `1-15, 17`, or `none`."""
-    words: list[list[int]] = []
+    runs: list[list[int]] = []
     for label in sorted(labels):
-        if words and label == words[-1][-1] + 1:
-            words[-1] = [words[-1][0], label]
+        if runs and label == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], label]
         else:
-            words.append([label])
-    return listing((to.join(map(str, word)) for word in words), most=20) or "none"
+            runs.append([label])
+    return listing((to.join(map(str, run)) for run in runs), most=20) or "none"

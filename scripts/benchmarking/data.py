@@ -66,7 +66,7 @@ def decoded_crop(
 
     Draws the random numbers that the data set draws.
     """
-    entry = dataset.raw.entries[dataset.indices[position]]
+    entry = dataset.source.entries[dataset.indices[position]]
     image, mask = Image.open(entry.image).convert("RGB"), Image.open(entry.mask)
     torch.default_generator.manual_seed(seed_from(*dataset.seed, 0, entry.id))
     box = RandomResizedCrop.get_params(image, list(preset.scale), list(preset.ratio))

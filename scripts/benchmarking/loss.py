@@ -9,8 +9,8 @@ import torch
 
 from base.base_method import Batch
 from base.base_model import ModelOutput
-from models import fast_loss
 from models import loss as definitions
+from models.fast import losses as fast_loss
 from scripts.benchmarking.measure import Row, must_agree, say
 from scripts.benchmarking.memory import extra_memory
 from scripts.benchmarking.networks import defined_losses, make_task, weighted

@@ -14,8 +14,8 @@ from base.base_method import BaseMethod, Batch
 from base.task import Task
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.dataset import Sample
-from models.fast_loss import by_definition
 from models.weights import load_previous_step
+from scripts.benchmarking.definitions import by_definition
 from scripts.benchmarking.plan import Shape
 from trainer.build import apply_fast, build_model
 from trainer.evaluation import Evaluation
@@ -55,7 +55,7 @@ class Stub(IncrementalDataLoader):
     def __init__(self, task: Task):
         self.task = task
 
-    def one_size(self, kind: str) -> bool:
+    def fixed_size(self, kind: str) -> bool:
         return True
 
 

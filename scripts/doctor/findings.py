@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from base.base_dataset import BaseDataset
 from utils.errors import listing
 
-WORDS = {"train": "training", "val": "validation"}  # of the two splits
+SPLIT_NAMES = {"train": "training", "val": "validation"}
 ADVICE = textwrap.TextWrapper(
     width=100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
 )
@@ -22,7 +22,7 @@ _VOID = (
 )
 _SHARED = "delete it from one of the lists: results on images that were trained on mean nothing"
 
-# Kind of fault → severity, what is wrong, what to do. The words in braces are the split and the
+# Kind of fault → severity, what is wrong, what to do. The terms in braces are the split and the
 # topics of `BaseDataset.advice`.
 # fmt: off
 FAULTS = {
@@ -137,7 +137,7 @@ FAULTS = {
         "compare with published ones; equal numbers mean other images or another order"),
 }
 # fmt: on
-Found = Iterable[tuple[str, str]]  # key of FAULTS, place
+Faults = Iterable[tuple[str, str]]  # key of FAULTS, place
 
 
 @dataclass(frozen=True)
@@ -157,15 +157,15 @@ class Finding:
     advice: str
 
 
-def collect(known: type[BaseDataset], found: Found, split: str = "") -> list[Finding]:
+def collect(known: type[BaseDataset], faults: Faults, split: str = "") -> list[Finding]:
     """One finding for each kind of fault, in the order of `FAULTS`."""
     places = defaultdict(list)
-    for fault, place in found:
+    for fault, place in faults:
         places[fault].append(place)
-    words = {topic.removesuffix(f" {split}"): advice for topic, advice in known.advice.items()}
-    words["split"] = WORDS.get(split, "")
+    terms = {topic.removesuffix(f" {split}"): advice for topic, advice in known.advice.items()}
+    terms["split"] = SPLIT_NAMES.get(split, "")
     return [
-        Finding(severity, what.format(**words), tuple(places[fault]), advice.format(**words))
+        Finding(severity, what.format(**terms), tuple(places[fault]), advice.format(**terms))
         for fault, (severity, what, advice) in FAULTS.items()
         if fault in places
     ]
@@ -187,9 +187,9 @@ def report(findings: Sequence[Finding], most: int | None) -> str:
             lines.append(f"    … and {times - len(shown):,} more; --all lists them")
         lines += ADVICE.wrap(f"what to do: {finding.advice}.")
     counts = {name: sum(finding.severity == name for finding in findings) for name in SEVERITIES}
-    words = (f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items())
+    texts = (f"{count} {name}{'s' * (count != 1)}" for name, count in counts.items())
     so = "cannot be trained on yet" if counts["error"] else "can be trained on"
-    return "\n".join([*lines, f"\nverdict: {listing(words)}: this tree {so}"])
+    return "\n".join([*lines, f"\nverdict: {listing(texts)}: this tree {so}"])
 
 
 def printable(text: str) -> str:

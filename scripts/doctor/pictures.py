@@ -17,11 +17,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from base.base_dataset import BaseDataset, Entry, label_ids
+from base.base_dataset import BaseDataset, Entry
+from base.entry_files import label_ids
 from base.image_files import DARK, FORMATS, Picture, list_folder
 from base.task import Task
 from data_loader.saliency import SaliencyMaps
-from scripts.doctor.findings import Found
+from scripts.doctor.findings import Faults
 from scripts.doctor.lists import strays
 from utils.errors import UserError
 from utils.files import sha256
@@ -35,43 +36,43 @@ PARALLEL = 8  # jobs; with fewer, starting processes would take longer than the 
 
 
 class Inspection(NamedTuple):
-    """What reading an image and its mask told.
+    """What reading an image and its mask revealed.
 
     Attributes:
-        found: kinds of fault and their places.
+        faults: kinds of fault and their places.
         ids: the label ids in the mask, without void.
         digest: hash of the image file.
     """
 
-    found: list[tuple[str, str]]
+    faults: list[tuple[str, str]]
     ids: list[int]
     digest: str
 
 
 @contextlib.contextmanager
-def noted(found: list[tuple[str, str]], what: str, place: str) -> Iterator[None]:
+def noted(faults: list[tuple[str, str]], what: str, place: str) -> Iterator[None]:
     """Keep what the reader says and go on."""
     try:
         yield
     except UserError as fault:
-        if fault.kind != "leaves":  # told with the list
-            found.append((fault.kind, str(fault)))
+        if fault.kind != "leaves":  # stands with the list
+            faults.append((fault.kind, str(fault)))
     except Exception as error:  # on a damaged file Pillow raises nearly anything
-        found.append((f"{what} damaged", f"{place}: {str(error) or type(error).__name__}"))
+        faults.append((f"{what} damaged", f"{place}: {str(error) or type(error).__name__}"))
 
 
-def extra_maps(maps: SaliencyMaps | None, entries: Sequence[Entry]) -> Found:
+def extra_maps(maps: SaliencyMaps | None, entries: Sequence[Entry]) -> Faults:
     """Images and hidden files in the folder of the maps that are no training image's map."""
     if maps is not None:
         known = {maps.file(entry).name for entry in entries}
-        with contextlib.suppress(OSError):  # told where its files cannot be read
+        with contextlib.suppress(OSError):  # reported where its files cannot be read
             listed = list_folder(maps.folder)
             for name in (*listed.images, *listed.hidden):
                 if name not in known:
                     yield "saliency map extra", f"{maps.folder / name}"
 
 
-def saliency_maps(folder: str | None) -> tuple[SaliencyMaps | None, Found]:
+def saliency_maps(folder: str | None) -> tuple[SaliencyMaps | None, Faults]:
     """The maps of a folder, None when there is none, and what is wrong with it."""
     if folder is None:
         return None, ()
@@ -85,47 +86,47 @@ def saliency_maps(folder: str | None) -> tuple[SaliencyMaps | None, Found]:
 
 def inspect(reader: BaseDataset, maps: SaliencyMaps | None, entry: Entry) -> Inspection:
     """Read an image, its mask and its saliency map as training does, whatever they hold."""
-    found: list[tuple[str, str]] = []
+    faults: list[tuple[str, str]] = []
     ids: list[int] = []
     digest = ""
     size = mask = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         place = f"{entry.where}: {entry.image}"
-        with noted(found, "image", place):
+        with noted(faults, "image", place):
             picture = reader.open_picture(entry.image, "image", entry)
             size = picture.image.size
-            found += enormous(place, size)
+            faults += enormous(place, size)
             digest = sha256(entry.image)
             reader.as_rgb(picture, entry)
-            found += kinds(place, picture, entry.image)
+            faults += kinds(place, picture, entry.image)
         place = f"{entry.where}: {entry.mask}"
-        with noted(found, "mask", place):
+        with noted(faults, "mask", place):
             mask = reader.read_mask(entry)
-            found += enormous(place, mask.shape[::-1])
+            faults += enormous(place, mask.shape[::-1])
             ids = reader.ids_of_mask(mask, entry)
             if not {*ids} - ({BACKGROUND} if reader.background else set()):
-                found.append(("void" if np.iinfo(mask.dtype).max in mask else "no class", place))
+                faults.append(("void" if np.iinfo(mask.dtype).max in mask else "no class", place))
         if mask is not None and not ids:  # beside a wrong id there may be right ones
             ids = [label for label in label_ids(mask) if label in reader.ids and label != VOID]
         if size is not None and mask is not None:
-            with noted(found, "mask", place):
+            with noted(faults, "mask", place):
                 reader.check_sizes(entry, size, mask.shape)
         if maps is not None:
             place = f"{entry.where}: {maps.file(entry)}"
-            with noted(found, "saliency map", place):
+            with noted(faults, "saliency map", place):
                 if not maps.read(reader, entry, size).any():
-                    found.append(("saliency map empty", place))
-    return Inspection(found, ids, digest)
+                    faults.append(("saliency map empty", place))
+    return Inspection(faults, ids, digest)
 
 
-def enormous(place: str, size: tuple[int, ...]) -> Found:
+def enormous(place: str, size: tuple[int, ...]) -> Faults:
     """Pictures of a size at which Pillow warns."""
     if np.prod(size) > (Image.MAX_IMAGE_PIXELS or np.inf):
         yield "enormous", f"{place} is {'×'.join(map(str, size))}"
 
 
-def kinds(place: str, picture: Picture, path: Path) -> Found:
+def kinds(place: str, picture: Picture, path: Path) -> Faults:
     """What is uncommon about a picture that can be read."""
     mode = picture.image.mode
     if picture.orientation != 1:
@@ -198,7 +199,7 @@ def read_pictures(
     return inspections
 
 
-def followed(reader: BaseDataset) -> Found:
+def followed(reader: BaseDataset) -> Faults:
     """Links that --follow_links allows."""
     if reader.follow_links:
         for path, entry, real in strays(reader):
@@ -208,7 +209,7 @@ def followed(reader: BaseDataset) -> Found:
 
 def copies(
     readers: Mapping[str, BaseDataset], inspections: Mapping[str, Sequence[Inspection]]
-) -> Found:
+) -> Faults:
     """Training images that equal a validation image of another id, byte by byte."""
     train, val = (zip(readers[k].entries, inspections[k], strict=True) for k in ("train", "val"))
     known = {seen.digest: entry for entry, seen in val if seen.digest}
@@ -228,14 +229,14 @@ def presence_of(reader: BaseDataset, inspections: Sequence[Inspection]) -> np.nd
     return presence
 
 
-def all_void(found: list[tuple[str, str]], presence: np.ndarray, task: Task) -> Found:
-    """What was found in a split, where masks with void are an error when none has a class."""
+def all_void(faults: list[tuple[str, str]], presence: np.ndarray, task: Task) -> Faults:
+    """The faults of a split, where masks with void are an error when none has a class."""
     none = not presence[:, task.columns(task.classes)].any()
-    for kind, place in found:
+    for kind, place in faults:
         yield "all void" if none and kind == "void" else kind, place
 
 
-def absent_classes(split: str, presence: np.ndarray, task: Task) -> Found:
+def absent_classes(split: str, presence: np.ndarray, task: Task) -> Faults:
     """Classes without a pixel; none when no mask could be read."""
     for label in task.classes if presence.any() else ():
         if not presence[:, task.columns([label])].any():

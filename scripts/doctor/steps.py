@@ -19,7 +19,7 @@ from data_loader.splits import (
     published_lists,
     read_published,
 )
-from scripts.doctor.findings import WORDS, Found
+from scripts.doctor.findings import SPLIT_NAMES, Faults
 from utils.errors import UserError, listing
 from utils.parse_config import ConfigParser
 
@@ -31,7 +31,7 @@ def published_faults(
     readers: Mapping[str, BaseDataset],
     presence: Mapping[str, np.ndarray],
     names: ClassNames,
-) -> Found:
+) -> Faults:
     """Whether the lists of every task, setting and step are the published ones."""
     published = {
         key.split("/")[1]: value
@@ -65,7 +65,7 @@ def every_step(known: type[BaseDataset], names: ClassNames) -> Iterator[Task]:
                 )
 
 
-def compare_lists(derived: Mapping[str, Any], published: Mapping[str, Any]) -> Found:
+def compare_lists(derived: Mapping[str, Any], published: Mapping[str, Any]) -> Faults:
     """Compare two tables of `{name: {"count": …, "sha256": …}}`."""
     equal = {name for name, value in derived.items() if value == published[name]}
     rest = sorted(set(published) - set(derived))
@@ -81,7 +81,7 @@ def incomplete(known: type[BaseDataset], readers: Mapping[str, BaseDataset]) -> 
     counts = {split: len(reader.entries) for split, reader in readers.items()}
     return listing(
         f"{counts[split]:,} {word} images instead of {known.complete[split]:,}"
-        for split, word in WORDS.items()
+        for split, word in SPLIT_NAMES.items()
         if counts[split] != known.complete[split]
     )
 
@@ -91,10 +91,10 @@ def step_lists(
     lists_dir: str,
     readers: Mapping[str, BaseDataset],
     presence: Mapping[str, np.ndarray],
-) -> tuple[dict[str, np.ndarray], Found]:
+) -> tuple[dict[str, np.ndarray], Faults]:
     """Image set of the step → indices, by the user's published file or by the rule."""
     lists: dict[str, np.ndarray] = {}
-    found: list[tuple[str, str]] = []
+    faults: list[tuple[str, str]] = []
     for kind, split in KINDS.items():
         path = published_file(task, kind, lists_dir)
         try:
@@ -103,8 +103,8 @@ def step_lists(
             lists[kind] = by_rule if by_file is None else by_file
         except UserError as error:
             lists[kind] = np.empty(0, dtype=np.int64)
-            found.append(("step list", str(error)))
-    return lists, found
+            faults.append(("step list", str(error)))
+    return lists, faults
 
 
 def check_steps(
@@ -112,10 +112,10 @@ def check_steps(
     first: Task,
     readers: Mapping[str, BaseDataset],
     presence: Mapping[str, np.ndarray],
-) -> tuple[list[str], Found]:
+) -> tuple[list[str], Faults]:
     """The numbers of images of each step as lines, and the steps that cannot be trained."""
     lines: list[str] = []
-    found: list[tuple[str, str]] = []
+    faults: list[tuple[str, str]] = []
     known_batch = 0
     for step in range(len(first.steps)):
         task, at_step = replace(first, step=step), config.at_step(step)
@@ -125,32 +125,32 @@ def check_steps(
             per_iteration = f"{batch} images per iteration and process"
             lines.append(f"task {first.name}, {first.setting}, {per_iteration}:")
             known_batch = batch
-        lists, faults = step_lists(task, args["task"]["idxs_path"], readers, presence)
+        lists, list_faults = step_lists(task, args["task"]["idxs_path"], readers, presence)
         counts = {kind: len(indices) for kind, indices in lists.items()}
         if args["val"]["cross_val"]:
             counts["val"] = round(HELD_OUT * counts["train"])
             counts["train"] -= counts["val"]
-        words = (f"{count} {WORDS.get(kind, kind)}" for kind, count in counts.items())
-        lines.append(f"  step {step}: {listing(words)} images")
-        found += faults
+        texts = (f"{count} {SPLIT_NAMES.get(kind, kind)}" for kind, count in counts.items())
+        lines.append(f"  step {step}: {listing(texts)} images")
+        faults += list_faults
         if counts["train"] < batch:
-            found.append(("step train", f"step {step}: {counts['train']} of {batch} images"))
+            faults.append(("step train", f"step {step}: {counts['train']} of {batch} images"))
         if counts["val"] == 0:
             fault = "step held out" if args["val"]["cross_val"] else "step val"
-            found.append((fault, f"step {step}"))
+            faults.append((fault, f"step {step}"))
         if counts["test"] == 0:
-            found.append(("step test", f"step {step}"))
+            faults.append(("step test", f"step {step}"))
         ever, now = (
             set(np.flatnonzero(table.any(axis=0)).tolist())
             for table in (presence["train"], presence["train"][lists["train"]])
         )
         for label, column in zip(task.new, task.columns(task.new), strict=True):
             if column in ever - now:
-                found.append(("step class", f"step {step}: {label} ({task.class_names[label]})"))
-    return lines, found
+                faults.append(("step class", f"step {step}: {label} ({task.class_names[label]})"))
+    return lines, faults
 
 
-def refusal(config: ConfigParser) -> Found:
+def refusal(config: ConfigParser) -> Faults:
     """What training would say before it reads an image."""
     from trainer.build import build_data  # not above, for they import torch
     from utils.ranks import SINGLE

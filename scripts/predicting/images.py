@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from base.image_files import Listing, decode, list_folder, to_rgb, too_large
 from data_loader.transforms import Transform
-from models.upsampling import size_of
+from models.pixels import size_of
 from utils.errors import UserError, out_of_memory
 from utils.processes import children
 

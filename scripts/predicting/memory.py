@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from models.upsampling import size_of
+from models.pixels import size_of
 from utils.errors import UserError, out_of_memory
 
 

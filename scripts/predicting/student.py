@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from base.base_model import ModelOutput
 from data_loader import DATA_SETS
 from data_loader.transforms import NoTransform, Transform, eval_transform, normalize
-from models.upsampling import full_precision, size_of
+from models.pixels import full_precision, size_of
 from scripts.predicting.memory import enough_memory
 from trainer.build import apply_fast, build_method, build_task, load_student
 from trainer.checks import check_names, with_settings

@@ -163,7 +163,7 @@ def choose_images(
     images, ids = data.test_set, data.task.label_ids()
     spread = np.linspace(0, len(images) - 1, min(CANDIDATES, len(images))).astype(int).tolist()
     # Evaluated in batches where the images come in one size.
-    size = BATCH if data.one_size("test") else 1
+    size = BATCH if data.fixed_size("test") else 1
     gains: dict[int, float] = {}
     classes: dict[int, set[int]] = {}
     faults: list[UserError] = []

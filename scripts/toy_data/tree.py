@@ -58,14 +58,14 @@ def _holds(out: Path, parameters: dict[str, object]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        found = json.loads((out / "toy.json").read_text(encoding="utf-8"))
+        stored = json.loads((out / "toy.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UserError(
             f"{out} exists and is not a folder made by this script; name a new or empty folder."
         ) from None
-    if found != parameters:
+    if stored != parameters:
         raise UserError(
-            f"{out} was made with other parameters ({found} instead of {parameters}); "
+            f"{out} was made with other parameters ({stored} instead of {parameters}); "
             "name another folder or remove this one."
         )
     return True

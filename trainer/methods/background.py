@@ -12,7 +12,7 @@ from base import base_method
 from base.base_method import BaseMethod, setting
 from base.base_model import BaseModel, HeadPlan, ModelOutput
 from base.batch import Batch, void_of
-from models.upsampling import highest_logit, size_of, softmax_score
+from models.pixels import highest_logit, size_of, softmax_score
 from trainer.optim import three_groups
 from utils.labels import BACKGROUND
 

@@ -10,9 +10,9 @@ from base import base_method
 from base.base_method import Terms, Total, setting
 from base.base_model import BaseModel, ModelOutput
 from base.batch import Batch
-from models.fast_loss import auxiliary, distillation, mbce
+from models.fast.losses import auxiliary, distillation, mbce
 from models.heads import start_head
-from models.upsampling import size_of
+from models.pixels import size_of
 from trainer.methods.sigmoid import SigmoidMethod
 
 

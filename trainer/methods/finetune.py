@@ -10,7 +10,7 @@ from base import base_method
 from base.base_method import Terms, Total, setting
 from base.base_model import BaseModel, ModelOutput
 from base.batch import Batch
-from models.fast_loss import mbce
+from models.fast.losses import mbce
 from trainer.methods.sigmoid import SigmoidMethod
 
 

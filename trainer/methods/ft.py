@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from base.base_method import Terms, Total, setting
 from base.base_model import ModelOutput
 from base.batch import Batch
-from models.fast_loss import cross_entropy
+from models.fast.losses import cross_entropy
 from trainer.methods.background import BackgroundMethod
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from base.base_method import Terms, Total, setting
 from base.base_model import ModelOutput
 from base.batch import Batch
-from models.upsampling import full_precision
+from models.pixels import full_precision
 from trainer.methods.lwf import LwF
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from base.base_method import Terms, Total, setting
 from base.base_model import ModelOutput
 from base.batch import Batch
-from models.fast_loss import cross_entropy, soft_distillation
-from models.upsampling import size_of
+from models.fast.losses import cross_entropy, soft_distillation
+from models.pixels import size_of
 from trainer.methods.background import BackgroundMethod
 
 

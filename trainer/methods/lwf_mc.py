@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from base.base_method import Terms, Total, setting
 from base.base_model import ModelOutput
 from base.batch import Batch
-from models.fast_loss import distillation, mbce
-from models.upsampling import size_of
+from models.fast.losses import distillation, mbce
+from models.pixels import size_of
 from trainer.methods.background import BackgroundMethod
 
 

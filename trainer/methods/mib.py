@@ -9,9 +9,9 @@ from typing import Any
 from base.base_method import Terms, Total, setting
 from base.base_model import BaseModel, ModelOutput
 from base.batch import Batch
-from models.fast_loss import cross_entropy, soft_distillation
+from models.fast.losses import cross_entropy, soft_distillation
 from models.heads import split_background
-from models.upsampling import size_of
+from models.pixels import size_of
 from trainer.methods.background import BackgroundMethod
 
 

@@ -13,8 +13,8 @@ from base import base_method
 from base.base_method import StepContext, Terms, Total, saved_tensor, setting
 from base.base_model import ModelOutput
 from base.batch import Batch, void_of
-from models.fast_loss import cross_entropy, local_pod
-from models.upsampling import each_band, full_precision, size_of
+from models.fast.losses import cross_entropy, local_pod
+from models.pixels import each_band, full_precision, size_of
 from trainer.methods.mib import MiB
 from utils.errors import UserError
 from utils.labels import BACKGROUND

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from base.base_method import Terms, Total, saved_tensor, setting
 from base.base_model import BaseModel, ModelOutput
 from base.batch import Batch
-from models.upsampling import exact_products, full_precision, highest_logit, size_of
+from models.pixels import exact_products, full_precision, highest_logit, size_of
 from trainer.methods.mib import MiB
 from utils.errors import UserError
 from utils.labels import BACKGROUND

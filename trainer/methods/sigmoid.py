@@ -8,7 +8,7 @@ import torch
 
 from base.base_method import BaseMethod
 from base.base_model import BaseModel, HeadPlan, ModelOutput
-from models.upsampling import highest_score, size_of
+from models.pixels import highest_score, size_of
 from trainer.optim import incremental_groups
 from utils.labels import BACKGROUND
 

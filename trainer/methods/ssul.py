@@ -13,9 +13,9 @@ from base import base_method
 from base.base_method import BaseMethod, Terms, Total, setting
 from base.base_model import BaseModel, HeadPlan, ModelOutput
 from base.batch import Batch, void_of
-from models.fast_loss import mbce
+from models.fast.losses import mbce
 from models.heads import start_head
-from models.upsampling import full_precision, highest_score, size_of, upsample
+from models.pixels import full_precision, highest_score, size_of, upsample
 from trainer.optim import HEAD_LR, group, three_groups
 from utils.labels import BACKGROUND
 

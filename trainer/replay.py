@@ -1,6 +1,6 @@
 """The replay memory of a step (DKD-M, SSUL-M): the old model over old data, choose, write, read.
 
-Called by `trainer/run.py` with the previous step's weights loaded and before anything is trained.
+It knows neither optimizer nor loop: nothing is trained yet.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader
 from base.base_method import BaseMethod
 from base.base_model import BaseModel
 from base.task import Task
-from data_loader import memory
+from data_loader import exemplars
 from data_loader.data_loaders import IncrementalDataLoader
-from data_loader.memory import Candidate
+from data_loader.exemplars import Candidate
 from data_loader.transforms import normalize
-from models.upsampling import size_of
+from models.pixels import size_of
 from utils.errors import UserError, listing
 from utils.labels import BACKGROUND
 from utils.logger import log, progress
@@ -43,8 +43,6 @@ def replay(
     Rank 0 chooses, all ranks read the same file.
 
     Args:
-        config: says how many, and where the previous memory lies.
-        data: takes the exemplars.
         method: says what the old model sees in the background.
         student: with the previous step's weights, on the device; its new head is not used.
         resumed: the step goes on from a checkpoint.
@@ -53,21 +51,21 @@ def replay(
         UserError: the previous memory is missing or faulty.
     """
     task = data.task
-    file = config.step_dir() / memory.FILE
+    file = config.step_dir() / exemplars.FILE
     if ranks.is_main and not (resumed and file.is_file()):
         earlier = {} if task.step == 1 else read_previous(config, task)
-        kept = memory.exemplars(earlier, task.step - 1)
-        lines = {entry.id: entry.line for entry in data.raw["train"].entries}
+        kept = exemplars.stored(earlier, task.step - 1)
+        lines = {entry.id: entry.line for entry in data.source["train"].entries}
         if strange := [candidate.name for candidate in kept if candidate.name not in lines]:
             raise UserError(
                 f"memory list {previous_file(config)} names image {strange[0]}, which is not in "
-                f"the training list of {data.raw['train'].root}."
+                f"the training list of {data.source['train'].root}."
             )
         size = config["data_loader"]["args"]["memory"]["mem_size"]
-        found = find_candidates(data.candidate_loader(), method, student, ranks.device)
-        pool = memory.merge(kept, found)
+        fresh = find_candidates(data.candidate_loader(), method, student, ranks.device)
+        pool = exemplars.merge(kept, fresh)
         seed = seed_from(config["seed"], task.step, "memory")
-        chosen = memory.choose(pool, task.old, size, seed)
+        chosen = exemplars.choose(pool, task.old, size, seed)
         if not any(chosen.values()):
             raise UserError(
                 f"none of {len(pool)} candidates for the memory holds an old class, so that "
@@ -76,26 +74,26 @@ def replay(
             )
         _report(file, task, chosen, len(pool), len(kept), size)
         file.parent.mkdir(parents=True, exist_ok=True)
-        exemplars = [candidate for taken in chosen.values() for candidate in taken]
-        memory.write(file, task.step, exemplars, earlier, lines)
+        taken = [candidate for each in chosen.values() for candidate in each]
+        exemplars.write(file, task.step, taken, earlier, lines)
     ranks.barrier()
-    stored = memory.read(file, step=task.step, known={*task.ids, task.void})
-    data.replay(memory.origins(stored, task.step))
+    memory = exemplars.read(file, step=task.step, known={*task.ids, task.void})
+    data.replay(exemplars.origins(memory, task.step))
 
 
 def previous_file(config: ConfigParser) -> Path:
     """The `memory.json` of the step before."""
-    return config.step_dir(config["data_loader"]["args"]["task"]["step"] - 1) / memory.FILE
+    return config.step_dir(config["data_loader"]["args"]["task"]["step"] - 1) / exemplars.FILE
 
 
 def read_previous(config: ConfigParser, task: Task) -> dict[str, Any]:
     """The memories up to that of the step before, with label ids of old classes alone.
 
     Raises:
-        UserError: as `data_loader.memory.read`.
+        UserError: as `data_loader.exemplars.read`.
     """
     known = {*task.ids, task.void}
-    return memory.read(previous_file(config), task.old, step=task.step - 1, known=known)
+    return exemplars.read(previous_file(config), task.old, step=task.step - 1, known=known)
 
 
 @torch.inference_mode()
@@ -110,13 +108,11 @@ def find_candidates(
     Args:
         loader: `IncrementalDataLoader.candidate_loader()`.
         method: of the step that is about to be trained.
-        student: as in `replay`.
-        device: where the student is.
     """
     task = method.task
     assert method.replay_confidence is not None, "refused before anything was allocated"
     student.eval()
-    found = []
+    candidates = []
     for batch in progress(loader, desc=f"replay candidates of step {task.step - 1}", unit="it"):
         labels = batch.label
         if task.step > 1:
@@ -126,8 +122,8 @@ def find_candidates(
             labels = pseudo_label(channels.cpu(), scores.cpu(), labels, method.replay_confidence)
         for name, label in zip(batch.name, labels.numpy(), strict=True):
             shown = np.setdiff1d(label, (BACKGROUND, np.iinfo(label.dtype).max))
-            found.append(Candidate(name, tuple(task.label_ids()[shown].tolist())))
-    return found
+            candidates.append(Candidate(name, tuple(task.label_ids()[shown].tolist())))
+    return candidates
 
 
 def pseudo_label(

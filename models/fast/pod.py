@@ -1,4 +1,4 @@
-"""Local POD without a loop over windows: called by `models/fast_loss.py`.
+"""Local POD without a loop over windows.
 
 Pooling is linear and a norm does not depend on the order of its entries. So what the definition
 subtracts are pooled values of one map, d = teacher² - student²; and all windows of a row, or of a
@@ -10,13 +10,13 @@ from __future__ import annotations
 import torch
 from torch.autograd.function import once_differentiable
 
-from models.upsampling import exact_products, full_precision, size_of
+from models.pixels import exact_products, full_precision, size_of
 
 SCALES = (1, 2, 4)  # windows per side, 7 along a side in all
 
 
-def pod_distance(maps: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """[N, C, H, W] of the student and of the teacher → [1]."""
+def local_pod(maps: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """As `models.loss.local_pod`: [N, C, H, W] of the student and of the teacher → [1]."""
     if not torch.is_grad_enabled():
         maps = maps.detach()
     with torch.autocast(maps.device.type, enabled=False):

@@ -1,9 +1,9 @@
-"""From feature resolution h×w to full resolution H×W, where no tensor of all classes ever exists.
+"""From feature resolution h×w to the pixels of the image, H×W, and which class wins there.
 
-What is needed there is worked out over parts of a few megabytes: over *chunks*, some classes of
-some images, where every class stands alone, and over *bands*, some rows of one image with all its
-classes, where they share a softmax. What outlives a part has h×w, or one class, or, of one image,
-h×W. Used by the losses and wherever classes are predicted.
+No tensor of all classes ever exists at full resolution. What is needed there is worked out over
+parts of a few megabytes: over *chunks*, some classes of some images, where every class stands
+alone, and over *bands*, some rows of one image with all its classes, where they share a softmax.
+What outlives a part has h×w, or one class, or, of one image, h×W.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from operator import attrgetter
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
 # Bytes of a chunk or band at full resolution. On a CPU the three in work share the cache;
 # elsewhere they are large enough that the device does not wait for the next call.
@@ -59,50 +57,6 @@ def exact_products() -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-def pixel_mean(
-    sums: Callable[..., torch.Tensor], logits: torch.Tensor, size: tuple[int, int], *what: Any
-) -> torch.Tensor:
-    """Mean over all pixels of a loss of upsampled logits.
-
-    Args:
-        sums: takes logits in full precision, room for their gradient or None, size and `what`;
-            fills the room and returns the sum over N, H and W, [C] or [1].
-        logits: [N, C, h, w].
-        size: H and W, to which they are upsampled.
-        what: the rest, without gradient.
-
-    Returns:
-        [C] or [1].
-    """
-    if not torch.is_grad_enabled():
-        logits = logits.detach()
-    with torch.autocast(logits.device.type, enabled=False):
-        return PixelMean.apply(logits, sums, tuple(size), what)
-
-
-class PixelMean(torch.autograd.Function):
-    """The forward pass forms the gradient as well, so nothing of full resolution is kept."""
-
-    @staticmethod
-    @exact_products()
-    def forward(ctx, logits, sums, size, what):
-        """[N, C, h, w] → [C] or [1]."""
-        inputs = full_precision(logits)
-        gradient = torch.empty_like(inputs) if ctx.needs_input_grad[0] else None
-        total = sums(inputs, gradient, size, *what)
-        ctx.dtype, ctx.count = logits.dtype, len(logits) * math.prod(size)
-        ctx.save_for_backward(gradient)
-        return total / ctx.count
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, weight):
-        """[C] or [1] → [N, C, h, w]. Half precision only now: a loss scale has lifted it."""
-        (gradient,) = ctx.saved_tensors
-        gradient = gradient * (weight / ctx.count)[:, None, None]
-        return gradient.to(ctx.dtype), None, None, None
-
-
 def budget(logits: torch.Tensor) -> int:
     """How many numbers in full precision a part should have at most."""
     size = CPU_CHUNK if logits.device.type == "cpu" else DEVICE_CHUNK
@@ -128,47 +82,6 @@ def interpolation(like: torch.Tensor, before: int, after: int) -> torch.Tensor:
     """[after, before]: the identity upsampled, so to the bit what `upsample` multiplies by."""
     identity = torch.eye(before, dtype=like.dtype, device=like.device)
     return upsample(identity[None, None], (after, before))[0, 0]
-
-
-class Bilinear:
-    """`upsample` of chunks and its adjoint, as products with matrices.
-
-    Bilinear upsampling is linear and separable, x → U_h x U_wᵀ, and no row of U_h or U_w has more
-    than two weights. The pattern of the weights repeats gcd(h, H) times from the first row to the
-    last, so U_h acts as that many blocks, each of which reads its own h / gcd(h, H) rows of x and a
-    neighbour on either side: 3 rows make 16 at output stride 16. As exact as the products are:
-    whoever calls it does so in `exact_products`.
-    """
-
-    def __init__(self, logits: torch.Tensor, size: tuple[int, int]):
-        """From the sides of logits, [N, C, h, w] in full precision, to `size`, H and W."""
-        (h, w), (H, W) = logits.shape[-2:], size
-        self.size = size
-        self.blocks = math.gcd(h, H)
-        self.own = h // self.blocks  # rows of x that belong to a block
-        self.across = interpolation(logits, w, W).t()  # U_wᵀ: [w, W]
-        banded = F.pad(interpolation(logits, h, H), (1, 1))  # U_h: [H, 1 + h + 1]
-        block = (self.blocks, H // self.blocks, self.own + 2)
-        along_diagonal = banded.stride(0) * block[1] + self.own
-        self.down = banded.as_strided(block, (along_diagonal, *banded.stride()))
-
-    def up(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """[n, c, h, w] → out: [H, n, c, W]. Rows lead, which makes the blocks views."""
-        rows = F.pad(x.permute(2, 0, 1, 3), (0, 0, 0, 0, 0, 0, 1, 1))  # [1 + h + 1, n, c, w]
-        rows = (rows.flatten(0, 2) @ self.across).view(len(rows), -1)  # [1 + h + 1, n·c·W]
-        rows = rows.unfold(0, self.own + 2, self.own).transpose(1, 2)  # they overlap by two
-        torch.bmm(self.down, rows, out=out.view(*self.down.shape[:2], -1))
-        return out
-
-    def adjoint(self, x: torch.Tensor) -> torch.Tensor:
-        """[H, n, c, W] → [n, c, h, w]: from the gradient behind `up` to the one before it."""
-        _, n, c, W = x.shape
-        parts = torch.bmm(self.down.transpose(1, 2), x.view(*self.down.shape[:2], -1))
-        parts = (parts.view(-1, W) @ self.across.t()).view(self.blocks, self.own + 2, n, c, -1)
-        rows = parts[:, 1:-1]  # [blocks, own, n, c, w]; what overlaps goes to its owner
-        rows[:-1, -1] += parts[1:, 0]
-        rows[1:, 0] += parts[:-1, -1]
-        return rows.flatten(0, 1).permute(1, 2, 0, 3)
 
 
 def bands(logits: torch.Tensor, size: tuple[int, int]) -> list[slice]:

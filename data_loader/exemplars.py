@@ -1,7 +1,7 @@
 """Memory replay (DKD-M, SSUL-M): which old images a step keeps, and the file that remembers them.
 
-Pure choice and bookkeeping: no model, no ranks, no image. `trainer/memory.py` finds the candidates
-and calls `choose`; the loader bundle asks `origins` which labels an exemplar may carry.
+Pure choice and bookkeeping: no model, no ranks, no image. `choose` picks among
+candidates; `origins` says from which step an exemplar is, and so which labels it may carry.
 
 The file has the published form, one entry per step, so it may be exchanged with the published code:
 `{"step_2": {"memory_candidates": [[name, [label ids]], …], "memory_list": [names, sorted]}, …}`.
@@ -34,12 +34,7 @@ CHOOSE_ANEW = "; put the file of that run there, or train that step anew."
 
 
 class Candidate(NamedTuple):
-    """An image that may be kept.
-
-    Attributes:
-        name: bare image id.
-        ids: label ids of the classes that were found in it.
-    """
+    """An image that may be kept: its bare id, and the label ids of the classes that it shows."""
 
     name: str
     ids: tuple[int, ...]
@@ -50,7 +45,7 @@ def merge(kept: Sequence[Candidate], fresh: Sequence[Candidate]) -> list[Candida
     ids: dict[str, set[int]] = {}
     for candidate in (*kept, *fresh):
         ids.setdefault(candidate.name, set()).update(candidate.ids)
-    return [Candidate(name, tuple(sorted(found))) for name, found in ids.items()]
+    return [Candidate(name, tuple(sorted(labels))) for name, labels in ids.items()]
 
 
 def choose(
@@ -65,7 +60,6 @@ def choose(
         candidates: each image once.
         classes: label ids of the old classes.
         size: exemplars wanted.
-        seed: of both shuffles.
 
     Returns:
         Old class → the exemplars taken for it, in the order of `classes`.
@@ -77,9 +71,9 @@ def choose(
     queues = {label: iter([c for c in order if label in c.ids]) for label in turns}
     taken: dict[int, list[Candidate]] = {label: [] for label in classes}
     names: set[str] = set()
-    found = True
-    while found:
-        found = False
+    any_taken = True
+    while any_taken:
+        any_taken = False
         for label in turns:
             if len(names) == size:
                 return taken
@@ -87,7 +81,7 @@ def choose(
             if candidate is not None:
                 taken[label].append(candidate)
                 names.add(candidate.name)
-                found = True
+                any_taken = True
     return taken
 
 
@@ -150,13 +144,13 @@ def read(
         for each in range(1, step + 1):
             if f"step_{each}" not in memory:
                 raise UserError(f"{source} has no step_{each}{CHOOSE_ANEW}")
-        if not exemplars(memory, step):
+        if not stored(memory, step):
             raise UserError(f"{source}: step_{step} is empty{CHOOSE_ANEW}")
     return memory
 
 
 def _fault(entry: Any, key: str, known: Collection[int] | None) -> str | None:
-    """What is wrong with the memory of a step, in words."""
+    """What is wrong with the memory of a step, as text."""
     if wrong := fault(entry, ENTRY, key):
         return wrong
     pairs = entry["memory_candidates"]
@@ -175,7 +169,7 @@ def _fault(entry: Any, key: str, known: Collection[int] | None) -> str | None:
     return None
 
 
-def exemplars(memory: dict[str, Any], step: int) -> list[Candidate]:
+def stored(memory: dict[str, Any], step: int) -> list[Candidate]:
     """What the memory of `step` holds; nothing when there is none, which `read` refuses."""
     return _candidates(memory.get(f"step_{step}", {"memory_candidates": []}))
 
@@ -189,10 +183,10 @@ def origins(memory: dict[str, Any], step: int) -> dict[str, int]:
 
     An image that was kept over several steps was stored before the first of them.
     """
-    found = {}
-    for candidate in exemplars(memory, step):
+    steps = {}
+    for candidate in stored(memory, step):
         first = step
-        while first > 1 and any(c.name == candidate.name for c in exemplars(memory, first - 1)):
+        while first > 1 and any(c.name == candidate.name for c in stored(memory, first - 1)):
             first -= 1
-        found[candidate.name] = first - 1
-    return found
+        steps[candidate.name] = first - 1
+    return steps

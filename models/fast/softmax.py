@@ -1,4 +1,4 @@
-"""Cross-entropy and distillation of a softmax, band by band: called by `models/fast_loss.py`.
+"""Cross-entropy and distillation of a softmax, band by band.
 
 In each loss the channels fall into two groups, one of which counts as a whole: the old ones that
 labels do not tell apart, or the background of a teacher and what is new since. Let h_g be the
@@ -17,7 +17,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from base.batch import void_of
-from models.upsampling import Rows, bands, full_precision
+from models.pixels import Rows, bands, full_precision
 
 
 class Term(ABC):
@@ -45,7 +45,7 @@ class Term(ABC):
         """
 
 
-class Group:
+class ChannelGroup:
     """A group of channels, [R, c, W], whose memory holds logits, then exp of them, then more.
 
     Attributes:
@@ -97,7 +97,7 @@ class CrossEntropy(Term):
         grouped = counted * (labels < self.old)
         single = counted - grouped
         target = (labels.long() - self.old).clamp_(min=0).masked_fill_(labels == self.void, 0)
-        first, second = Group(x[:, : self.old]), Group(x[:, self.old :])
+        first, second = ChannelGroup(x[:, : self.old]), ChannelGroup(x[:, self.old :])
         at_target = x[:, :1] if second.empty else second.x.gather(1, target)
         first.exp_()
         second.exp_()
@@ -130,14 +130,14 @@ class Distillation(Term):
     def loss(self, x: torch.Tensor, rows: slice, with_gradient: bool) -> torch.Tensor:
         known = self.wide.shape[1]  # K
         teacher = self.rows.up(self.wide, rows, x.new_empty(len(x), known, x.shape[2]))
-        first, second = Group(teacher[:, : known - 1]), Group(teacher[:, known - 1 :])
+        first, second = ChannelGroup(teacher[:, : known - 1]), ChannelGroup(teacher[:, known - 1 :])
         first.exp_()
         second.exp_()
         odds = first.log_sum - second.log_sum
         q_others, q_background = odds.sigmoid(), (-odds).sigmoid()
         q = first.softmax_(q_others)  # [R, K - 1, W]
 
-        first, second = Group(x[:, : known - 1]), Group(x[:, known - 1 :])
+        first, second = ChannelGroup(x[:, : known - 1]), ChannelGroup(x[:, known - 1 :])
         inside = (q * first.x).sum(1, keepdim=True)
         first.exp_()
         second.exp_()

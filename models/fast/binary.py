@@ -1,112 +1,17 @@
-"""The losses that methods call: what `models/loss.py` defines, in little time and memory.
-
-Each equals, in value and gradient, the definition that `fast_way_of` names above it, and is
-replaced by it where the fast way is switched off. Logits meet their targets at full resolution
-part by part (`models/upsampling.py`): where every class stands alone in chunks, here; where they
-share a softmax in bands (`models/softmax_bands.py`). Local POD is in `models/fast_pod.py`.
-
-A new loss with a fast way is a definition there and a decorated function here, which the tests
-then compare; one without is called from `models/loss.py`.
-"""
+"""Binary cross-entropy chunk by chunk: every class stands alone."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
-from typing import ParamSpec
 
 import torch
+import torch.nn.functional as F
 
 from base.batch import void_of
-from models import loss as definitions
-from models.fast_pod import pod_distance
-from models.softmax_bands import CrossEntropy, Distillation, in_bands
-from models.upsampling import Bilinear, Chunk, chunks, full_precision, pixel_mean, size_of
-
-P = ParamSpec("P")
-Loss = Callable[P, torch.Tensor]
-
-switched_on = True
-FAST_WAYS: dict[Callable[..., torch.Tensor], Callable[..., torch.Tensor]] = {}  # by definition
+from models.pixels import Chunk, chunks, full_precision, interpolation
 
 
-# ------------------------------------------------------------------------------------ which way
-def fast_way_of(definition: Loss[P]) -> Callable[[Loss[P]], Loss[P]]:
-    """Decorate a function that equals `definition`; calling its name computes either of the two."""
-
-    def decorate(fast: Loss[P]) -> Loss[P]:
-        FAST_WAYS[definition] = fast
-
-        @functools.wraps(definition)
-        def chosen(*args: P.args, **kwargs: P.kwargs) -> torch.Tensor:
-            return (fast if switched_on else definition)(*args, **kwargs)
-
-        return chosen
-
-    return decorate
-
-
-@contextlib.contextmanager
-def by_definition() -> Iterator[None]:
-    """Inside, every loss is computed as `models/loss.py` writes it: for comparisons, and doubts."""
-    global switched_on
-    before, switched_on = switched_on, False
-    try:
-        yield
-    finally:
-        switched_on = before
-
-
-# ------------------------------------------------------------------------------------ the losses
-@fast_way_of(definitions.mbce)
-def mbce(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    first_channel: int,
-    pos_weight: float = 1.0,
-    void_counts: bool = True,
-) -> torch.Tensor:
-    targets = OneHot(labels, first_channel, logits.shape[1], void_counts)
-    return pixel_mean(in_chunks, logits, size_of(labels), targets, pos_weight)
-
-
-@fast_way_of(definitions.distillation)
-def distillation(
-    logits: torch.Tensor, teacher: torch.Tensor, size: tuple[int, int] | None = None
-) -> torch.Tensor:
-    size = size or size_of(teacher)
-    return pixel_mean(in_chunks, logits, size, Scores(teacher, size))
-
-
-@fast_way_of(definitions.auxiliary)
-def auxiliary(logits: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
-    return pixel_mean(in_chunks, logits, size or size_of(logits), Targets())
-
-
-@fast_way_of(definitions.cross_entropy)
-def cross_entropy(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    old: int = 1,
-    weight: torch.Tensor | None = None,
-) -> torch.Tensor:
-    return pixel_mean(in_bands, logits, size_of(labels), CrossEntropy(labels, old, weight))
-
-
-@fast_way_of(definitions.soft_distillation)
-def soft_distillation(
-    logits: torch.Tensor, teacher: torch.Tensor, size: tuple[int, int] | None = None
-) -> torch.Tensor:
-    size = size or size_of(teacher)
-    return pixel_mean(in_bands, logits, size, Distillation(teacher, size))
-
-
-local_pod = fast_way_of(definitions.local_pod)(pod_distance)
-
-
-# ---------------------------------------------------------------------------- binary cross-entropy
 class Targets:
     """What each class should say at each pixel: here 0, whatever the class.
 
@@ -202,3 +107,44 @@ def in_chunks(
                 slope.mul_(counted)
             gradient[part] = bilinear.adjoint(slope)
     return total
+
+
+class Bilinear:
+    """`upsample` of chunks and its adjoint, as products with matrices.
+
+    Bilinear upsampling is linear and separable, x → U_h x U_wᵀ, and no row of U_h or U_w has more
+    than two weights. The pattern of the weights repeats gcd(h, H) times from the first row to the
+    last, so U_h acts as that many blocks, each of which reads its own h / gcd(h, H) rows of x and a
+    neighbour on either side: 3 rows make 16 at output stride 16. As exact as the products are:
+    whoever calls it does so in `exact_products`.
+    """
+
+    def __init__(self, logits: torch.Tensor, size: tuple[int, int]):
+        """From the sides of logits, [N, C, h, w] in full precision, to `size`, H and W."""
+        (h, w), (H, W) = logits.shape[-2:], size
+        self.size = size
+        self.blocks = math.gcd(h, H)
+        self.own = h // self.blocks  # rows of x that belong to a block
+        self.across = interpolation(logits, w, W).t()  # U_wᵀ: [w, W]
+        banded = F.pad(interpolation(logits, h, H), (1, 1))  # U_h: [H, 1 + h + 1]
+        block = (self.blocks, H // self.blocks, self.own + 2)
+        along_diagonal = banded.stride(0) * block[1] + self.own
+        self.down = banded.as_strided(block, (along_diagonal, *banded.stride()))
+
+    def up(self, x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """[n, c, h, w] → out: [H, n, c, W]. Rows lead, which makes the blocks views."""
+        rows = F.pad(x.permute(2, 0, 1, 3), (0, 0, 0, 0, 0, 0, 1, 1))  # [1 + h + 1, n, c, w]
+        rows = (rows.flatten(0, 2) @ self.across).view(len(rows), -1)  # [1 + h + 1, n·c·W]
+        rows = rows.unfold(0, self.own + 2, self.own).transpose(1, 2)  # they overlap by two
+        torch.bmm(self.down, rows, out=out.view(*self.down.shape[:2], -1))
+        return out
+
+    def adjoint(self, x: torch.Tensor) -> torch.Tensor:
+        """[H, n, c, W] → [n, c, h, w]: from the gradient behind `up` to the one before it."""
+        _, n, c, W = x.shape
+        parts = torch.bmm(self.down.transpose(1, 2), x.view(*self.down.shape[:2], -1))
+        parts = (parts.view(-1, W) @ self.across.t()).view(self.blocks, self.own + 2, n, c, -1)
+        rows = parts[:, 1:-1]  # [blocks, own, n, c, w]; what overlaps goes to its owner
+        rows[:-1, -1] += parts[1:, 0]
+        rows[1:, 0] += parts[:-1, -1]
+        return rows.flatten(0, 1).permute(1, 2, 0, 3)
