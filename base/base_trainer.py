@@ -13,12 +13,12 @@ from typing import Any
 
 from utils import checkpoint as files
 from utils.checkpoint_form import FORM, not_finite
-from utils.distributed import Ranks
 from utils.errors import UserError, choose, listing
 from utils.forms import Maybe, fault
-from utils.interrupt import Interrupted
 from utils.logger import log
 from utils.parse_config import ConfigParser
+from utils.processes.signals import Interrupted
+from utils.ranks import Ranks
 
 
 def parse_monitor(text: str, valid: Sequence[str]) -> tuple[str, str] | None:

@@ -16,10 +16,10 @@ from data_loader.dataset import IncrementalDataset, Joined, OrderedShare, Shuffl
 from data_loader.loading import Loader
 from data_loader.saliency import SaliencyMaps
 from data_loader.step_sets import StepSets
-from utils import interrupt
-from utils.distributed import SINGLE, Ranks
 from utils.errors import UserError
 from utils.machine import keep_freed_memory
+from utils.processes import children
+from utils.ranks import SINGLE, Ranks
 
 
 class IncrementalDataLoader(StepSets):
@@ -184,7 +184,7 @@ class IncrementalDataLoader(StepSets):
             pin_memory=self.pin_memory and self.ranks.device.type == "cuda",
             persistent_workers=self.num_workers > 0,
             worker_init_fn=_start_worker,
-            multiprocessing_context=interrupt.start_method(self.num_workers),
+            multiprocessing_context=children.start_method(self.num_workers),
             # The loader draws a seed for its workers; a generator of its own keeps that draw from
             # moving torch's global one, on which dropout depends.
             generator=torch.Generator().manual_seed(0),
@@ -208,7 +208,7 @@ def _check_batch_sizes(
 
 
 def _start_worker(number: int) -> None:
-    interrupt.leave_to_parent(number)
+    children.leave_to_parent(number)
     keep_freed_memory()
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from utils import interrupt
 from utils.errors import UserError
 from utils.logger import log
 from utils.machine import keep_freed_memory
+from utils.processes import children
 
 WORKERS = "data_loader.args.num_workers"
 # What an error of torch, of the system or of a loading process says → what is wrong, what to do.
@@ -60,7 +60,7 @@ class Loader(DataLoader):
     def __iter__(self) -> Any:
         keep_freed_memory()
         try:
-            with interrupt.shield():
+            with children.block_signals():
                 batches = super().__iter__()
             with self._watched() as waiting:
                 yield from self._batches(batches, waiting)

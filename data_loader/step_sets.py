@@ -34,10 +34,10 @@ from data_loader.splits import (
     without_class,
 )
 from data_loader.transforms import NoTransform, TrainTransform, Transform, eval_transform
-from utils.distributed import Ranks
 from utils.errors import UserError
 from utils.labels import ranges
 from utils.logger import log
+from utils.ranks import Ranks
 from utils.seeds import seed_from
 
 

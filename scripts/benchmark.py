@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from utils import threads
+from utils.processes import threads
 
 threads.spin_briefly()  # as in a run
 os.environ.setdefault("TQDM_DISABLE", "1")  # a progress bar would be measured as well

@@ -98,16 +98,16 @@ def main() -> int:
         for number in range(args.trials):
             chance, start = random.Random(f"{args.seed} {name} {number}"), time.monotonic()
             try:
-                told = chaos.trial(name, chance)
+                outcome = chaos.trial(name, chance)
                 survived[name] += 1
-                outcome = (f"{told}, " if told else "") + "the same bits as undisturbed"
+                outcome = (f"{outcome}, " if outcome else "") + "the same bits as undisturbed"
             except Broken as error:
                 outcome = f"BROKEN: {error}"
             seconds = time.monotonic() - start
             print(f"{name} {number + 1}/{args.trials}: {outcome} ({seconds:.0f} s)", flush=True)
     print(f"\n{'fault':<42}{'tried':>6}{'survived':>10}")
     for name in args.only:
-        print(f"{KINDS[name].words:<42}{args.trials:>6}{survived[name]:>10}")
+        print(f"{KINDS[name].title:<42}{args.trials:>6}{survived[name]:>10}")
     total = args.trials * len(args.only)
     good = sum(survived.values()) == total
     if good and args.dir is None:

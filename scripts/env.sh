@@ -6,7 +6,7 @@ case ${PYTHON:-} in
 esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PROJECT=$PWD
-if [ -z "${OMP_WAIT_POLICY:-}" ]; then # see utils/threads.py
+if [ -z "${OMP_WAIT_POLICY:-}" ]; then # see utils/processes/threads.py
     export OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}
 fi
 

@@ -26,10 +26,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils import interrupt, threads
+from utils.processes import signals, threads
 
 if __name__ == "__main__":
-    interrupt.end_at_once()
+    signals.end_at_once()
     threads.spin_briefly()
 
 # isort: split

@@ -19,10 +19,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils import interrupt, threads
+from utils.processes import signals, threads
 
 if __name__ == "__main__":
-    interrupt.end_at_once()
+    signals.end_at_once()
     threads.spin_briefly()
 
 # isort: split
@@ -39,10 +39,10 @@ from trainer.build import build_data
 from trainer.evaluation import Evaluation
 from trainer.results import METRICS, PASSES, WEIGHTS
 from trainer.run import evaluation_dir
-from utils.distributed import Ranks
 from utils.errors import UserError, one_sentence_errors
 from utils.files import write_json
 from utils.parse_config import ConfigParser
+from utils.ranks import Ranks
 from utils.text import path_argument
 
 COLUMNS, SIGNS = ("old", "new", "hIoU", "all", "change"), (*[".2f"] * 4, "+.2f")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.threads import spin_briefly
+from utils.processes.threads import spin_briefly
 
 if "torch" not in sys.modules:
     spin_briefly()  # as in the entry scripts

@@ -14,8 +14,8 @@ from trainer.methods import METHODS
 from trainer.optim import build_optimizer, build_scheduler
 from trainer.record import Provenance
 from trainer.trainer import Trainer
-from utils.distributed import SINGLE
 from utils.parse_config import ConfigParser
+from utils.ranks import SINGLE
 
 SWITCHES = ("channels_last", "fold_bn", "fused_optimizer")
 WAYS = pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import time
 
 import torch
 
-from utils import interrupt
 from utils.errors import UserError
-from utils.interrupt import Interrupted
+from utils.processes import signals
+from utils.processes.signals import Interrupted
 
 
 def sum_of_ranks(config, ranks):
@@ -37,7 +37,7 @@ def killed_on_rank_1(config, ranks):
 def deaf_on_rank_0(config, ranks):
     """As a process that waits for its GPU: Python gets no chance to handle a signal."""
     if ranks.rank == 0:
-        signal.pthread_sigmask(signal.SIG_BLOCK, interrupt.SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
         time.sleep(3600)
     user_error_on_rank_1(config, ranks)
 

@@ -18,8 +18,8 @@ from tests.helpers import PROJECT, after, send, train, write_config
 from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils.errors import UserError
-from utils.interrupt import Interrupted
 from utils.parse_config import ConfigParser
+from utils.processes.signals import Interrupted
 
 STEPS = [list(range(1, 16)), [16, 17], [18, 19, 20]]
 FLAGS = ("--epochs", "2", "--mem_size", "6", "--bs", "4", "--lr", "0.001")

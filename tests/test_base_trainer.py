@@ -5,9 +5,9 @@ import torch
 
 from base.base_trainer import BaseTrainer
 from utils import checkpoint as files
-from utils.distributed import SINGLE
-from utils.interrupt import Interrupted
 from utils.parse_config import ConfigParser
+from utils.processes.signals import Interrupted
+from utils.ranks import SINGLE
 
 
 class Frame(BaseTrainer):

@@ -13,8 +13,8 @@ from scripts import benchmark
 from scripts.benchmarking import growth, loss, measure
 from scripts.benchmarking.memory import extra_memory
 from scripts.benchmarking.plan import BOTH, Plan, make_plan
-from utils.distributed import SINGLE
 from utils.errors import UserError
+from utils.ranks import SINGLE
 
 CPU = torch.device("cpu")
 SMALL = Plan(

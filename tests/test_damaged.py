@@ -33,8 +33,8 @@ from utils.config_schema import SCHEMA
 from utils.errors import UserError
 from utils.forms import fault
 from utils.history import History
-from utils.interrupt import Interrupted
 from utils.parse_config import ConfigParser
+from utils.processes.signals import Interrupted
 
 SHARE = 0.2  # of the variants, in the default run
 

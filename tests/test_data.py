@@ -32,10 +32,10 @@ from data_loader.voc import VOC
 from scripts.toy_data.shapes import CLASS_NAMES
 from tests.helpers import PROJECT
 from tests.trees import GREY, HEIGHT, WIDTH, mask_of, wide_mask, write_ade, write_voc
-from utils.distributed import Ranks
 from utils.errors import UserError, sentence
 from utils.logger import log
 from utils.pictures import voc_palette
+from utils.ranks import Ranks
 from utils.seeds import seed_from
 
 BILINEAR, NEAREST = F.InterpolationMode.BILINEAR, F.InterpolationMode.NEAREST

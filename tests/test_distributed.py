@@ -19,11 +19,13 @@ import torch.distributed as dist
 from tests import ranks
 from tests.helpers import PROJECT, train, write_config
 from utils import checkpoint as files
-from utils import distributed, rendezvous
-from utils.distributed import Launch, Ranks, launch, plan_launch
 from utils.errors import UserError
-from utils.interrupt import Interrupted
 from utils.parse_config import ConfigParser
+from utils.processes import devices, meet
+from utils.processes import launch as launching
+from utils.processes.launch import Launch, launch, plan_launch
+from utils.processes.signals import Interrupted
+from utils.ranks import Ranks
 
 TWO = ("--multiprocessing_distributed",)
 
@@ -330,7 +332,7 @@ def test_slurm_script_started_wrongly_is_told(missing, words, tmp_path):
 FAILING = """
 import atexit, sys, time
 import torch, torch.distributed as dist
-from utils.distributed import launch, plan_launch
+from utils.processes.launch import launch, plan_launch
 from utils.errors import UserError, one_sentence_errors
 from utils.parse_config import ConfigParser
 
@@ -384,7 +386,7 @@ def one_rank(**changes):
     """The plan of one process that torchrun has started."""
     values = {
         **{"devices": (torch.device("cpu"),), "nodes": 1, "node": 0, "backend": "gloo"},
-        **{"url": "env://", "by_torchrun": True, "distributed": True, "world": 1},
+        **{"url": "env://", "by_torchrun": True, "distributed": True},
     }
     return Launch(**{**values, **changes})
 
@@ -423,7 +425,7 @@ def test_no_collective_call_on_the_way_out_of_an_exception(monkeypatch, capsys, 
     assert ended == code
     groups = ["init_process_group", "new_group"]
     assert list(calls) == groups + (["destroy_process_group"] if error is None else [])
-    assert all(calls[name]["timeout"] == distributed.TIMEOUT for name in groups)
+    assert all(calls[name]["timeout"] == launching.TIMEOUT for name in groups)
     assert ("Traceback" in capsys.readouterr().err) == (code == 1)
 
 
@@ -432,7 +434,7 @@ def test_hosts_wait_for_each_other_without_their_gpus(monkeypatch):
     groups = []
     monkeypatch.setattr(dist, "barrier", lambda group=None: groups.append(group))
     monkeypatch.setattr(dist, "all_gather_object", lambda *_, group=None: groups.append(group))
-    ranks = Ranks(1, 2, torch.device("cpu"), hosts="gloo")
+    ranks = Ranks(1, 2, torch.device("cpu"), cpu_group="gloo")
     ranks.barrier()
     ranks.gather(1)
     with ranks.main_first():
@@ -442,7 +444,7 @@ def test_hosts_wait_for_each_other_without_their_gpus(monkeypatch):
 
 @pytest.mark.slow
 def test_a_rank_that_hears_no_signal_is_killed(toy_config, monkeypatch):
-    monkeypatch.setattr(distributed, "PATIENCE", 1)
+    monkeypatch.setattr(launching, "PATIENCE", 1)
     start = time.monotonic()
     with pytest.raises(UserError, match=r"^a sentence for the user\.$"):
         launch_as_planned(ranks.deaf_on_rank_0, two_process_config(toy_config))
@@ -493,12 +495,12 @@ def test_two_runs_with_the_same_port(toy_config, caplog):
     parsed = parsed_with(with_processes(toy_config, 2, 4), *TWO, "--dist_url", url)
     plan = plan_launch(parsed, {})
     assert (len(plan.devices), plan.backend, plan.url) == (2, "gloo", url)
-    with rendezvous.held(url, 1, 0) as first:
+    with meet.hold(url) as first:
         assert first == url
         with pytest.raises(OSError, match="in use"):
-            socket.create_server(rendezvous.address(url))
+            socket.create_server(meet.address(url))
         launch(ranks.sum_of_ranks, parsed, plan)
-    assert f"dist_url: port {rendezvous.address(url)[1]} is busy, port" in caplog.text
+    assert f"dist_url: port {meet.address(url)[1]} is busy, port" in caplog.text
 
 
 def test_single_device_by_default(toy_config):
@@ -526,95 +528,29 @@ def parsed_with(toy_config, *argv):
     )
 
 
-@pytest.mark.slow
-def test_a_run_that_fails_leaves_no_file_to_meet_at(toy_config, tmp_path, caplog):
-    """And one that was killed does: it would make them wait, and is not used."""
-    meet = tmp_path / "meet"
-    config = parsed_with(with_processes(toy_config, 2, 4), *TWO, "--dist_url", f"file://{meet}")
-    with pytest.raises(UserError, match=r"^a sentence for the user\.$"):
-        launch_as_planned(ranks.user_error_on_rank_1, config)
-    assert not meet.exists()
-    meet.write_text("what a killed run left")
-    launch_as_planned(ranks.sum_of_ranks, config)
-    assert f"dist_url: {meet} exists, {meet}.{os.getpid()} is taken instead" in caplog.text
-    assert [path.name for path in tmp_path.glob("meet*")] == ["meet"]
-
-
 def test_the_environment_says_where_to_meet(toy_config):
     config = parsed_with(with_processes(toy_config, 2, 4), *TWO, "--dist_url", "env://")
     plan = plan_launch(config, {"MASTER_ADDR": "node7", "MASTER_PORT": "1234"})
     assert plan.url == "tcp://node7:1234"
 
 
-def test_a_stale_file_of_several_nodes_is_refused(toy_config, tmp_path):
-    """A young one may be another node's of the same run."""
-    meet, tree = tmp_path / "meet", json.loads(toy_config.read_text())
-    meet.touch()
-    toy_config.write_text(json.dumps({**tree, "world_size": 2}))
-    config = parsed_with(toy_config, *TWO, "--dist_url", f"file://{meet}")
-    assert plan_launch(config, {}).url == f"file://{meet}"
-    os.utime(meet, (0, time.time() - rendezvous.STALE - 1))
-    with pytest.raises(UserError, match=r"meet', but this file is of an earlier run"):
-        plan_launch(config, {})
-
-
 # ----------------------------------------------------------------------------------- several nodes
-ADDRESSES = {"docker0": "172.17.0.1", "eth0": "10.0.0.5", "ib0": "10.1.0.5", "lo": "127.0.0.1"}
-
-
 @pytest.mark.parametrize(
-    ("wanted", "name"),
+    ("own", "gloo", "nodes", "warns"),
     [
-        ("eth", "eth0"),
-        ("ib,eth", "eth0"),
-        ("=ib0", "ib0"),
-        ("=ib", None),
-        ("^lo,docker", "eth0"),
-        ("^=docker0,eth0", "ib0"),
-        ("wlan", None),
-        ("", None),
-        ("^", None),
+        ("127.0.1.1", "", 2, True),
+        ("127.0.1.1", "eth0", 2, False),
+        ("10.0.0.5", "", 2, False),
+        ("127.0.1.1", "", 1, False),
     ],
 )
-def test_interfaces_that_nccl_is_told(wanted, name):
-    assert rendezvous.matching(wanted, ADDRESSES) == name
-
-
-def test_the_interface_that_leads_to_node_0():
-    mine = rendezvous.addresses()
-    assert mine["lo"] == "127.0.0.1"
-    assert list(mine)[-1] == "lo"
-    assert rendezvous.towards("127.0.0.1", ADDRESSES) is None, "three lead out of the machine"
-    assert rendezvous.towards("127.0.0.1", {"eth9": "10.9.9.9", "lo": "127.0.0.1"}) == "eth9"
-    for name, address in mine.items():
-        if not address.startswith("127."):  # a way to oneself, by one's own address
-            assert rendezvous.towards(address, {**ADDRESSES, **mine}) == name
-
-
-@pytest.mark.parametrize(
-    ("own", "environment", "world", "expected", "warns"),
-    [
-        ("127.0.1.1", {"NCCL_SOCKET_IFNAME": "^lo,docker"}, 2, "eth0", False),
-        ("10.0.0.5", {"NCCL_SOCKET_IFNAME": "=ib0"}, 2, "ib0", False),
-        ("127.0.1.1", {"NCCL_SOCKET_IFNAME": "eth", "GLOO_SOCKET_IFNAME": "x"}, 2, "x", False),
-        ("127.0.1.1", {"NCCL_SOCKET_IFNAME": "wlan"}, 2, None, True),
-        ("127.0.1.1", {}, 2, None, True),
-        ("10.0.0.5", {}, 2, None, False),
-        ("127.0.1.1", {"NCCL_SOCKET_IFNAME": "eth"}, 1, None, False),
-    ],
-)
-def test_the_interface_of_gloo(monkeypatch, caplog, own, environment, world, expected, warns):
-    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "MASTER_ADDR", "LOCAL_WORLD_SIZE"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+def test_a_name_that_leads_no_other_node_here_is_told(monkeypatch, caplog, own, gloo, nodes, warns):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", gloo)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     monkeypatch.setattr(socket, "gethostbyname", lambda name: own)
-    monkeypatch.setattr(rendezvous, "addresses", lambda: ADDRESSES)
-    monkeypatch.setattr(distributed, "_as_rank", lambda *_: None)
+    monkeypatch.setattr(launching, "_as_rank", lambda *_: None)
     monkeypatch.setenv("RANK", "0")
-    launch(ranks.no_work, None, one_rank(world=world))
-    assert os.environ.get("GLOO_SOCKET_IFNAME") == expected
+    launch(ranks.no_work, None, one_rank(nodes=nodes))
     assert ("set GLOO_SOCKET_IFNAME" in caplog.text) == warns
 
 
@@ -635,9 +571,9 @@ def test_several_gpus_for_one_process(toy_config, monkeypatch, caplog, flags, en
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     for name in ("_as_rank", "_join"):  # what starts processes
-        monkeypatch.setattr(distributed, name, lambda *_: [])
+        monkeypatch.setattr(launching, name, lambda *_: [])
     started = SimpleNamespace(processes=[])
-    monkeypatch.setattr(distributed.mp, "start_processes", lambda *_, **__: started)
+    monkeypatch.setattr(launching.mp, "start_processes", lambda *_, **__: started)
     with caplog.at_level(logging.WARNING, logger="dkd"):
         launch_as_planned(lambda config, ranks: None, parsed_with(toy_config, *flags))
     sentence = "-d 0,1: only cuda:0 is used; all of them need --multiprocessing_distributed"
@@ -653,7 +589,7 @@ def test_a_gpu_that_is_asked_for_must_be_there_to_train(monkeypatch, toy_config,
     with pytest.raises(UserError, match=says):
         train(toy_config, "-d", "0")
     assert not (toy_config.parent / "runs").exists()
-    assert distributed.find_devices("0") == [torch.device("cpu")], "published evaluations end so"
+    assert devices.find_devices("0") == [torch.device("cpu")], "published evaluations end so"
 
 
 @pytest.mark.parametrize("flags", [(), ("-d", "cpu")])

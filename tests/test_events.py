@@ -12,7 +12,7 @@ from tests.helpers import train, write_config
 from trainer.evaluation import Evaluation
 from trainer.tensorboard import TensorBoard
 from utils import checkpoint as files
-from utils.distributed import Ranks
+from utils.ranks import Ranks
 
 FLAGS = ("--epochs", "2", "--set", "trainer.validation_period=1")
 

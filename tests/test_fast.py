@@ -313,7 +313,8 @@ def test_how_threads_wait(given, policy, spins):
     """Decided before torch is imported, unless the user has."""
     code = (
         "import os; before = {**os.environ}\n"
-        "from utils import threads; assert before == {**os.environ}, 'an import changes nothing'\n"
+        "from utils.processes import threads\n"
+        "assert before == {**os.environ}, 'an import changes nothing'\n"
         "threads.spin_briefly()\n"
         "print(*map(os.environ.get, ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')))"
     )

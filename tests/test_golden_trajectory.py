@@ -19,7 +19,7 @@ from tests.helpers import DATA, NO_GPU, dkd_heads
 from tests.networks import fill_by_name, make_config, make_trainer
 from trainer.build import build_model
 from trainer.precision import Precision
-from utils.distributed import Ranks
+from utils.ranks import Ranks
 
 
 def run_steps(trainer, golden, step, terms, dtype, device):

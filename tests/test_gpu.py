@@ -25,10 +25,10 @@ from trainer.optim import build_scheduler
 from trainer.precision import Precision
 from trainer.trainer import Trainer
 from utils import checkpoint as files
-from utils.distributed import Ranks
-from utils.interrupt import Interrupted
 from utils.metric import ConfusionMatrix
 from utils.parse_config import ConfigParser
+from utils.processes.signals import Interrupted
+from utils.ranks import Ranks
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,13 +13,13 @@ import torch
 from torch.utils.data import Dataset
 
 from data_loader.loading import Loader
-from utils import interrupt
 from utils.errors import UserError
+from utils.processes import children
 
 WORKER = {
     "num_workers": 1,
     "multiprocessing_context": "fork",
-    "worker_init_fn": interrupt.leave_to_parent,
+    "worker_init_fn": children.leave_to_parent,
 }
 
 

@@ -26,11 +26,11 @@ from trainer.build import build_data
 from trainer.methods import METHODS
 from trainer.replay import find_candidates, pseudo_label
 from trainer.trainer import Trainer
-from utils.distributed import SINGLE, Ranks
 from utils.errors import UserError
-from utils.interrupt import Interrupted
 from utils.labels import ranges
 from utils.parse_config import ConfigParser
+from utils.processes.signals import Interrupted
+from utils.ranks import SINGLE, Ranks
 
 SETTINGS = ("overlap", "disjoint", "sequential")
 STEPS = [[1, 2], [3], [4], [5]]

@@ -22,9 +22,10 @@ from trainer.plan import RunPlan, plan_run
 from trainer.run import work
 from trainer.trainer import Trainer
 from utils import checkpoint as files
-from utils.distributed import Ranks, launch
-from utils.interrupt import Interrupted
 from utils.parse_config import ConfigParser
+from utils.processes.launch import launch
+from utils.processes.signals import Interrupted
+from utils.ranks import Ranks
 
 FROM_FT = ("ft", "lwf", "lwf_mc", "ilt", "mib", "plop")  # FT's step 0 is that of its family
 SOME = ("plop", "sdr", "ssul")  # those that remember something, and replay
@@ -164,8 +165,7 @@ def test_two_processes_are_one(place, alone, monkeypatch):
         else:
             line = place.line(method, place.fresh(method, "one"), 1, **changes)
             ones[method] = final(train(*line))
-        meet = f"file://{place.folder}/meet"  # no port that another run may hold
-        changes |= {"n_gpu": 2, "multiprocessing_distributed": True, "dist_url": meet}
+        changes |= {"n_gpu": 2, "multiprocessing_distributed": True}
         path, *flags = place.line(method, place.fresh(method, "two"), 1, **changes)
         argv = ["-c", str(path), *flags, "-d", "cpu", "--bs", "2"]
         parsed = ConfigParser.from_args("train", "configs/config_voc.json", argv=argv)

@@ -28,10 +28,10 @@ from trainer.build import build_data
 from trainer.replay import pseudo_label
 from trainer.run import run
 from trainer.trainer import Trainer
-from utils.distributed import SINGLE
 from utils.errors import UserError
 from utils.metric import ConfusionMatrix
 from utils.parse_config import ConfigParser
+from utils.ranks import SINGLE
 
 VOID = 65535
 IDS = (40000, 7, 300, 255, 0, *range(1000, 30500, 100))  # in order of arrival; 255 is no void here

@@ -28,11 +28,11 @@ from trainer.plan import plan_run
 from trainer.run import work
 from trainer.trainer import Trainer
 from utils import checkpoint as files
-from utils.distributed import launch
 from utils.errors import UserError
-from utils.interrupt import Interrupted
 from utils.labels import VOID
 from utils.parse_config import ConfigParser
+from utils.processes.launch import launch
+from utils.processes.signals import Interrupted
 
 
 class Statistics(BaseMethod):

@@ -24,11 +24,11 @@ from tests.networks import fill_by_name
 from trainer import evaluation
 from trainer.build import build_data, build_method, build_student, build_task
 from trainer.checks import with_settings
-from utils.distributed import SINGLE
 from utils.errors import UserError
 from utils.files import write_json
 from utils.metric import ConfusionMatrix
 from utils.parse_config import ConfigParser
+from utils.ranks import SINGLE
 
 CPU = torch.device("cpu")
 

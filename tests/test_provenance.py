@@ -25,7 +25,7 @@ from trainer.methods.dkd import DKD
 from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils.errors import UserError
-from utils.interrupt import Interrupted
+from utils.processes.signals import Interrupted
 
 STEPS = [list(range(1, 16)), [16, 17], [18, 19, 20]]
 

@@ -18,9 +18,9 @@ from models.model import DeepLabV3
 from tests.helpers import dkd_heads, write_config
 from trainer.run import run
 from utils.config_schema import SCHEMA
-from utils.distributed import plan_launch
 from utils.errors import UserError
 from utils.parse_config import ConfigParser
+from utils.processes.launch import plan_launch
 
 
 class Malicious:

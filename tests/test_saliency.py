@@ -22,9 +22,9 @@ from tests.helpers import train, write_config
 from trainer.build import build_data
 from trainer.methods import METHODS
 from trainer.methods.finetune import Finetune
-from utils.distributed import SINGLE
 from utils.errors import UserError, sentence
 from utils.parse_config import ConfigParser
+from utils.ranks import SINGLE
 
 SIZES = [(50, 37), (37, 51), (31, 90), (90, 31), (64, 64), (40, 24)]  # W, H
 SALIENT = 2  # label id whose pixels the maps mark

@@ -35,9 +35,9 @@ from data_loader.splits import (
 from data_loader.task_tables import ADE_TASKS, VOC_TASKS
 from data_loader.voc import VOC, VOC_CLASSES
 from tests.helpers import PROJECT, ade_presence
-from utils.distributed import Ranks
 from utils.errors import UserError
 from utils.logger import log
+from utils.ranks import Ranks
 
 KINDS = ("train", "val", "test")
 

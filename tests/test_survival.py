@@ -30,12 +30,12 @@ from trainer.plan import plan_run
 from trainer.record import code_hash, differences, remarks
 from trainer.trainer import Trainer
 from utils import checkpoint as files
-from utils import interrupt
 from utils.config_schema import SCHEMA
 from utils.errors import UserError, one_sentence_errors
-from utils.interrupt import EXIT_INTERRUPTED, Interrupted
 from utils.logger import close_logger, log, setup_logger
 from utils.parse_config import ConfigParser
+from utils.processes import children, signals
+from utils.processes.signals import EXIT_INTERRUPTED, Interrupted
 
 STEP_1 = ("--task_step", "1", "--freeze_bn", "--mem_size", "6", "--bs", "4")
 FLAGS = {0: ("--epochs", "3"), 1: ("--epochs", "3", *STEP_1)}
@@ -176,19 +176,19 @@ def test_stopped_while_the_memory_is_chosen(undisturbed, attempt, monkeypatch):
 
 
 def test_exit_code_of_a_stopped_run(capsys):
-    with pytest.raises(SystemExit) as ended, one_sentence_errors(), interrupt.watch():
+    with pytest.raises(SystemExit) as ended, one_sentence_errors(), signals.watch():
         os.kill(os.getpid(), signal.SIGTERM)
     assert ended.value.code == EXIT_INTERRUPTED == 75
     assert capsys.readouterr().err.endswith(": stopped by SIGTERM.\n")
 
 
 def test_only_an_impatient_second_ctrl_c_tears_an_iteration_apart(monkeypatch):
-    with interrupt.watch():
-        interrupt.defer()
+    with signals.watch():
+        signals.defer_signals()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):  # at once: the same request
             os.kill(os.getpid(), number)
-        assert interrupt.asked() == "SIGINT"
-        monkeypatch.setattr(interrupt, "PATIENCE", -1)
+        assert signals.pending_signal() == "SIGINT"
+        monkeypatch.setattr(signals, "PATIENCE", -1)
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Interrupted):
             os.kill(os.getpid(), signal.SIGINT)
@@ -198,7 +198,7 @@ def test_only_an_impatient_second_ctrl_c_tears_an_iteration_apart(monkeypatch):
 def test_further_signals_do_not_tear_the_clearing_up_apart():
     """A launcher passes on what the whole group has got already."""
     cleared = []
-    with interrupt.watch():
+    with signals.watch():
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         except Interrupted:
@@ -299,7 +299,7 @@ def test_what_an_import_makes_of_an_interruption():
         except Interrupted:
             raise ImportError("initialization failed") from None
 
-    with pytest.raises(Interrupted, match=r"stopped by SIGUSR1\."), interrupt.watch():
+    with pytest.raises(Interrupted, match=r"stopped by SIGUSR1\."), signals.watch():
         library()
 
 
@@ -397,7 +397,7 @@ def test_the_batch_of_a_recipe_is_shared_out(toy_root, tmp_path):
     tree = json.loads(config.read_text()) | {"n_gpu": 2}
     del tree["data_loader"]["args"]["train"]["batch_size"]
     config.write_text(json.dumps(tree))
-    two = ("--multiprocessing_distributed", "--dist_url", f"file://{tmp_path}/meet")
+    two = ("--multiprocessing_distributed",)
     for flags, size in ((two, 16), ((*two, "--accumulate", "2"), 8)):
         argv = ["-c", str(config), *flags]
         parsed = ConfigParser.from_args("train", "configs/config_voc.json", argv=argv)
@@ -617,7 +617,7 @@ def test_loading_processes_outlive_signals_to_the_whole_group(tmp_path):
     """SIGTERM and SIGINT from anybody but the parent leave them alone."""
 
     def load():
-        interrupt.leave_to_parent()
+        children.leave_to_parent()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             os.kill(os.getpid(), number)
         (tmp_path / "alive").touch()
@@ -646,7 +646,7 @@ def test_a_loading_process_ends_when_its_parent_did_before_it_was_ready():
         def load(parent):
             while os.getppid() == parent:
                 time.sleep(0.01)
-            interrupt.leave_to_parent()
+            children.leave_to_parent()
             os.write(pipe, b"still there")
 
         get_context("fork").Process(target=load, args=(os.getpid(),)).start()

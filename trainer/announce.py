@@ -8,10 +8,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from base.base_method import BaseMethod
 from base.base_model import BaseModel
 from data_loader.data_loaders import IncrementalDataLoader
-from utils.distributed import Ranks, no_gpu
 from utils.errors import listing
 from utils.logger import log
 from utils.parse_config import ConfigParser
+from utils.processes.devices import no_gpu
+from utils.ranks import Ranks
 from utils.recipe import Recipe
 
 MOST_LEFT = 0.05  # share of BatchNorm's first statistics that a step may leave without a warning

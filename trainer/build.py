@@ -21,9 +21,9 @@ from trainer.advice import base_of_family
 from trainer.methods import METHODS
 from utils import checkpoint as files
 from utils.checkpoint import StoredCheckpoint
-from utils.distributed import SINGLE, Ranks
 from utils.errors import UserError, choose, shortened
 from utils.parse_config import ConfigParser
+from utils.ranks import SINGLE, Ranks
 
 
 def build_data(config: ConfigParser, ranks: Ranks) -> IncrementalDataLoader:

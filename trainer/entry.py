@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from utils import interrupt, threads
+from utils.processes import signals, threads
 
 if TYPE_CHECKING:
     from utils.config_schema import Steps
@@ -23,7 +23,7 @@ def main(mode: str, default_config: str, description: str | None) -> None:
         default_config: the shipped config of the script, relative to the project.
         description: text of `--help`.
     """
-    interrupt.end_at_once()  # on a signal, also while the rest is being imported
+    signals.end_at_once()  # on a signal, also while the rest is being imported
     threads.spin_briefly()
     from utils.errors import one_sentence_errors
     from utils.parse_config import ConfigParser

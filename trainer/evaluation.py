@@ -26,7 +26,6 @@ from trainer.record import code_hash, own_code
 from trainer.results import PREVIOUS, WEIGHTS
 from utils import VERSION
 from utils.checkpoint import weights_hash
-from utils.distributed import Ranks
 from utils.errors import listing
 from utils.files import write_json
 from utils.history import device_name
@@ -34,6 +33,7 @@ from utils.labels import BACKGROUND
 from utils.logger import log, progress
 from utils.metric import EVALUATORS, ConfusionMatrix, Evaluator, fold, scalars
 from utils.parse_config import ConfigParser
+from utils.ranks import Ranks
 from utils.report import metrics_json, summary, table
 
 

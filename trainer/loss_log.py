@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import torch
 
-from utils.distributed import Ranks
 from utils.errors import UserError
 from utils.logger import log
+from utils.ranks import Ranks
 
 READ_EVERY = 20  # iterations between two looks at the loss on a GPU, each of which waits for it
 # Each skipped update halves the loss scale. Twenty in a row bring it from the 65,536 it starts with

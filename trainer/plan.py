@@ -30,9 +30,10 @@ from trainer.results import METRICS, tested_weights
 from trainer.shared_step import check_shared, find_shared
 from utils import checkpoint as files
 from utils.checkpoint import StoredCheckpoint
-from utils.distributed import Launch, Ranks, plan_launch
 from utils.errors import UserError
 from utils.parse_config import ConfigParser
+from utils.processes.launch import Launch, plan_launch
+from utils.ranks import Ranks
 
 
 @dataclass(frozen=True)

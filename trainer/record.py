@@ -26,12 +26,12 @@ from trainer.methods import METHODS
 from trainer.optim import OPTIMIZERS
 from utils import VERSION
 from utils.config_schema import OLDER, OPTIONAL, SCHEMA
-from utils.distributed import Ranks
 from utils.errors import UserError
 from utils.files import PROJECT_ROOT, sha256
 from utils.logger import log
 from utils.lr_scheduler import SCHEDULERS
 from utils.parse_config import ConfigParser
+from utils.ranks import Ranks
 from utils.sources import name_of, needed, source_hash
 
 EPOCHS = "trainer.epochs"

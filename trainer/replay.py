@@ -21,11 +21,11 @@ from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.exemplars import Candidate
 from data_loader.transforms import normalize
 from models.pixels import size_of
-from utils.distributed import Ranks
 from utils.errors import UserError, listing
 from utils.labels import BACKGROUND
 from utils.logger import log, progress
 from utils.parse_config import ConfigParser
+from utils.ranks import Ranks
 from utils.seeds import seed_from
 
 

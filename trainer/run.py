@@ -32,13 +32,14 @@ from trainer.results import METRICS, retire, tested_weights
 from trainer.shared_step import adopt
 from trainer.trainer import Trainer
 from utils import checkpoint as files
-from utils import interrupt
 from utils.checkpoint import StoredCheckpoint
-from utils.distributed import Ranks, launch
 from utils.files import sha256, write_json
-from utils.interrupt import Interrupted
 from utils.logger import close_logger, log, setup_logger
 from utils.parse_config import ConfigParser
+from utils.processes import signals
+from utils.processes.launch import launch
+from utils.processes.signals import Interrupted
+from utils.ranks import Ranks
 from utils.seeds import seed_from
 
 
@@ -66,9 +67,11 @@ def work(plan: RunPlan, ranks: Ranks) -> None:
     run_step(plan.first, ranks)
     for config in plan.later:
         gc.collect()  # the networks of the step before are in cycles
-        if ranks.any(interrupt.asked() is not None):
-            raise Interrupted(f"stopped between steps: {interrupt.asked() or 'by a signal'}.")
-        interrupt.stop_deferring()  # what comes before the first iteration can be torn apart
+        if ranks.any(signals.pending_signal() is not None):
+            raise Interrupted(
+                f"stopped between steps: {signals.pending_signal() or 'by a signal'}."
+            )
+        signals.stop_deferring()  # what comes before the first iteration can be torn apart
         step = plan_step(config, plan.launch) if ranks.is_main else None
         plans = ranks.gather(step)
         run_step(step or plans[0], ranks)
@@ -119,7 +122,7 @@ def train(plan: StepPlan, ranks: Ranks, results: Path) -> None:
         retire(results, trained_anew=False)
         write_json(config.step_dir() / "config.json", config.as_dict())
     try:
-        interrupt.defer()  # ranks stop together, after an iteration or a batch
+        signals.defer_signals()  # ranks stop together, after an iteration or a batch
         trainer.train()
         weights = config.step_dir() / files.epoch_file(trainer.epoch)
         trainer.test(results / METRICS, weights)
@@ -203,5 +206,5 @@ def evaluate(config: ConfigParser, ranks: Ranks, weights: StoredCheckpoint, resu
     metrics = results / METRICS
     if tested is not None and tested_weights(metrics) != tested.sha256:
         retire(results, trained_anew=False)
-    interrupt.defer()
+    signals.defer_signals()
     evaluation.test(metrics, tested)

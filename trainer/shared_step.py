@@ -16,11 +16,11 @@ from trainer.record import differences, record, remarks
 from trainer.results import retire
 from utils import checkpoint as files
 from utils.checkpoint import StoredCheckpoint
-from utils.distributed import Ranks
 from utils.errors import UserError
 from utils.files import write_json
 from utils.logger import log
 from utils.parse_config import ConfigParser
+from utils.ranks import Ranks
 
 FILE = "base.json"  # in the folder of a step that was taken over
 

@@ -11,10 +11,10 @@ from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.dataset import Sample
 from trainer.loss_log import READ_EVERY, LossLog, Update
 from trainer.tensorboard import TensorBoard
-from utils.distributed import Ranks
 from utils.history import History
 from utils.logger import log, progress
 from utils.parse_config import ConfigParser
+from utils.ranks import Ranks
 
 
 def grouped(loader: Iterable[Sample], size: int) -> Iterator[list[Sample]]:

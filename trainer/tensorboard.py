@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from trainer.evaluation import Evaluation
-from utils.distributed import Ranks
 from utils.parse_config import ConfigParser
 from utils.pictures import occurring, palette_image, sheet
+from utils.ranks import Ranks
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -28,11 +28,11 @@ from trainer.precision import Precision
 from trainer.record import Provenance, remarks
 from trainer.step_log import StepLog, grouped
 from utils import checkpoint as files
-from utils.distributed import Ranks
 from utils.errors import UserError
-from utils.interrupt import Interrupted
 from utils.logger import log, progress
 from utils.parse_config import ConfigParser
+from utils.processes.signals import Interrupted
+from utils.ranks import Ranks
 
 # The switch by which ranks take over rank 0's BatchNorm statistics has a new name in newer torch.
 _SYNC_BUFFERS = (

@@ -115,9 +115,7 @@ SCHEMA: dict[str, Key] = {
     "world_size": local("number of nodes", (int,), 1, most=65_536),
     "dist_backend": local("process group on CUDA (CPU: gloo)", (str,), choices=("nccl", "gloo")),
     "dist_url": local(
-        "where the processes meet: tcp://HOST:PORT, env:// (MASTER_ADDR and MASTER_PORT) or "
-        "file:///PATH, a file that all nodes see",
-        (str,),
+        "where the processes meet: tcp://HOST:PORT or env:// (MASTER_ADDR and MASTER_PORT)", (str,)
     ),
     "seed": Key("seed of weights, samples and order", (int,), 0),
     "use_amp": Key("mixed precision in training, on CUDA", (bool,)),

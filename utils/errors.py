@@ -11,9 +11,9 @@ import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from utils import interrupt
-from utils.interrupt import EXIT_INTERRUPTED, Interrupted
 from utils.machine import address_space
+from utils.processes import signals
+from utils.processes.signals import EXIT_INTERRUPTED, Interrupted
 
 EXIT_USER_ERROR = 2
 # What is said, in exceptions of many kinds, where memory or address space ends: by allocators and
@@ -61,7 +61,7 @@ def one_sentence_errors() -> Iterator[None]:
         print(words, file=sys.stderr)
         raise SystemExit(code) from None
     finally:
-        interrupt.exiting()
+        signals.ignore_signals()
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -16,8 +16,8 @@ from scripts.benchmarking.memory import extra_memory
 from scripts.benchmarking.networks import defined_losses, make_task, weighted
 from scripts.benchmarking.plan import BOTH, Plan, timed
 from trainer.methods import METHODS
-from utils.distributed import SINGLE
 from utils.labels import BACKGROUND
+from utils.ranks import SINGLE
 
 
 def make_loss(

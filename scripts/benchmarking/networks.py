@@ -23,9 +23,9 @@ from trainer.methods import METHODS
 from trainer.optim import build_optimizer, build_scheduler
 from trainer.record import Provenance
 from trainer.trainer import Trainer
-from utils.distributed import SINGLE, Ranks
 from utils.labels import BACKGROUND
 from utils.parse_config import ConfigParser
+from utils.ranks import SINGLE, Ranks
 
 ITERATIONS = 10_000  # of the schedule, more than are measured
 

@@ -1,7 +1,6 @@
 """The faults that are injected into a job.
 
-Each function starts the job, breaks it once at a random moment, and checks how it ended. The
-caller then finishes the job and compares.
+Each function starts the job, breaks it once at a random moment, and checks how it ended.
 """
 
 from __future__ import annotations
@@ -14,19 +13,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scripts.disturbance.job import EPOCHS, Job, kill_group, require
+from scripts.disturbance.job import EPOCHS, Job, require
 from scripts.disturbance.system import answers_signals, files_equal, log_has, ranks_of, small_disk
 from utils import checkpoint as files
 from utils.errors import EXIT_USER_ERROR
 from utils.files import PART
-from utils.interrupt import EXIT_INTERRUPTED
+from utils.processes.signals import EXIT_INTERRUPTED
 
 
 @dataclass(frozen=True)
 class Moment:
     """When a signal comes: after a line of the log, if any, within some seconds (per process)."""
 
-    words: str
+    name: str
     log: str
     seconds: float
 
@@ -46,16 +45,14 @@ def in_an_epoch(job: Job, chance: random.Random) -> None:
     process = job.start(step)
     job.wait_for(process, (job.step_dir(step) / files.LAST).is_file, "the first checkpoint")
     time.sleep(chance.uniform(0, 0.6))
-    kill_group(process)
-    job.wait(process)
+    job.kill(process)
 
 
 def at_any_moment(job: Job, chance: random.Random) -> None:
     """kill -9 between the start and a few seconds later, whatever is going on."""
     process = job.start(0)
     time.sleep(chance.uniform(0, 7))
-    kill_group(process)
-    job.wait(process)
+    job.kill(process)
 
 
 def while_a_checkpoint_is_written(job: Job, chance: random.Random) -> None:
@@ -66,8 +63,7 @@ def while_a_checkpoint_is_written(job: Job, chance: random.Random) -> None:
     if epochs:
         job.wait_for(process, lambda: log_has(job, f"epoch {epochs}/"), f"epoch {epochs}")
     job.wait_for(process, lambda: any(folder.glob(f".{files.LAST}.*{PART}")), "a checkpoint")
-    kill_group(process)
-    job.wait(process)
+    job.kill(process)
 
 
 def between_steps(job: Job, chance: random.Random) -> None:
@@ -75,8 +71,7 @@ def between_steps(job: Job, chance: random.Random) -> None:
     job.wait(job.start(0))
     process = job.start(1)
     time.sleep(chance.uniform(0, 4))
-    kill_group(process)
-    job.wait(process)
+    job.kill(process)
 
 
 def one_rank_of_two(job: Job, chance: random.Random) -> None:
@@ -91,7 +86,7 @@ def one_rank_of_two(job: Job, chance: random.Random) -> None:
     os.kill(chance.choice(victims), signal.SIGKILL)
     code, output = job.wait(process)
     require(code not in (0, None), "the launcher did not notice that a rank died")
-    require("was killed by SIGKILL" in output, f"the cause was not told:\n{output[-2000:]}")
+    require("was killed by SIGKILL" in output, f"the cause was not told:\n{end(output)}")
 
 
 def asked_to_stop(job: Job, chance: random.Random) -> None:
@@ -110,11 +105,11 @@ def asked_to_stop(job: Job, chance: random.Random) -> None:
     with contextlib.suppress(ProcessLookupError):
         (os.kill if chance.random() < 0.5 else os.killpg)(process.pid, number)
     code, output = job.wait(process)
-    job.outcome = f"{signal.Signals(number).name} {moment.words}: code {code}"
-    require(code in (EXIT_INTERRUPTED, 0), f"{job.outcome}:\n{output[-2000:]}")
-    require("Traceback" not in output, f"{job.outcome}, a traceback:\n{output[-2000:]}")
+    job.outcome = f"{signal.Signals(number).name} {moment.name}: code {code}"
+    require(code in (EXIT_INTERRUPTED, 0), f"{job.outcome}:\n{end(output)}")
+    require("Traceback" not in output, f"{job.outcome}, a traceback:\n{end(output)}")
     if code:
-        require(output.count("stopped by") == 1, f"not one sentence:\n{output[-2000:]}")
+        require(output.count("stopped by") == 1, f"not one sentence:\n{end(output)}")
 
 
 def full_disk(job: Job, chance: random.Random) -> None:
@@ -125,13 +120,7 @@ def full_disk(job: Job, chance: random.Random) -> None:
         job.wait_for(process, last.is_file, "the first checkpoint")
         time.sleep(chance.uniform(0, 0.1))
         fill(process, last.stat().st_size)
-        code, output = job.wait(process)
-        require(code in (0, EXIT_USER_ERROR), f"exit code {code} on {how}:\n{output[-2000:]}")
-        if code:
-            sentence = [line for line in output.splitlines() if ": error: " in line]
-            require(len(sentence) == 1, f"not one sentence on {how}:\n{output[-2000:]}")
-            require("cannot be written" in sentence[0], sentence[0])
-            require("Traceback" not in output, f"a traceback on {how}:\n{output[-2000:]}")
+        done_or_one_sentence(*job.wait(process), how, "cannot be written")
         files.load(last)  # what was saved is whole
 
 
@@ -140,8 +129,7 @@ def damaged_checkpoint(job: Job, chance: random.Random) -> None:
     process = job.start(0)
     job.wait_for(process, (job.step_dir(0) / files.PREVIOUS).is_file, "two checkpoints")
     time.sleep(chance.uniform(0, 0.3))
-    kill_group(process)
-    job.wait(process)
+    job.kill(process)
     last = job.step_dir(0) / files.LAST
     whole = bytearray(last.read_bytes())
     last.unlink()  # kept checkpoints share its bytes, and only this name is damaged
@@ -151,9 +139,9 @@ def damaged_checkpoint(job: Job, chance: random.Random) -> None:
         whole[chance.randrange(len(whole) // 10, len(whole) * 9 // 10)] ^= 1 << chance.randrange(8)
         last.write_bytes(whole)
     code, output = job.wait(job.start(0))
-    require(code == 0, f"exit code {code} after a damaged last.pth:\n{output[-2000:]}")
-    told = f"skipped: checkpoint {last}" in output
-    require(told or files_equal(job), "the damage was neither told nor harmless")
+    require(code == 0, f"exit code {code} after a damaged last.pth:\n{end(output)}")
+    warned = f"skipped: checkpoint {last}" in output
+    require(warned or files_equal(job), "the damage was neither told nor harmless")
 
 
 def corrupted_image(job: Job, chance: random.Random) -> None:
@@ -167,19 +155,29 @@ def corrupted_image(job: Job, chance: random.Random) -> None:
     victim.write_bytes(whole[: len(whole) // 3])
     code, output = job.wait(process)
     victim.write_bytes(whole)
-    require(code in (0, EXIT_USER_ERROR), f"exit code {code} on a damaged image:\n{output[-2000:]}")
+    done_or_one_sentence(code, output, "a damaged image", str(victim), "train_aug.txt, line")
+
+
+def done_or_one_sentence(code: int, output: str, fault: str, *parts: str) -> None:
+    """Require that a run came to its end, or that it told a fault in one sentence."""
+    require(code in (0, EXIT_USER_ERROR), f"exit code {code} on {fault}:\n{end(output)}")
     if code:
-        sentence = [line for line in output.splitlines() if ": error: " in line]
-        require(len(sentence) == 1 and str(victim) in sentence[0], f"{sentence}")
-        require("train_aug.txt, line" in sentence[0], sentence[0])
-        require("Traceback" not in output, f"a traceback:\n{output[-2000:]}")
+        sentences = [line for line in output.splitlines() if ": error: " in line]
+        require(len(sentences) == 1, f"not one sentence on {fault}:\n{end(output)}")
+        require(all(part in sentences[0] for part in parts), sentences[0])
+        require("Traceback" not in output, f"a traceback on {fault}:\n{end(output)}")
+
+
+def end(output: str) -> str:
+    """The last lines of an output."""
+    return output[-2000:]
 
 
 @dataclass(frozen=True)
 class Kind:
     """A kind of fault: what it is, and in how many processes the job runs."""
 
-    words: str
+    title: str
     inject: Callable[[Job, random.Random], None]
     processes: int = 1
 

@@ -27,7 +27,7 @@ EXPERIMENT = "overlap_15-5_chaos"
 
 
 class Broken(Exception):
-    """A promise that was not kept, in words."""
+    """A promise that was not kept."""
 
 
 def require(kept: bool, promise: str) -> None:
@@ -106,6 +106,11 @@ class Job:
             log.seek(process.log_start)  # type: ignore[attr-defined]
             return code, log.read()
 
+    def kill(self, process: subprocess.Popen) -> None:
+        """kill -9 a started step and all that it started."""
+        kill_group(process)
+        self.wait(process)
+
     def finish(self) -> None:
         """Call every step until it is done, as the user's script does."""
         for step in self.steps:
@@ -122,18 +127,17 @@ class Job:
 
     def result(self) -> list:
         """The final weights and the confusion matrix of each step."""
-        found = []
+        result = []
         for step in self.steps:
             weights = files.load(self.step_dir(step) / files.epoch_file(EPOCHS))["state_dict"]
-            found.append(
-                (weights, json.loads(self.metrics(step).read_text(encoding="utf-8"))["confusion"])
-            )
-        return found
+            metrics = json.loads(self.metrics(step).read_text(encoding="utf-8"))
+            result.append((weights, metrics["confusion"]))
+        return result
 
     def compare(self, expected: list) -> None:
         """Require the bits of the undisturbed run."""
-        for step, mine, theirs in zip(self.steps, self.result(), expected, strict=True):
-            (a, confusion), (b, other) = mine, theirs
+        for step, ours, undisturbed in zip(self.steps, self.result(), expected, strict=True):
+            (a, confusion), (b, other) = ours, undisturbed
             same = a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
             require(same, f"the weights of step {step} differ from the undisturbed run's")
             require(confusion == other, f"the metrics of step {step} differ")

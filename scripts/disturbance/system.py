@@ -11,7 +11,7 @@ from pathlib import Path
 
 from scripts.disturbance.job import Job
 from utils import checkpoint as files
-from utils import interrupt
+from utils.processes import signals
 
 
 def log_has(job: Job, text: str) -> bool:
@@ -25,7 +25,7 @@ def answers_signals(pid: int) -> bool:
     with contextlib.suppress(FileNotFoundError):
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
         caught = int(status.partition("SigCgt:")[2].split()[0], 16)
-        return all(caught >> (number - 1) & 1 for number in interrupt.SIGNALS)
+        return all(caught >> (number - 1) & 1 for number in signals.SIGNALS)
     return True  # a system without /proc
 
 
@@ -37,19 +37,19 @@ def files_equal(job: Job) -> bool:
 
 def ranks_of(launcher: subprocess.Popen) -> list[int]:
     """Process ids of the ranks that a launcher started."""
-    found = []
+    pids = []
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             name, _, rest = status.read_text(encoding="utf-8").rpartition(")")
             command = (status.parent / "cmdline").read_bytes()
             if int(rest.split()[1]) == launcher.pid and b"spawn_main" in command:
-                found.append(int(name.split()[0]))
-    return sorted(found)
+                pids.append(int(name.split()[0]))
+    return sorted(pids)
 
 
 @contextlib.contextmanager
 def small_disk(job: Job) -> Iterator[tuple[Callable[[subprocess.Popen, int], None], str]]:
-    """A way to let the disk below the runs become full, and words for it.
+    """A way to let the disk below the runs become full, and what it is.
 
     Where this user may mount, it is a tmpfs that is filled up; elsewhere the process may no longer
     write files as large as a checkpoint.

@@ -153,7 +153,7 @@ def check_steps(
 def refusal(config: ConfigParser) -> Faults:
     """What training would say before it reads an image."""
     from trainer.build import build_data  # not above, for they import torch
-    from utils.distributed import SINGLE
+    from utils.ranks import SINGLE
 
     try:
         build_data(config, SINGLE)

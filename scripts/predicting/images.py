@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from base.image_files import Listing, decode, list_folder, to_rgb, too_large
 from data_loader.transforms import Transform
 from models.pixels import size_of
-from utils import interrupt
 from utils.errors import UserError, out_of_memory
+from utils.processes import children
 
 Image.init()
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large is told
@@ -147,10 +147,10 @@ def batches(
         Images(paths, transform),
         batch_size=None,
         num_workers=workers,
-        worker_init_fn=interrupt.leave_to_parent,
-        multiprocessing_context=interrupt.start_method(workers),
+        worker_init_fn=children.leave_to_parent,
+        multiprocessing_context=children.start_method(workers),
     )
-    with interrupt.shield():
+    with children.block_signals():
         pictures = iter(loader)
     waiting: dict[tuple[int, int], list[Sample]] = {}
     for picture in pictures:

@@ -26,11 +26,11 @@ from trainer.precision import Precision
 from utils import checkpoint as files
 from utils.checkpoint import StoredCheckpoint
 from utils.config_file import flatten, read_config
-from utils.distributed import find_devices
 from utils.errors import UserError
 from utils.files import PROJECT_ROOT
 from utils.labels import BACKGROUND
 from utils.parse_config import ConfigParser
+from utils.processes.devices import find_devices
 from utils.recipe import read_layers
 
 

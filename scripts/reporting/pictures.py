@@ -20,11 +20,11 @@ from scripts.reporting.figures import grouped
 from scripts.reporting.results import Run
 from scripts.reporting.sections import Group, Section
 from trainer.build import build_data
-from utils.distributed import SINGLE
 from utils.errors import UserError, listing
 from utils.labels import BACKGROUND
 from utils.logger import progress
 from utils.pictures import colour, palette_image
+from utils.ranks import SINGLE
 
 BATCH = 16
 CANDIDATES = 60  # test images among which those are chosen that are shown
