@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
 # What a forward pass returns on request, beside the logits.
-OUTPUTS = frozenset({"pos_neg", "stages", "body", "features", "unknown"})
+OUTPUTS = frozenset({"pos_neg", "stages", "backbone_features", "features", "unknown"})
 HEAD_KINDS = ("conv1x1", "block")
 DROPOUT = (nn.Dropout, StochasticDepth)  # what draws random numbers in train mode
 
@@ -56,7 +56,7 @@ class ModelOutput(NamedTuple):
         neg: [N, C', h, w] the same with the negative weights.
         stages: the maps of the four backbone stages, each [N, channels, h', w'], before the ReLU
             that ends the stage, where it ends in one.
-        body: [N, channels, h, w], what the decoder reads: the backbone's features.
+        backbone_features: [N, channels, h, w], what the decoder reads: the backbone's features.
         features: [N, channels, h, w], what the heads read.
         unknown: [N, 1, h, w] logit of the unknown head.
     """
@@ -65,11 +65,11 @@ class ModelOutput(NamedTuple):
     pos: torch.Tensor | None = None
     neg: torch.Tensor | None = None
     stages: tuple[torch.Tensor, ...] | None = None
-    body: torch.Tensor | None = None
+    backbone_features: torch.Tensor | None = None
     features: torch.Tensor | None = None
     unknown: torch.Tensor | None = None
 
-    def asked(self, name: str) -> torch.Tensor:
+    def require(self, name: str) -> torch.Tensor:
         """An output that was asked for.
 
         Raises:
@@ -82,7 +82,7 @@ class ModelOutput(NamedTuple):
 
     def decomposed(self) -> tuple[torch.Tensor, torch.Tensor]:
         """`pos` and `neg`, as `asked`."""
-        return self.asked("pos"), self.asked("neg")
+        return self.require("pos"), self.require("neg")
 
 
 class Parts(NamedTuple):
@@ -112,7 +112,7 @@ class BaseModel(nn.Module):
         """
         super().__init__()
         self.frozen_bn, self.dropout = frozen_bn, dropout
-        self.rewritten = False  # whether the model can only be run (`models/folding.py: fuse`)
+        self.rewritten = False  # whether the model can only be run (`models/folding.py`)
 
     @abstractmethod
     def forward(self, images: torch.Tensor, wants: Collection[str] = ()) -> ModelOutput:

@@ -43,7 +43,7 @@ class FoldedBatchNorm2d(nn.BatchNorm2d):
         return x
 
 
-def fold(model: BaseModel) -> None:
+def fold_for_training(model: BaseModel) -> None:
     """Fold the frozen BatchNorm of a model that goes on training, in place.
 
     Names, parameters and what a state dict holds stay as they are; scale and shift are computed
@@ -55,11 +55,11 @@ def fold(model: BaseModel) -> None:
     model.register_load_state_dict_post_hook(_compute)
 
 
-def fuse(model: BaseModel) -> None:
+def fold_for_inference(model: BaseModel) -> None:
     """Make each convolution and its BatchNorm one, in place, for a model that is only run.
 
-    Computes the same bits as `fold`, but multiplies the weights once: they are no longer the
-    model's own, and asking for them is an error.
+    Computes the same bits as `fold_for_training`, but multiplies the weights once: they are no
+    longer the model's own, and asking for them is an error.
     """
     for conv, norm, parent, name in _pairs(model):
         scale, shift = _affine(norm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import nn
@@ -77,15 +78,15 @@ class DeepLabV3(BaseModel):
         maps, stages = self.backbone(images, "stages" in wants)
         features = self.aspp(maps)  # [N, 256, h, w]
         logits = self.cls(features)
-        found = {"stages": stages, "body": maps, "features": features}
-        asked = {name: found[name] for name in found if name in wants}
+        there = {"stages": stages, "backbone_features": maps, "features": features}
+        outputs: dict[str, Any] = {name: there[name] for name in there if name in wants}
         if "pos_neg" in wants:
-            asked["pos"], asked["neg"] = self.cls.decomposed(features)
+            outputs["pos"], outputs["neg"] = self.cls.decomposed(features)
         if "unknown" in wants:
             if self.unknown is None:
                 raise ValueError("'unknown' is wanted, but the plan of the heads has no such head.")
-            asked["unknown"] = self.unknown(features)
-        return ModelOutput(logits, **asked)
+            outputs["unknown"] = self.unknown(features)
+        return ModelOutput(logits, **outputs)
 
     def parts(self) -> Parts:
         return Parts(self.backbone, self.aspp, tuple(self.cls), self.unknown)

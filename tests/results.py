@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from utils.metric import Mean_Intersection_over_Union, fold
+from utils.metric import Mean_Intersection_over_Union, merge_future
 from utils.report import metrics_json
 
 NAMES = ("background", "cat", "dog", "cow")
@@ -18,7 +18,7 @@ STEP_1 = np.array([[70, 0, 0, 30], [10, 20, 10, 10], [0, 0, 50, 0], [0, 0, 2, 8]
 
 def a_test(root, wide, step, *, name="toy-s1", seed=1, method="dkd", future=0, **changes):
     """Write a `metrics.json` as an evaluation does."""
-    confusion = fold(wide, future)
+    confusion = merge_future(wide, future)
     seen = range(len(confusion))
     overall = float(np.mean(Mean_Intersection_over_Union(confusion, {})["by_class"]))
     about = {

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from base.task import Task
-from models.folding import FoldedConv2d, fold, fuse
+from models.folding import FoldedConv2d, fold_for_inference, fold_for_training
 from tests.helpers import PROJECT, train
 from tests.networks import HEADS, SWITCHES, make_trainer, network, switched
 from trainer.build import apply_fast
@@ -41,8 +41,8 @@ def test_folded_model_is_the_same_function(backbone, dtype, most):
     """Logits and gradients; nothing but BatchNorm is left out of training."""
     plain = network(backbone=backbone, dtype=dtype)
     folded, fused = deepcopy(plain), deepcopy(plain)
-    fold(folded)
-    fuse(fused)
+    fold_for_training(folded)
+    fold_for_inference(fused)
     images = torch.randn(2, 3, 64, 64, dtype=dtype)
     outs = [model(images, {"pos_neg"})[:3] for model in (plain, folded, fused)]
     for expected, got, same in zip(*outs, strict=True):
@@ -60,7 +60,7 @@ def test_folded_model_is_the_same_function(backbone, dtype, most):
 def test_folding_keeps_what_is_saved():
     plain = network()
     folded = deepcopy(plain)
-    fold(folded)
+    fold_for_training(folded)
     before, after = plain.state_dict(), folded.state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -70,7 +70,7 @@ def test_folding_keeps_what_is_saved():
 def test_loaded_weights_are_folded_anew():
     """Also in a copy: a resumed checkpoint decides, not what was there before."""
     first = network()
-    fold(first)
+    fold_for_training(first)
     images = torch.randn(2, 3, 64, 64)
     before = first(images).logits
     copy, other = deepcopy(first), network()
@@ -96,7 +96,7 @@ def test_folded_features_are_not_kept_for_the_backward_pass():
 
     plain = network()
     folded = deepcopy(plain)
-    fold(folded)
+    fold_for_training(folded)
     assert kept(folded) < 0.8 * kept(plain)
 
 
@@ -115,7 +115,7 @@ def test_batchnorm_that_follows_no_convolution_is_refused():
     model = network()
     model.aspp.last_conv = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))
     with pytest.raises(AssertionError, match="follow"):
-        fold(model)
+        fold_for_training(model)
 
 
 # ----------------------------------------------------------------------------------- every switch

@@ -82,9 +82,9 @@ def same(got, expected):
 def test_losses(golden, name, terms, total):
     logits, body = leaves(golden, "logit", "body")
     method = make(name)
-    teacher = ModelOutput(golden["logit_old"], body=golden["body_old"])
+    teacher = ModelOutput(golden["logit_old"], backbone_features=golden["body_old"])
     found = method.losses(
-        Batch(None, golden["label"]), ModelOutput(logits, body=body), teacher, alone
+        Batch(None, golden["label"]), ModelOutput(logits, backbone_features=body), teacher, alone
     )
     assert found.keys() <= method.weights.keys()
     for term, key in terms.items():
@@ -209,7 +209,7 @@ def test_plop_pass(golden, plop):
 # ---------------------------------------------------------------------------------------------- SDR
 def sdr_outputs(golden):
     logits, body = leaves(golden, "logit", "sdr_body")
-    return ModelOutput(logits, body=body), ModelOutput(golden["logit_old"])
+    return ModelOutput(logits, backbone_features=body), ModelOutput(golden["logit_old"])
 
 
 @pytest.mark.parametrize("official", ["", "official_"])
@@ -218,7 +218,7 @@ def test_sdr_losses(golden, official):
     method.labels = lambda batch: batch.labels  # the values are of labels that keep their void
     method.prototypes, method.counts = golden["sdr_prototype"], golden["sdr_count"].double()
     student, teacher = sdr_outputs(golden)
-    body = student.body
+    body = student.backbone_features
     found = method.losses(Batch(None, golden["label"]), student, teacher, alone)
     same(method.prototypes, golden[f"sdr_{official}prototype_after"])
     assert torch.equal(method.counts.long(), golden["sdr_count_after"])
@@ -244,7 +244,9 @@ def test_sdr_prototypes_of_step_0(golden, setting, official):
     labels, body = golden["label_step0"], golden["sdr_body"]
     assert torch.equal(nearest(labels, (5, 5)), golden["sdr_label_step0_down"].long())
     for part in (slice(None), slice(1)):
-        output = ModelOutput(torch.zeros(len(labels[part]), 6, 12, 12), body=body[part])
+        output = ModelOutput(
+            torch.zeros(len(labels[part]), 6, 12, 12), backbone_features=body[part]
+        )
         terms = method.losses(Batch(None, labels[part]), output, None, alone)
         assert terms.keys() == {"ce"}
     same(method.prototypes, golden[f"{key}_{official}prototype"])

@@ -177,7 +177,7 @@ def sdr(labels, body, **settings):
     old = 1 + len(method.task.old)
     earlier = {"prototypes": torch.rand(old, body.shape[1]), "counts": torch.ones(old).double()}
     method.start(None, earlier)
-    student = ModelOutput(torch.randn(len(body), 6, *body.shape[2:]), body=body)
+    student = ModelOutput(torch.randn(len(body), 6, *body.shape[2:]), backbone_features=body)
     teacher = ModelOutput(torch.randn(len(body), old, *body.shape[2:]))
     return method, method.losses(Batch(None, labels), student, teacher, torch.clone)
 
@@ -233,7 +233,7 @@ def test_background_has_a_prototype_where_it_is_no_other_class(setting, step, mo
     before = method.counts.clone()
     labels = torch.zeros(1, 4, 4, dtype=torch.uint8)
     student = ModelOutput(
-        torch.randn(1, 1 + len(method.task.seen), 4, 4), body=torch.rand(1, 5, 4, 4)
+        torch.randn(1, 1 + len(method.task.seen), 4, 4), backbone_features=torch.rand(1, 5, 4, 4)
     )
     teacher = ModelOutput(torch.randn(1, 4, 4, 4)) if step else None
     method.losses(Batch(None, labels), student, teacher, torch.clone)
@@ -380,7 +380,11 @@ def test_pseudo_labels_of_ssul_without_a_least_score():
 def made_up_outputs(channels):
     """Name → map of four images, of everything that a method may ask for."""
     sizes = {"logits": channels, "pos": channels - 1, "neg": channels - 1, "unknown": 1}
-    sizes |= {"body": 5, "features": 3, **{f"stage {number}": 3 for number in range(4)}}
+    sizes |= {
+        "backbone_features": 5,
+        "features": 3,
+        **{f"stage {number}": 3 for number in range(4)},
+    }
     return {name: torch.randn(4, size, 8, 8).double() for name, size in sizes.items()}
 
 
@@ -469,7 +473,11 @@ def test_a_method_in_float64_computes_nothing_in_float32(name, step, way):
 @pytest.mark.parametrize("name", ["dkd", "mib", "ssul"])  # one of each family
 def test_a_network_in_float64_computes_nothing_in_float32(name):
     student = DeepLabV3(make(name).heads(), backbone="tiny").double()
-    wants = {"dkd": {"pos_neg"}, "mib": {"stages", "body", "features"}, "ssul": {"unknown"}}[name]
+    wants = {
+        "dkd": {"pos_neg"},
+        "mib": {"stages", "backbone_features", "features"},
+        "ssul": {"unknown"},
+    }[name]
     images = torch.randn(2, 3, 32, 32).double()
     with OnlyDouble():
         sum(

@@ -10,7 +10,7 @@ from torch import nn
 
 from base.base_model import HeadPlan
 from models.backbone import BACKBONES
-from models.folding import fold, fuse
+from models.folding import fold_for_inference, fold_for_training
 from models.heads import Heads, make_head, start_head
 from models.model import DeepLabV3
 from models.weights import load_imagenet, load_previous_step, load_strict
@@ -116,7 +116,7 @@ def plain_resnet(net, images):
 def test_stages_are_the_maps_before_the_last_relu(backbone, folded):
     model = DeepLabV3(dkd_heads(1, 3), backbone=backbone, freeze_all_bn=True, dropout=False)
     if folded:
-        fold(model)
+        fold_for_training(model)
     images = torch.randn(2, 3, 65, 97)
     features, stages = plain_resnet(model.train().backbone, images)
     out = model(images, {"stages"})
@@ -215,7 +215,7 @@ def test_frozen_bn_of_block_heads():
     model = DeepLabV3(BLOCKS, backbone="tiny", freeze_all_bn=True, dropout=False).train()
     images = torch.randn(2, 3, 64, 64)
     expected = model(images, {"unknown"})
-    for change in (fold, fuse):
+    for change in (fold_for_training, fold_for_inference):
         other = deepcopy(model)
         change(other)
         for head in (*other.cls, other.unknown):

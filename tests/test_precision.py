@@ -381,7 +381,7 @@ def test_losses_keep_float32(short_products, monkeypatch):
     watch("bmm")
     logits = torch.randn(2, 3, 4, 4, requires_grad=True)
     labels = torch.randint(0, 3, (2, 64, 64)).to(torch.uint8)
-    out = ModelOutput(logits, body=torch.rand(2, 5, 4, 4), unknown=logits[:, :1])
+    out = ModelOutput(logits, backbone_features=torch.rand(2, 5, 4, 4), unknown=logits[:, :1])
     for method in METHODS.values():
         contract = method(Task("voc", "own", "overlap", 0, ((1, 2),), tuple("012")), {})
         terms = contract.losses(Batch(None, labels, saliency=labels), out, None, torch.clone)

@@ -415,11 +415,11 @@ def test_a_method_gets_the_weights_of_the_previous_step_as_they_were_loaded(
 
 
 def test_what_is_only_run_does_not_give_away_rewritten_weights():
-    from models.folding import fuse
+    from models.folding import fold_for_inference
 
     model = DeepLabV3(HeadPlan((1, 2), detached_first=True), backbone="tiny", freeze_all_bn=True)
     assert model.state_dict()
-    fuse(model.eval())
+    fold_for_inference(model.eval())
     for ask in (model.state_dict, lambda: list(model.named_parameters())):
         with pytest.raises(RuntimeError, match="rewritten"):
             ask()

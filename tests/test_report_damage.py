@@ -19,7 +19,7 @@ from tests.helpers import PROJECT
 from tests.results import SCHEDULE, STEP_0, STEP_1, a_test
 from utils.errors import UserError
 from utils.history import History
-from utils.metric import Evaluator, fold
+from utils.metric import Evaluator, merge_future
 
 NAMES = ("Pixel_Accuracy", "Pixel_Accuracy_Class", "Mean_Intersection_over_Union")
 A, B = "overlap_2-1_A-s1", "overlap_2-1_B-s1"
@@ -32,7 +32,7 @@ def whole(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     for name, method in (("A-s1", "dkd"), ("B-s1", "mib")):
         for step, wide in enumerate((STEP_0, STEP_1)):
-            confusion = fold(wide, 0)
+            confusion = merge_future(wide, 0)
             file = a_test(root, wide, step, name=name, method=method, memory=0, split="test")
             content = json.loads(file.read_text())
             figures = Evaluator(NAMES, range(3), range(3, len(confusion))).evaluate(confusion)

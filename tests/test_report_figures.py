@@ -12,7 +12,7 @@ from scripts.reporting.results import Run, find_runs, fingerprint
 from scripts.reporting.sections import make_sections
 from tests.results import SCHEDULE, STEP_0, STEP_1, a_test
 from utils.errors import UserError
-from utils.metric import fold
+from utils.metric import merge_future
 
 
 def a_run(root, **changes) -> Run:
@@ -36,9 +36,9 @@ def iou(matrix, channel):
 
 def test_a_wide_matrix_is_folded_as_the_convention_asks():
     as_background = [[86, 14, 10], [5, 40, 5], [0, 10, 40]]
-    assert fold(STEP_0, 0).tolist() == as_background
-    assert fold(STEP_0, 255).tolist() == STEP_0[:3].tolist()
-    assert fold(STEP_1, 0).tolist() == fold(STEP_1, 255).tolist() == STEP_1.tolist()
+    assert merge_future(STEP_0, 0).tolist() == as_background
+    assert merge_future(STEP_0, 255).tolist() == STEP_0[:3].tolist()
+    assert merge_future(STEP_1, 0).tolist() == merge_future(STEP_1, 255).tolist() == STEP_1.tolist()
     assert STEP_0[0, 0] == 80, "the wide matrix stays as it is"
 
 
@@ -48,7 +48,7 @@ def test_a_metrics_file_tells_every_class_and_both_matrices(tmp_path):
     assert [row["pixels"] for row in content["classes"]] == [110, 50, 50]
     assert content["future_classes"] == [{"label_id": 3, "name": "cow", "pixels": 10}]
     assert content["wide"] == STEP_0.tolist()
-    assert content["confusion"] == fold(STEP_0, 0).tolist()
+    assert content["confusion"] == merge_future(STEP_0, 0).tolist()
 
 
 def test_learning_forgetting_and_backward_transfer():
@@ -80,7 +80,7 @@ def test_figures_of_a_run(tmp_path):
     assert told["new"] == told["learning"] == pytest.approx(cow)
     assert told["hIoU"] == pytest.approx(2 * told["old"] * cow / (told["old"] + cow))
     assert told["all"] == pytest.approx((background + cat + dog + cow) / 4)
-    before = fold(STEP_0, 0)
+    before = merge_future(STEP_0, 0)
     first = np.mean([iou(before, k) for k in range(3)])
     assert told["average"] == pytest.approx((first + told["all"]) / 2)
     lost = [iou(before, k) - iou(STEP_1, k) for k in (1, 2)]
@@ -92,9 +92,9 @@ def test_figures_of_a_run(tmp_path):
 @pytest.mark.parametrize(
     ("convention", "matrix", "old", "everything"),
     [
-        (Convention(), fold(STEP_0, 0), (0, 1, 2), (0, 1, 2)),
+        (Convention(), merge_future(STEP_0, 0), (0, 1, 2), (0, 1, 2)),
         (Convention(future=255), STEP_0[:3], (0, 1, 2), (0, 1, 2)),
-        (Convention(background=False), fold(STEP_0, 0), (1, 2), (1, 2)),
+        (Convention(background=False), merge_future(STEP_0, 0), (1, 2), (1, 2)),
         (
             Convention(label_0=False, future=255),
             np.array([[0, 0, 0], [5, 40, 5], [0, 10, 40]]),
@@ -139,7 +139,7 @@ def test_a_joint_run_is_seen_in_any_schedule(tmp_path):
     mine, joint = task["methods"]
     assert joint["summary"]["old"]["mean"] == mine["summary"]["old"]["mean"]
     # the joint matrix is that of step 1: what a class lost since its step is the intransigence
-    before = [iou(fold(STEP_0, 0), k) for k in (1, 2)] + [iou(STEP_1, 3)]
+    before = [iou(merge_future(STEP_0, 0), k) for k in (1, 2)] + [iou(STEP_1, 3)]
     upper = [iou(STEP_1, k) for k in (1, 2, 3)]
     expected = np.mean(np.array(upper) - before)
     assert mine["summary"]["intransigence"]["mean"] == pytest.approx(expected)

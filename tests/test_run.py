@@ -17,7 +17,7 @@ from utils import VERSION
 from utils import checkpoint as files
 from utils.errors import UserError
 from utils.history import History
-from utils.metric import fold
+from utils.metric import merge_future
 
 RELEASED_KEYS = (
     "arch",
@@ -104,7 +104,7 @@ def test_metrics_file(base):
     assert [row["label_id"] for row in report["future_classes"]] == [16, 17, 18, 19, 20]
     wide = np.array(report["wide"])
     assert wide.shape == (21, 16)
-    assert fold(wide, 0).tolist() == report["confusion"]
+    assert merge_future(wide, 0).tolist() == report["confusion"]
     assert wide[16:].sum(1).tolist() == [row["pixels"] for row in report["future_classes"]]
     assert wide[16:].sum() > 0, "future classes occur in the test images"
     assert (report["seed"], report["version"]) == (1, VERSION)

@@ -14,7 +14,7 @@ from base.base_model import BaseModel, HeadPlan
 from base.task import Task, make_task
 from data_loader import DATA_SETS
 from data_loader.data_loaders import IncrementalDataLoader, loaders
-from models.folding import fold, fuse
+from models.folding import fold_for_inference, fold_for_training
 from models.model import MODELS
 from models.weights import check_fit, load_previous_step, load_strict
 from trainer.advice import base_of_family
@@ -234,9 +234,9 @@ def apply_fast(
     fast = config["fast"]
     if fast["fold_bn"]:
         if student.frozen_bn:
-            (fold if trains else fuse)(student)
+            (fold_for_training if trains else fold_for_inference)(student)
         if teacher is not None:
-            fuse(teacher)
+            fold_for_inference(teacher)
     for model in (student, teacher):
         if model is not None and fast["channels_last"]:
             model.channels_last()

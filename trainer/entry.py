@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from utils.processes import signals, threads
 
 if TYPE_CHECKING:
-    from utils.config_schema import Steps
+    from utils.config_schema import StepRange
     from utils.parse_config import ConfigParser
 
 
@@ -59,7 +59,7 @@ def step_configs(config: ConfigParser) -> list[ConfigParser]:
     return [config.at_step(step) for step in _numbers(config, config.steps)]
 
 
-def _numbers(config: ConfigParser, steps: Steps) -> range:
+def _numbers(config: ConfigParser, steps: StepRange) -> range:
     from data_loader import DATA_SETS
     from utils.errors import UserError, choose, listing
 

@@ -31,7 +31,7 @@ from utils.files import write_json
 from utils.history import device_name
 from utils.labels import BACKGROUND
 from utils.logger import log, progress
-from utils.metric import EVALUATORS, ConfusionMatrix, Evaluator, fold, scalars
+from utils.metric import EVALUATORS, ConfusionMatrix, Evaluator, merge_future, scalars
 from utils.parse_config import ConfigParser
 from utils.ranks import Ranks
 from utils.report import metrics_json, summary, table
@@ -204,7 +204,7 @@ class Evaluation:
         wide = self.evaluate(loader, kind)
         seconds = time.perf_counter() - start
         future = self.data.masking_value(kind)
-        results = evaluator.evaluate(fold(wide, future))
+        results = evaluator.evaluate(merge_future(wide, future))
         if self.ranks.is_main:
             precision = self.precision.name(self.config["eval_amp"])
             about = self._about(kind) | {

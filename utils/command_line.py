@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from utils.config_file import check_value, flatten
-from utils.config_schema import FLAGS, SCHEMA, Steps, key_of
+from utils.config_schema import FLAGS, SCHEMA, StepRange, key_of
 from utils.errors import UserError, did_you_mean
 
 SETTINGS_HINT = "settings of a method, the block hyperparameter: --method NAME --help"
@@ -104,7 +104,7 @@ def _argument_parser(
     return parser
 
 
-def typed_values(args: Mapping[str, Any]) -> tuple[dict[str, Any], Steps | None]:
+def typed_values(args: Mapping[str, Any]) -> tuple[dict[str, Any], StepRange | None]:
     """The values of the typed flags, and the steps where `--task_step` names several."""
     values: dict[str, Any] = {}
     steps = None
@@ -112,7 +112,7 @@ def typed_values(args: Mapping[str, Any]) -> tuple[dict[str, Any], Steps | None]
         values |= _assigned(words)
     for flag in FLAGS:
         value = args.get(flag.key)
-        if isinstance(value, Steps):
+        if isinstance(value, StepRange):
             steps, value = value, value.first
         if value is not None:
             values[flag.key] = check_value(flag.key, value, f"flag {flag.names[-1]}")

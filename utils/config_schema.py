@@ -303,7 +303,7 @@ SECTIONS = {key.rsplit(".", n)[0] for key in SCHEMA for n in range(1, key.count(
 
 
 @dataclass(frozen=True)
-class Steps:
+class StepRange:
     """What `--task_step` names when it is not one step.
 
     Attributes:
@@ -315,12 +315,12 @@ class Steps:
     last: int | None = None
 
 
-def task_steps(text: str) -> int | Steps:
+def task_steps(text: str) -> int | StepRange:
     """`3`, `all` or `2-5`."""
     if text == "all":
-        return Steps()
+        return StepRange()
     if (span := re.fullmatch(r"(\d+)-(\d+)", text)) and int(span[1]) <= int(span[2]):
-        return Steps(int(span[1]), int(span[2]))
+        return StepRange(int(span[1]), int(span[2]))
     try:
         return int(text)
     except ValueError:

@@ -14,7 +14,7 @@ import torch
 
 from utils.labels import VOID
 
-Groups = Mapping[str, Sequence[int]]
+ClassGroups = Mapping[str, Sequence[int]]
 
 
 class ConfusionMatrix:
@@ -46,7 +46,7 @@ class ConfusionMatrix:
         return self.cells[:-1].view(self.shape).cpu().numpy()
 
 
-def fold(wide: np.ndarray, future: int) -> np.ndarray:
+def merge_future(wide: np.ndarray, future: int) -> np.ndarray:
     """The confusion matrix of the classes seen, from the wide one.
 
     Args:
@@ -84,7 +84,7 @@ def harmonic(old: float, new: float) -> float:
     return 2 * old * new / (old + new) if old + new else 0.0
 
 
-def Pixel_Accuracy(confusion: np.ndarray, groups: Groups) -> dict[str, Any]:
+def Pixel_Accuracy(confusion: np.ndarray, groups: ClassGroups) -> dict[str, Any]:
     """Correct pixels of a group over all its pixels."""
     correct, pixels = confusion.diagonal(), confusion.sum(axis=1)
     return {
@@ -93,22 +93,22 @@ def Pixel_Accuracy(confusion: np.ndarray, groups: Groups) -> dict[str, Any]:
     }
 
 
-def Pixel_Accuracy_Class(confusion: np.ndarray, groups: Groups) -> dict[str, Any]:
+def Pixel_Accuracy_Class(confusion: np.ndarray, groups: ClassGroups) -> dict[str, Any]:
     """Accuracy per class and its mean over a group."""
     return _class_means(class_accuracy(confusion), groups)
 
 
-def Mean_Intersection_over_Union(confusion: np.ndarray, groups: Groups) -> dict[str, Any]:
+def Mean_Intersection_over_Union(confusion: np.ndarray, groups: ClassGroups) -> dict[str, Any]:
     """IoU per class and its mean over a group."""
     return _class_means(class_iou(confusion), groups)
 
 
-def _class_means(by_class: np.ndarray, groups: Groups) -> dict[str, Any]:
+def _class_means(by_class: np.ndarray, groups: ClassGroups) -> dict[str, Any]:
     means = {group: float(by_class[list(ids)].mean()) for group, ids in groups.items()}
     return {"by_class": by_class.tolist(), **means}
 
 
-METRICS: dict[str, Callable[[np.ndarray, Groups], dict[str, Any]]] = {
+METRICS: dict[str, Callable[[np.ndarray, ClassGroups], dict[str, Any]]] = {
     metric.__name__: metric
     for metric in (Pixel_Accuracy, Pixel_Accuracy_Class, Mean_Intersection_over_Union)
 }

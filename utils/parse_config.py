@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from utils import recipe as recipes
 from utils.command_line import read_options, typed_values
 from utils.config_file import flatten, not_beside_weights, read_config
-from utils.config_schema import SCHEMA, Steps
+from utils.config_schema import SCHEMA, StepRange
 from utils.errors import UserError, choose, listing, shortened
 from utils.files import PROJECT_ROOT
 from utils.recipe import TASK, Layers, Recipe, lay, read_layers, same_at_all_steps
@@ -90,8 +90,8 @@ class ConfigParser:
     device: str | None = None
     test: bool = False
     beside: Collection[str] = ()
-    steps: Steps | None = None
-    launch: Steps | None = None
+    steps: StepRange | None = None
+    launch: StepRange | None = None
     recipe: Recipe | None = None
     global_batch: int | None = None
     tasks: tuple[tuple[str, str], ...] = ()
@@ -223,7 +223,7 @@ class _Call:
     file: Layers
     beside: Mapping[str, Any] | None
     typed: Mapping[str, Any]
-    steps: Steps | None
+    steps: StepRange | None
     notes: tuple[str, ...]
 
     @property
@@ -263,7 +263,7 @@ class _Call:
             values = listing(f"{key} {flat[key]}" for key in used)
             notes.append(f"recipe: {recipe.file}: {values}")
             if not joint:
-                kinds = _kinds(self.steps or Steps(at[1], at[1]))
+                kinds = _kinds(self.steps or StepRange(at[1], at[1]))
                 held = lay({}, self.file.at(*at), method)
                 warnings = same_at_all_steps(recipe, self.file, held, typed, task, kinds)
         elif self.mode == "train" and self.beside is None:
@@ -344,7 +344,7 @@ def _read_call(mode: str, default_config: str, options: Mapping[str, Any]) -> _C
     return replace(call, file=file, beside=beside, typed=typed, steps=steps, notes=tuple(notes))
 
 
-def _kinds(steps: Steps) -> set[int]:
+def _kinds(steps: StepRange) -> set[int]:
     """Which of the two kinds of steps that recipes tell apart: 0, the first, and 1, later ones."""
     last = 1 if steps.last is None else steps.last
     return {min(steps.first, 1), min(last, 1)}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.metric import class_accuracy, class_iou, fold
+from utils.metric import class_accuracy, class_iou, merge_future
 
 GROUPS = ("old", "new", "harmonic", "overall")
 
@@ -26,7 +26,7 @@ def metrics_json(
         about: what was evaluated (data set, task, step, split, weights, protocol, …).
         wide: [1 + all classes, K] pixel counts, rows = labels, columns = preds; the first K rows
             are the channels, the others the classes not yet seen.
-        future: as what the pixels of those count (`fold`).
+        future: as what the pixels of those count (`merge_future`).
         label_ids, names: of the rows; the first is background, or void, which is no class.
         results: of `Evaluator.evaluate`.
 
@@ -34,7 +34,7 @@ def metrics_json(
         JSON-ready; values in percent, classes in order of their channel, then those not yet seen.
         `confusion` is [K, K], `wide` as given.
     """
-    confusion = fold(wide, future)
+    confusion = merge_future(wide, future)
     seen = len(confusion)
     counted = [*confusion.sum(axis=1), *wide[seen:].sum(axis=1)]
     rows: list[dict[str, Any]] = [

@@ -194,7 +194,7 @@ class Predictor:
                 y, x = (slice(s.start * stride, s.stop * stride) for s in (rows, columns))
                 output = self._network(pixels[..., y, x])
                 for name in ("logits", *self.method.answers_from):
-                    part = full_precision(output.asked(name))
+                    part = full_precision(output.require(name))
                     if name not in sums:
                         sums[name] = part.new_zeros(*part.shape[:2], height, width)
                     sums[name][..., rows, columns] += part

@@ -16,7 +16,7 @@ from base.base_dataset import BaseDataset
 from data_loader import data_set
 from scripts.reporting.results import Result, Run, Schedule, labels_of
 from utils.labels import BACKGROUND, VOID
-from utils.metric import class_iou, fold, harmonic
+from utils.metric import class_iou, harmonic, merge_future
 
 Values = dict[str, float | None]
 
@@ -148,7 +148,7 @@ def grouped(
             return dict.fromkeys(("old", "new", "hIoU", "all"))
         if not counted.label_0:
             wide = np.concatenate([np.zeros_like(wide[:1]), wide[1:]])
-        confusion = fold(wide, counted.future)
+        confusion = merge_future(wide, counted.future)
     return mean_iou(confusion, result.channels, schedule, counted, result.background)
 
 

@@ -34,7 +34,7 @@ from utils.history import FILE as HISTORY
 from utils.history import read_history
 from utils.labels import BACKGROUND
 from utils.logger import progress
-from utils.metric import EVALUATORS, Evaluator, class_accuracy, class_iou, fold
+from utils.metric import EVALUATORS, Evaluator, class_accuracy, class_iou, merge_future
 from utils.metric import METRICS as METRIC_FUNCTIONS
 
 LARGEST_FILE = 64 << 20  # bytes; the matrices of a test of 2,000 classes come to half of it
@@ -457,7 +457,7 @@ def _contradictions(result: Result) -> Iterator[str]:
         assert wide is not None
         if len(wide) < size or ("future_classes" in content and len(wide) != size + len(unseen)):
             yield f"wide has {len(wide)} rows for {len(rows)} classes and {len(unseen)} unseen"
-        if not np.array_equal(fold(wide, result.future), result.confusion):
+        if not np.array_equal(merge_future(wide, result.future), result.confusion):
             yield "confusion is not what wide gives"
         rows = [*rows, *unseen]
         counted = np.concatenate([counted, wide[size:].sum(axis=1)])

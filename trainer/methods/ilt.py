@@ -24,13 +24,15 @@ class ILT(LwF):
 
     @property
     def wants(self) -> frozenset[str]:
-        return frozenset({"body"} if self.needs_teacher else ())
+        return frozenset({"backbone_features"} if self.needs_teacher else ())
 
     def losses(
         self, batch: Batch, student: ModelOutput, teacher: ModelOutput | None, total: Total
     ) -> Terms:
         terms = super().losses(batch, student, teacher, total)
         if teacher is not None:
-            distance = full_precision(student.asked("body")) - full_precision(teacher.asked("body"))
+            distance = full_precision(student.require("backbone_features")) - full_precision(
+                teacher.require("backbone_features")
+            )
             terms["mse"] = distance.square().mean()[None]
         return terms

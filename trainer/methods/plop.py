@@ -151,7 +151,7 @@ def maps_of(output: ModelOutput) -> tuple[torch.Tensor, ...]:
     Raises:
         UserError: one is too small to be cut.
     """
-    maps = (*(output.stages or ()), output.asked("features"))
+    maps = (*(output.stages or ()), output.require("features"))
     smallest = min(min(size_of(each)) for each in maps)
     if smallest < SMALLEST_MAP:
         raise UserError(

@@ -30,7 +30,7 @@ class SDR(MiB):
     """
 
     label = "SDR"
-    wants = frozenset({"body"})
+    wants = frozenset({"backbone_features"})
 
     @dataclass(frozen=True)
     class Settings(MiB.Settings):
@@ -80,23 +80,23 @@ class SDR(MiB):
     ) -> Terms:
         terms = super().losses(batch, student, teacher, total)
         labels = self.labels(batch)
-        body = full_precision(student.asked("body"))
+        body = full_precision(student.require("backbone_features"))
         small = nearest(labels, size_of(body))
-        groups = Groups(body, small, self, "features first", total)
+        groups = ClassFeatures(body, small, self, "features first", total)
         self.update(groups)
         if teacher is None:
             return terms
         seen = highest_logit(teacher.logits, size_of(labels))[1]
         seen = torch.where(small == BACKGROUND, nearest(seen, size_of(body)), BACKGROUND)
         return terms | {
-            "match": match(Groups(body, seen, self, "pixels first", total), self.prototypes),
+            "match": match(ClassFeatures(body, seen, self, "pixels first", total), self.prototypes),
             "attract": attract(groups, self.prototypes, self.settings.official),
             "repulse": repulse(groups),
             "sparse": sparse(body, small, self.channels),
         }
 
     @torch.no_grad()
-    def update(self, groups: Groups) -> None:
+    def update(self, groups: ClassFeatures) -> None:
         """Move each prototype to the mean of all features of its class up to now."""
         finite = groups.sums.isfinite().all(1)  # float16 may overflow; the update is skipped then
         sums = groups.sums.detach().masked_fill(~finite[:, None], 0)
@@ -142,7 +142,7 @@ def nearest(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return F.interpolate(labels[:, None].double(), size, mode="nearest")[:, 0].long()
 
 
-class Groups:
+class ClassFeatures:
     """The features of a batch by class, over all ranks.
 
     Attributes:
@@ -158,7 +158,7 @@ class Groups:
     ):
         """
         Args:
-            body: [N, D, h, w].
+            backbone_features: [N, D, h, w].
             labels: [N, h, w] int64.
             method: says how many classes, and whether to do as the authors' code does.
             order: how that code reads the values of a class, "features first" or "pixels first".
@@ -210,7 +210,7 @@ def scrambled(body: torch.Tensor, labels: torch.Tensor, order: str) -> torch.Ten
     return mixed
 
 
-def match(groups: Groups, prototypes: torch.Tensor) -> torch.Tensor:
+def match(groups: ClassFeatures, prototypes: torch.Tensor) -> torch.Tensor:
     """L_pm: squared distance of an old class's mean feature from its prototype, averaged. [1]."""
     present = groups.counts > 0
     present[BACKGROUND] = False
@@ -218,7 +218,7 @@ def match(groups: Groups, prototypes: torch.Tensor) -> torch.Tensor:
     return groups.term(torch.where(present, distance, 0).sum() / present.sum().clamp(min=1))
 
 
-def attract(groups: Groups, prototypes: torch.Tensor, official: bool) -> torch.Tensor:
+def attract(groups: ClassFeatures, prototypes: torch.Tensor, official: bool) -> torch.Tensor:
     """L_att: squared distance of each pixel's feature from its class's prototype, averaged. [1].
 
     Per class, then over the classes that are there, background (whose prototype may be 0) included.
@@ -235,7 +235,7 @@ def attract(groups: Groups, prototypes: torch.Tensor, official: bool) -> torch.T
     return groups.world * (weight[groups.of] * distance).sum()[None]
 
 
-def repulse(groups: Groups) -> torch.Tensor:
+def repulse(groups: ClassFeatures) -> torch.Tensor:
     """L_rep: mean over ordered pairs of classes of 1 / ‖distance of their mean features‖. [1]."""
     present = groups.counts > 0
     pairs = (present[:, None] & present).fill_diagonal_(False)

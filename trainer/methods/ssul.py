@@ -96,7 +96,7 @@ class SSUL(BaseMethod):
         counted = (labels != VOID).to(full_precision(student.logits[:0])).mean()
         both = total(torch.stack([counted, torch.ones_like(counted)]))  # ranks are of equal size
         share = (both[0] / both[1]).clamp(min=1 / labels.numel())
-        unknown = mbce(student.asked("unknown"), labels, UNKNOWN, void_counts=False)
+        unknown = mbce(student.require("unknown"), labels, UNKNOWN, void_counts=False)
         classes = mbce(student.logits, labels, BACKGROUND, void_counts=False)
         return {"bce": torch.cat([unknown, classes]) / share}
 
@@ -139,7 +139,7 @@ class SSUL(BaseMethod):
 
 def scores(output: ModelOutput, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """The scores of background and of the unknown, each [N, H, W]."""
-    background, unknown = output.logits[:, :1], output.asked("unknown")
+    background, unknown = output.logits[:, :1], output.require("unknown")
     return upsample(background, size)[:, 0].sigmoid(), upsample(unknown, size)[:, 0].sigmoid()
 
 
