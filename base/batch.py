@@ -1,4 +1,4 @@
-"""What a training step or an evaluation sees of a batch. Filled by the loaders, read by methods."""
+"""What a training step or an evaluation sees of a batch."""
 
 from __future__ import annotations
 

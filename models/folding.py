@@ -2,7 +2,7 @@
 
 With frozen statistics BatchNorm is y = scale · x + shift per channel, so conv and BatchNorm are one
 convolution of weight `scale · w` and bias `shift`: no pass over the features, none of them kept for
-the backward pass. Called by `trainer/run.py`; equal to the separate modules up to rounding.
+the backward pass. Equal to the separate modules up to rounding.
 
 Backbone and decoder are folded. Heads are a method's to read and to change at any time, and a fold
 would keep what they were; nor is there much to save, for they are a small part of the work.

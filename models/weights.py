@@ -1,7 +1,7 @@
 """Strict loading of weights: whatever may be missing is written out by name.
 
 ImageNet weights for a backbone, the previous step's weights plus exactly the new head, released
-weights. Called by the model and by `trainer/run.py`.
+weights. Knows no step and no method.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Make a small synthetic data set in PASCAL VOC layout: 20 kinds of coloured, patterned shapes.
 
-Called from the command line (`python scripts/make_toy_voc.py --out DIR`) and from tests, wherever
-a run needs data that a small network learns from scratch on a CPU in minutes.
+    python scripts/make_toy_voc.py --out DIR
+
+A small network learns it from scratch on a CPU in minutes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What evaluates: a student's answers on the test set, and on the validation set while it trains.
 
-Made by `trainer/run.py` for weights that are only tested, and by the `Trainer` for its student.
+The same for weights that are only tested. Trains nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Parameter groups, optimizer and schedule from a config. Called by `trainer/run.py`."""
+"""Parameter groups, optimizer and schedule from a config."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """JSON files of configuration → values by dotted key, each checked against the schema.
 
-Read by `utils/parse_config.py` and `utils/recipe.py`; imports no torch.
+Imports no torch.
 """
 
 from __future__ import annotations

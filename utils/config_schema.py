@@ -1,6 +1,6 @@
 """Every key of a config file and every flag that overrides one: what it may hold, what it means.
 
-Read by `utils/parse_config.py` alone; a new key or flag is a line here. Values of a `type` field
+A new key or flag is a line here. Values of a `type` field
 are resolved against registries elsewhere, and keys below `hyperparameter` belong to the methods.
 """
 

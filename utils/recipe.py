@@ -4,7 +4,7 @@ The blocks `every_step`, `step_0`, `later_steps` have the form of a config; unde
 schedules have the same three. Later ones win: plain keys of the file, `every_step`, `step_0` or
 `later_steps`, then those of the task. A recipe, `configs/recipes/METHOD_DATASET.json`, what is
 published for a method on a data set, has blocks alone, beside `source` and `global_batch` (images
-of an iteration over all processes). Read by `utils/parse_config.py`; imports no torch.
+of an iteration over all processes). Imports no torch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tools of the benchmark that need no torch: times in turn, memory, agreement, the table.
 
-Used by `benchmark.py` and `benchmark_scan.py`; knows nothing of what is measured.
+Knows nothing of what is measured.
 """
 
 from __future__ import annotations

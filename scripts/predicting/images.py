@@ -1,6 +1,6 @@
 """Images of the user's own: found in files and folders, read in any format, batched by size.
 
-Used by `scripts/predict.py`; knows no model. A broken image is told and does not stop the others.
+Knows no model. A broken image is told and does not stop the others.
 """
 
 from __future__ import annotations

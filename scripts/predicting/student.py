@@ -1,6 +1,6 @@
 """A student that answers for any images: a weight file and the config that lies beside it.
 
-Used by the scripts that show predictions. It needs no data set; only the root of one whose class
+It needs no data set; only the root of one whose class
 names are a file there, for these names.
 """
 

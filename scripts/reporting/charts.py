@@ -1,6 +1,6 @@
 """The charts of the report page, drawn by matplotlib as SVG that lives inside an HTML page.
 
-Called by `page.py`. A chart takes its colours from the page's CSS variables, so that both colour
+A chart takes its colours from the page's CSS variables, so that both colour
 schemes work, and its fonts from the page; it refers to nothing outside itself. Numbers arrive
 computed; nothing here knows runs, files or data sets.
 """

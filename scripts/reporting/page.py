@@ -1,6 +1,6 @@
 """The report page: one HTML file out of the dictionary of `report.json`.
 
-Called by `scripts/report.py`. The file needs no network and no script: charts are inline SVG
+The file needs no network and no script: charts are inline SVG
 (`charts.py`), pictures are inline as the dictionary holds them, `page.js` only sorts, searches and
 copies. Every figure of a method arrives computed; what is worked out here is layout: which value
 is the best of its column, which class lost how much, in which group it stands.
