@@ -177,7 +177,7 @@ class BaseDataset(EntryFiles, ABC):
             self.tell(UserError(f"{what}{without}.", "empty"))
         first: dict[str, Entry] = {}
         for entry in self.entries:
-            for path in filter(self.leaves, (entry.image, entry.mask)):
+            for path in filter(self.leads_outside, (entry.image, entry.mask)):
                 what = f"the path {path} leaves the data set's folder {self.root}"
                 self.tell(entry.fault(f"{what}; every file must lie inside it", "leaves"))
             earlier = first.setdefault(entry.id, entry)

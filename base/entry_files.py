@@ -69,7 +69,7 @@ class EntryFiles:
     def __len__(self) -> int:
         return len(self.entries)
 
-    def leaves(self, path: Path) -> bool:
+    def leads_outside(self, path: Path) -> bool:
         """Whether a path leads out of the root by its own parts."""
         if ".." not in path.parts:
             return False
@@ -200,7 +200,10 @@ class EntryFiles:
             UserError: it is missing or unreadable, or lies elsewhere.
         """
         try:
-            leaves, (parent, name) = folder is None and self.leaves(path), os.path.split(path)
+            outside, (parent, name) = (
+                folder is None and self.leads_outside(path),
+                os.path.split(path),
+            )
             real = _real_folder(parent) + name
             if os.path.islink(real):
                 real = os.path.realpath(real)
@@ -208,11 +211,11 @@ class EntryFiles:
         except (OSError, ValueError) as error:  # of an impossible name
             fault = UserError(f"cannot be read: {error}", "damaged")
             raise entry.of_file(fault, what, path) from None
-        if leaves or not (self.follow_links or inside):
+        if outside or not (self.follow_links or inside):
             raise entry.fault(
                 f"{what} {path} is a link to {real}, outside the folder {folder or self.root}; "
                 "if that is meant, pass --follow_links",
-                "leaves" if leaves else "link",
+                "leaves" if outside else "link",
             )
         try:
             return decode(real)

@@ -26,7 +26,7 @@ from models.pixels import exact_products
 from tests.helpers import PUBLISHED, train
 from tests.networks import earlier_of, make_config, make_trainer
 from trainer.build import build_model
-from trainer.loss_log import MOST_SKIPPED, LossLog, Update
+from trainer.loss_meter import MOST_SKIPPED, LossMeter, Update
 from trainer.methods import METHODS
 from trainer.precision import Precision
 from trainer.trainer import Trainer
@@ -163,7 +163,7 @@ def test_overflow_is_a_skipped_update(fault, accumulate, logged):
     trainer = trainer_of("dkd")
     trainer.precision = in_half(torch.float16)
     good = batches(3)
-    losses = LossLog(1)
+    losses = LossMeter(1)
     losses.begin("step 1, epoch 1")
     losses.add(1, trainer.train_step([good[0]]), ["a"])
     before, scale = weights_of(trainer), trainer.precision.scaler.get_scale()
@@ -198,7 +198,7 @@ def test_overflow_is_a_skipped_update(fault, accumulate, logged):
 
 def test_a_row_of_skipped_updates_ends_the_run():
     """Across epochs; one good update starts the count anew."""
-    losses = LossLog(2)
+    losses = LossMeter(2)
     bad = Update(torch.tensor(torch.nan), {}, skipped=torch.tensor(1.0))
     good = Update(torch.tensor(1.0), {}, skipped=torch.tensor(0.0))
     losses.begin("step 1, epoch 1")
@@ -225,7 +225,7 @@ def test_a_row_of_skipped_updates_ends_the_run():
 @pytest.mark.parametrize("every", [1, 2, 10])
 def test_the_loss_of_an_epoch_is_the_mean_over_its_updates(every):
     """However often it is read, and without those that were skipped."""
-    losses = LossLog(every)
+    losses = LossMeter(every)
     for epoch in (1, 2):
         losses.begin(f"step 0, epoch {epoch}")
         for number, value in enumerate((1.0, 2.0, 30.0, 6.0, 1.0), start=1):

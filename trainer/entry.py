@@ -37,15 +37,15 @@ def main(mode: str, default_config: str, description: str | None) -> None:
         run(*steps)
 
 
-def settings_help(name: str) -> str:
+def settings_help(method: str) -> str:
     """The settings of a method, a line each."""
     from trainer.methods import METHODS
     from utils.errors import choose
 
-    rows = METHODS[choose("method", name, METHODS)].Settings.rules()
+    rows = METHODS[choose("method", method, METHODS)].Settings.rules()
     width = max(map(len, rows), default=0)
     lines = [f"  {key:<{width}}  {rule.doc}, {rule.expected()}" for key, rule in rows.items()]
-    return "\n".join([f"settings of {name}, the block hyperparameter:", *lines])
+    return "\n".join([f"settings of {method}, the block hyperparameter:", *lines])
 
 
 def step_configs(config: ConfigParser) -> list[ConfigParser]:

@@ -31,7 +31,7 @@ def check_writable(config: ConfigParser) -> None:
             ) from None
 
 
-def check_free(config: ConfigParser) -> None:
+def check_unoccupied(config: ConfigParser) -> None:
     """Whether the folder of a step is empty, or where the run of `-r FILE` stands.
 
     Raises:

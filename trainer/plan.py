@@ -23,7 +23,7 @@ from trainer.build import (
     skeleton,
 )
 from trainer.checks import check_batches, check_names, check_training, with_settings
-from trainer.folders import check_free, check_room, check_writable, checkpoint_size
+from trainer.folders import check_room, check_unoccupied, check_writable, checkpoint_size
 from trainer.record import EPOCHS, LENGTHENED, differ, differences, record
 from trainer.replay import read_previous as read_previous_memory
 from trainer.results import METRICS, tested_weights
@@ -119,7 +119,7 @@ def plan_step(config: ConfigParser, launch: Launch) -> StepPlan:
     previous = _check_weights(plan, method)
     check_room(config.step_dir(), *_room(config, method))
     if not config.auto:
-        check_free(config)
+        check_unoccupied(config)
     return StepPlan(plan.action, config, plan.checkpoint, previous)
 
 
@@ -171,7 +171,7 @@ def _go_on(config: ConfigParser, data: IncrementalDataLoader) -> StepPlan:
         return StepPlan("continue", config, stored)
     _check_same_run(config, data, stored)
     if differ(previous_weights(config), stored.content.get("previous")):
-        raise UserError(f"{folder} holds a finished step, but {of_other_previous(config)}")
+        raise UserError(f"{folder} holds a finished step, but {previous_trained_anew(config)}")
     metrics = config.log_dir() / METRICS
     why = "the step is trained, its test is left"
     path = files.final_checkpoint(folder) or stored.path
@@ -228,7 +228,7 @@ def previous_weights(config: ConfigParser) -> str | None:
     return None if path is None else files.hash_of(path)
 
 
-def of_other_previous(config: ConfigParser) -> str:
+def previous_trained_anew(config: ConfigParser) -> str:
     """What is wrong with a step whose previous one was trained anew, and the ways on."""
     before = config["data_loader"]["args"]["task"]["step"] - 1
     return (

@@ -94,6 +94,7 @@ def run_step(plan: StepPlan, ranks: Ranks) -> None:
             if plan.action in ("train", "continue"):
                 train(plan, ranks, results)
                 return
+            assert plan.action in ("adopt", "test"), plan.action
             assert checkpoint is not None, "only training starts without one"
             if plan.action == "adopt":
                 checkpoint = adopt(config, ranks, checkpoint, build_data(config, ranks))

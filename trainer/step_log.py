@@ -9,7 +9,7 @@ from itertools import islice
 
 from data_loader.data_loaders import IncrementalDataLoader
 from data_loader.dataset import Sample
-from trainer.loss_log import READ_EVERY, LossLog, Update
+from trainer.loss_meter import READ_EVERY, LossMeter, Update
 from trainer.tensorboard import TensorBoard
 from utils.history import History
 from utils.logger import log, progress
@@ -17,7 +17,7 @@ from utils.parse_config import ConfigParser
 from utils.ranks import Ranks
 
 
-def grouped(loader: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
+def batch_groups(loader: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
     """The batches of a loader, `size` at a time."""
     batches = iter(loader)
     while group := list(islice(batches, size)):
@@ -36,7 +36,7 @@ class StepLog:
     def __init__(self, config: ConfigParser, ranks: Ranks, data: IncrementalDataLoader):
         self.ranks, self.data = ranks, data
         self.epochs = config["trainer"]["epochs"]
-        self.losses = LossLog(READ_EVERY if ranks.device.type == "cuda" else 1)
+        self.losses = LossMeter(READ_EVERY if ranks.device.type == "cuda" else 1)
         self.board = TensorBoard(config, ranks)
         self.history = History(config.log_dir(), ranks.device)
 

@@ -22,11 +22,11 @@ from models.weights import load_strict
 from trainer.advice import after_divergence
 from trainer.build import describe, task_record
 from trainer.evaluation import Evaluation, Weights
-from trainer.loss_log import Update
+from trainer.loss_meter import Update
 from trainer.optim import load_optimizer
 from trainer.precision import Precision
 from trainer.record import Provenance, remarks
-from trainer.step_log import StepLog, grouped
+from trainer.step_log import StepLog, batch_groups
 from utils import checkpoint as files
 from utils.errors import UserError
 from utils.logger import log, progress
@@ -145,7 +145,7 @@ class Trainer(BaseTrainer):
         torch.backends.cudnn.benchmark = data.fixed_size("train")
         advice = after_divergence(self.config, self.task)
         with self.log.epoch(epoch, self.iteration, advice) as log:
-            for batches in grouped(data.train_loader, data.accumulate):
+            for batches in batch_groups(data.train_loader, data.accumulate):
                 lr = group["lr"]
                 update = self.train_step(
                     (batch.on(self.ranks.device) for batch in batches), len(batches)

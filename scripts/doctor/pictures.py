@@ -203,7 +203,7 @@ def followed(reader: BaseDataset) -> Faults:
     """Links that --follow_links allows."""
     if reader.follow_links:
         for path, entry, real in strays(reader):
-            if not reader.leaves(path):
+            if not reader.leads_outside(path):
                 yield "followed", f"{entry.where}: {path} is {real}"
 
 

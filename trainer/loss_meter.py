@@ -39,7 +39,7 @@ class Update(NamedTuple):
         return {"loss": self.loss, **self.terms, **norm}
 
 
-class LossLog:
+class LossMeter:
     """Loss terms of an epoch, left on the device and read every few iterations."""
 
     def __init__(self, every: int):
