@@ -314,8 +314,8 @@ def test_a_step_that_diverges_later_is_to_be_deleted(own_task, monkeypatch):
     each = Trainer.train_step
 
     def fail_in_the_second_epoch(self, *args, **kwargs):
-        terms = each(self, *args, **kwargs)
-        return {name: v * float("nan") for name, v in terms.items()} if self.epoch else terms
+        update = each(self, *args, **kwargs)
+        return update._replace(loss=update.loss * float("nan")) if self.epoch else update
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", fail_in_the_second_epoch)

@@ -181,7 +181,7 @@ def _go_on(config: ConfigParser, data: IncrementalDataLoader) -> StepPlan:
             return StepPlan("nothing", config)
         why += f": {metrics} does not name the weights {path}"
     config = config.changed(notes=(*skipped, f"-r auto: {why}"))
-    return StepPlan("test", config, StoredCheckpoint(path))
+    return StepPlan("test", config, _weights_to_test(config))
 
 
 def _check_same_run(
