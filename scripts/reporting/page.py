@@ -119,7 +119,7 @@ def _layout(task: Mapping[str, Any], looks: Mapping[str, charts.Style]) -> dict[
     term_looks = charts.term_styles(terms)
     return {
         "best": _best(task),
-        "curves": [charts.curve(methods, classes, looks, width) for width in (1050, 340)],
+        "curve": charts.curve(methods, classes, looks),
         "compared": map_of_methods(task) if len(methods) > 1 else None,
         "maps": [found for method in methods if (found := map_of_steps(task, method))],
         "flow_charts": {m["label"]: charts.flow(m) for m in methods if m.get("flows")},
