@@ -33,7 +33,6 @@ from base.task import Task
 from scripts.predicting.student import Predictor, one_device
 from scripts.reporting.results import Result, beside, passes_json, read_result
 from scripts.reporting.sections import label_of
-from scripts.reporting.sentences import convention_sentence
 from scripts.reporting.summary import convention_rows
 from trainer.build import build_data
 from trainer.evaluation import Evaluation
@@ -122,6 +121,20 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         )
         lines.append(f"{mark} {row['convention']:<{width}}" + "".join(cells))
     return "\n".join(lines)
+
+
+def convention_sentence(label: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """By how much conventions alone move the figure of all classes."""
+    known = [row for row in rows if row["all"] is not None]
+    if len(known) < 2:
+        return ""
+    low = min(known, key=lambda row: row["all"])
+    high = max(known, key=lambda row: row["all"])
+    return (
+        f"The same weights of {label} have an mIoU from {low['all']:.2f} ({low['convention']}) to "
+        f"{high['all']:.2f} ({high['convention']}): conventions alone move it by "
+        f"{high['all'] - low['all']:.1f} points."
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

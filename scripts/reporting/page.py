@@ -17,9 +17,9 @@ import matplotlib
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
 from scripts.reporting import charts
-from scripts.reporting.sentences import MARKED, lost_of
 from utils.files import atomic_path
 
+FORGOTTEN = 10.0  # points of IoU that a class must lose to be called so
 FOLD = 40  # with more classes, the groups of a map are folded and sorted by what was lost
 TILES = 8  # of a picture in a line of the page
 SWATCHES = 30  # a longer legend of pictures is folded
@@ -89,7 +89,7 @@ def write_page(report: Mapping[str, Any], file: Path) -> None:
         looks=looks,
         flows=charts.FLOWS,
         ramp=_ramp(),
-        forgotten=MARKED,
+        forgotten=FORGOTTEN,
         fold=FOLD,
         swatches=SWATCHES,
     )
@@ -190,7 +190,7 @@ def map_of_steps(task: Mapping[str, Any], method: Mapping[str, Any]) -> Map | No
     if len(steps) < 2:
         return None
     rows = [[row[t] for t in steps] for row in iou]
-    marks = [[False] * (len(steps) - 1) + [(lost_of(row) or 0) >= MARKED] for row in rows]
+    marks = [[False] * (len(steps) - 1) + [(lost_of(row) or 0) >= FORGOTTEN] for row in rows]
     names = [f"step {t}" for t in steps]
     return _map(task, method["label"], names, rows, marks, [lost_of(row) for row in rows])
 
@@ -201,7 +201,7 @@ def map_of_methods(task: Mapping[str, Any]) -> Map:
     classes = range(len(task["classes"]))
     rows = [[method["iou"][c][task["last"]] for method in methods] for c in classes]
     lost = [[lost_of(method["iou"][c]) for method in methods] for c in classes]
-    marks = [[(value or 0) >= MARKED for value in row] for row in lost]
+    marks = [[(value or 0) >= FORGOTTEN for value in row] for row in lost]
     labels = [method["label"] for method in methods]
     return _map(task, None, labels, rows, marks, [_mean(row) for row in lost])
 
@@ -229,6 +229,13 @@ def _map(
             ours.sort(key=lambda row: -(row.lost or 0))
         groups.append(Arrivals(step, mean, ours))
     return Map(label, columns, groups)
+
+
+def lost_of(row: Values) -> float | None:
+    """Points of IoU from the best step before the last one to the last one."""
+    *earlier, last = row
+    known = [value for value in earlier if value is not None]
+    return max(known) - last if known and last is not None else None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

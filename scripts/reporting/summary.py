@@ -1,4 +1,4 @@
-"""The report as one dictionary, `report.json`: what the page shows, and what it says in words."""
+"""The report as one dictionary, `report.json`: what the page shows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.reporting import sentences
+from scripts.reporting import fairness
 from scripts.reporting.figures import (
     FIGURES,
     Convention,
@@ -61,7 +61,7 @@ def make_task_report(section: Section, left_out: Sequence[str]) -> dict[str, Any
     arrival = {label: step for step, ids in enumerate(section.schedule) for label in ids}
     methods = [_method(section, group) for group in section.groups]
     known = {key for method in methods for key, figure in method["summary"].items() if figure}
-    told: dict[str, Any] = {
+    return {
         "dataset": section.dataset,
         "setting": section.setting,
         "task": section.task,
@@ -82,13 +82,11 @@ def make_task_report(section: Section, left_out: Sequence[str]) -> dict[str, Any
         "methods": methods,
         "conventions": [_conventions(section, group) for group in section.groups],
         "configs": _differing(section.groups),
-        "warnings": sentences.warnings(section),
+        "warnings": fairness.warnings(section),
+        "sentences": {"summary": [*fairness.too_close(methods), *left_out], "pictures": []},
         "pictures": [],
         "legend": [],
     }
-    told["sentences"] = sentences.make(told)
-    told["sentences"]["summary"] += left_out
-    return told
 
 
 def _method(section: Section, group: Group) -> dict[str, Any]:
