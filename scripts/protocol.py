@@ -31,7 +31,8 @@ import torch
 
 from base.task import Task
 from scripts.predicting.student import Predictor, one_device
-from scripts.reporting.results import Result, beside, passes_json, read_result
+from scripts.reporting.reading import passes_json, read_result
+from scripts.reporting.results import Result, beside
 from scripts.reporting.sections import label_of
 from scripts.reporting.summary import convention_rows
 from trainer.build import build_data

@@ -33,7 +33,7 @@ from scripts.predicting.student import one_device
 from scripts.reporting.figures import FIGURES
 from scripts.reporting.page import write_page
 from scripts.reporting.pictures import add_pictures
-from scripts.reporting.results import find_runs
+from scripts.reporting.runs import find_runs
 from scripts.reporting.sections import make_sections
 from scripts.reporting.summary import make_report
 from utils.errors import UserError, one_sentence_errors

@@ -8,7 +8,9 @@ import pytest
 
 from scripts.reporting import figures, pictures, published, summary
 from scripts.reporting.figures import Convention
-from scripts.reporting.results import Run, find_runs, fingerprint
+from scripts.reporting.reading import fingerprint
+from scripts.reporting.results import Run
+from scripts.reporting.runs import find_runs
 from scripts.reporting.sections import make_sections
 from tests.results import SCHEDULE, STEP_0, STEP_1, a_test
 from utils.errors import UserError
