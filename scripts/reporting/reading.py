@@ -38,14 +38,10 @@ def read_result(file: Path) -> Result:
         raise _damaged(str(error)) from None
     if content.get("split", "test") != "test":
         raise UserError(f"{file} is of a validation, which sees the labels of new classes alone.")
-    weights = Path(content.get("weights") or ".")  # beside which a config lies that is no step's
-    folders = (beside(file.parent, "models"), *([] if is_step(file.parent) else [weights.parent]))
-    configs = [folder / "config.json" for folder in folders]
-    config = next((path for path in configs if os.path.isfile(path)), None)
-    damaged: dict[str, str] = {}
+    models, damaged = beside(file.parent, "models"), {}
 
-    def spared(path: Path, reader: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-        """What a file holds that decides no figure of the test."""
+    def unless_damaged(path: Path, reader: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        """The content of a file that decides no figure of the test."""
         try:
             return reader(path) if os.path.isfile(path) else {}
         except UserError as error:
@@ -55,75 +51,78 @@ def read_result(file: Path) -> Result:
     result = Result(
         file,
         content,
-        _config(config) if config else {},
-        spared(file.parent / HISTORY, _history),
-        spared(folders[0] / BASE, lambda path: _read(path, forms.BASE)["record"]["settings"]),
+        _config(file, models, content),
+        history=unless_damaged(file.parent / HISTORY, _history),
+        base=unless_damaged(models / BASE, _base),
         damaged=damaged,
     )
-    for words in contradictions(result):
-        raise _damaged(f"{file} contradicts itself: {words}")
-    result.passes.update(spared(file.parent / PASSES, lambda path: _passes(path, result)))
+    for text in contradictions(result):
+        raise _damaged(f"{file} contradicts itself: {text}")
+    result.passes.update(unless_damaged(file.parent / PASSES, lambda path: _passes(path, result)))
     return result
 
 
-def _damaged(words: str) -> UserError:
-    return UserError(f"{words.rstrip('.')}; delete it and test the weights anew (-r auto).")
-
-
-def _config(file: Path) -> dict[str, Any]:
-    """The config of a step, by dotted key; keys of other versions are left out."""
-    values, _ = flatten(read_json(file), str(file), strict=False)
-    steps = values.get(f"{TASK}.steps")
-    if steps is not None and (words := fault(steps, forms.SCHEDULE, f"{TASK}.steps")):
-        raise UserError(f"{file}: {words}.")
-    return values
-
-
-def _history(file: Path) -> dict[str, Any]:
-    content = read_history(file)
-    if words := fault(content, forms.COSTS):
-        raise UserError(f"{file}: {words}.")
-    return content
+def _damaged(text: str) -> UserError:
+    return UserError(f"{text.rstrip('.')}; delete it and test the weights anew (-r auto).")
 
 
 def _read(file: Path, form: object) -> dict[str, Any]:
-    """The content of a JSON file that is of a form.
-
-    Raises:
-        UserError: it is not, it is too large or cannot be read.
-    """
+    """The content of a JSON file that is of a form and not too large."""
     if os.path.isfile(file) and os.path.getsize(file) > LARGEST_FILE:
         raise UserError(f"{file} has more than {LARGEST_FILE >> 20} MiB.")
-    content = read_json(file, "file")
-    if words := fault(content, form):
-        raise UserError(f"{file}: {words}.")
+    return _judged(file, read_json(file, "file"), form)
+
+
+def _judged(file: Path, content: Any, form: object, name: str = "") -> Any:
+    if text := fault(content, form, name):
+        raise UserError(f"{file}: {text}.")
     return content
+
+
+def _config(file: Path, models: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a step, by dotted key; without the keys of other versions.
+
+    It lies in the step's folder; of a test that is no step's own, also beside the weights.
+    """
+    folders = [models]
+    if not is_step(file.parent):
+        folders.append(Path(content.get("weights") or ".").parent)
+    for path in (folder / "config.json" for folder in folders):
+        if os.path.isfile(path):
+            values, _ = flatten(read_json(path), str(path), strict=False)
+            if (steps := f"{TASK}.steps") in values and values[steps] is not None:
+                _judged(path, values[steps], forms.SCHEDULE, steps)
+            return values
+    return {}
+
+
+def _history(file: Path) -> dict[str, Any]:
+    return _judged(file, read_history(file), forms.COSTS)
+
+
+def _base(file: Path) -> dict[str, Any]:
+    return _read(file, forms.BASE)["record"]["settings"]
+
+
+# ---------------------------------------------------------------- further passes over test images
+def fingerprint(content: Mapping[str, Any]) -> str:
+    """Of a test: passes of the same weights over the same data hold it."""
+    contents = content.get("lists", {}).get("test", {}).get("contents")
+    of_inputs = [value for value in (content.get(WEIGHTS), contents) if value is not None]
+    return _digest([content["confusion"], *of_inputs] if of_inputs else content["confusion"])
+
+
+def passes_json(result: Result, passes: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The content of a `protocol.json`, the further passes of a test, which `read_result` reads."""
+    counts = {name: wide.tolist() for name, wide in passes.items()}
+    return {"of": fingerprint(result.content), "checksum": _digest(counts), "passes": counts}
 
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
-def fingerprint(content: Mapping[str, Any]) -> str:
-    """Of a test, by which further passes of the same weights over the same data are known."""
-    told = [content[WEIGHTS]] if WEIGHTS in content else []
-    contents = content.get("lists", {}).get("test", {}).get("contents")
-    told += [contents] if contents is not None else []
-    return _digest([content["confusion"], *told] if told else content["confusion"])
-
-
-def passes_json(result: Result, passes: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The content of a `protocol.json`: further passes of a test, which `read_result` reads."""
-    counts = {words: wide.tolist() for words, wide in passes.items()}
-    return {"of": fingerprint(result.content), "checksum": _digest(counts), "passes": counts}
-
-
 def _passes(file: Path, result: Result) -> dict[str, np.ndarray]:
-    """The further passes of a test.
-
-    Raises:
-        UserError: the file is damaged, or of another test.
-    """
     written = _read(file, forms.PASSES)
     if written["of"] != fingerprint(result.content):
         raise UserError(f"{file} is of another test than {result.file}.")
@@ -131,11 +130,11 @@ def _passes(file: Path, result: Result) -> dict[str, np.ndarray]:
         raise UserError(f"{file}: the passes are not those that were written.")
     size = len(result.confusion)
     rows = size if result.wide is None else len(result.wide)
-    for words, counts in written["passes"].items():
-        if not forms.WORDS.accepts(words):
+    for name, counts in written["passes"].items():
+        if not forms.WORDS.accepts(name):
             raise UserError(f"{file}: the name of a pass must be {forms.WORDS.expected()}.")
         if len(counts) != rows or any(len(row) != size for row in counts):
-            raise UserError(f"{file}: '{words}' is no matrix of {rows} × {size} counts.")
+            raise UserError(f"{file}: '{name}' is no matrix of {rows} × {size} counts.")
         if sum(map(sum, counts)) > forms.MOST_PIXELS:
-            raise UserError(f"{file}: '{words}' counts more than {forms.MOST_PIXELS} pixels.")
-    return {words: np.array(wide, dtype=np.int64) for words, wide in written["passes"].items()}
+            raise UserError(f"{file}: '{name}' counts more than {forms.MOST_PIXELS} pixels.")
+    return {name: np.array(wide, dtype=np.int64) for name, wide in written["passes"].items()}

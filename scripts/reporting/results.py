@@ -1,4 +1,4 @@
-"""The tests of runs as their `metrics.json` tell them."""
+"""The tests of runs as their `metrics.json` tell them; keys that older versions lack are None."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Result:
         file: its `metrics.json`.
         content: what that holds.
         config: of the step, by dotted key; empty where it is not found.
-        history: what training the step brought and cost, empty where nobody wrote it.
+        history: losses, times and memory of its training, empty where nobody wrote them.
         base: of a step 0 that was taken with `--base`, what decided its weights, else empty.
-        passes: further passes over the test images (`scripts/protocol.py`), in words → the wide
-            confusion matrix of each.
+        passes: name of a further pass over the test images (`scripts/protocol.py`) → its wide
+            confusion matrix.
         damaged: what beside it is damaged and therefore empty here: name of the file → why.
     """
 
@@ -62,7 +62,7 @@ class Result:
 
     @cached_property
     def schedule(self) -> Schedule:
-        """Label ids of each step; of files older than the key, from the config or the tables."""
+        """Label ids of each step; of older files from the config or the tables."""
         steps = self.content.get("steps", self.config.get(f"{TASK}.steps"))
         if steps is None:
             known = data_set(self.dataset)
@@ -77,7 +77,7 @@ class Result:
 
     @property
     def seed(self) -> int | None:
-        """Of the run; None where nobody tells."""
+        """The seed of the run."""
         return self.content.get("seed", self.config.get("seed"))
 
     @property
@@ -93,7 +93,7 @@ class Result:
 
     @cached_property
     def names(self) -> dict[int, str]:
-        """Label id → name, of all classes of the data set that the file tells of."""
+        """Label id → name, of all classes of the data set that the file names."""
         rows = [*self.content["classes"], *self.content.get("future_classes", [])]
         return {row["label_id"]: row["name"] for row in rows}
 
@@ -120,77 +120,67 @@ class Result:
 
     @property
     def cropped(self) -> str | None:
-        """What the evaluation made of the images, in words; of older files None."""
+        """What the evaluation made of the images, such as "centre crop 512"."""
         return self.content.get("protocol", {}).get("images")
 
-    def list_of(self, kind: str) -> dict[str, Any]:
-        """What is told of the list of images "train" or "test", empty where nothing is."""
-        return self.content.get("lists", {}).get(kind, {})
+    def list_of(self, split: str) -> dict[str, Any]:
+        """The list of images "train" or "test": number, hashes; empty where none is named."""
+        return self.content.get("lists", {}).get(split, {})
 
     @property
     def weights(self) -> Path | None:
         """Their file: of a step's own test the final checkpoint, wherever the run lies now."""
         if is_step(self.file.parent):
             return final_checkpoint(beside(self.file.parent, "models"))
-        told = self.content.get("weights")
-        return Path(told) if told else None
+        path = self.content.get("weights")
+        return Path(path) if path else None
 
     @property
     def global_batch(self) -> int | None:
-        """Images of an iteration of its training; None where nobody tells."""
+        """Images of an iteration of its training."""
         return self.history.get("global_batch", self.base.get("global batch"))
 
     @property
     def lost_batch(self) -> bool:
-        """Whether the file that told `global_batch` is damaged."""
+        """Whether the file that held `global_batch` is damaged."""
         return self.global_batch is None and bool({HISTORY, BASE} & self.damaged.keys())
 
     @property
     def memory(self) -> int:
         """Exemplars of the step."""
-        told = self.content.get("memory", self.config.get(MEMORY, 0))
-        return told if self.step > 0 else 0
+        size = self.content.get("memory", self.config.get(MEMORY, 0))
+        return size if self.step > 0 else 0
 
     @property
     def losses(self) -> dict[str, list[tuple[int, float]]]:
-        """Loss term → (epoch, mean), of the epochs that are told."""
-        told: dict[str, list[tuple[int, float]]] = {}
+        """Loss term → (epoch, mean)."""
+        terms: dict[str, list[tuple[int, float]]] = {}
         for epoch in self.history.get("epochs", []):
             for term, value in epoch.get("losses", {}).items():
-                told.setdefault(term, []).append((epoch["epoch"], value))
-        return told
+                terms.setdefault(term, []).append((epoch["epoch"], value))
+        return terms
 
 
 @dataclass(frozen=True)
 class Run:
-    """The tested steps of one run.
-
-    Attributes:
-        folder: of its log.
-        results: by step, ascending.
-    """
+    """The tested steps of one run: the folder of its log, and its results by step, ascending."""
 
     folder: Path
     results: dict[int, Result] = field(repr=False)
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of the folder."""
         return self.folder.name
 
     @property
     def last(self) -> Result:
-        """Its last step."""
+        """The test of its last step."""
         return self.results[max(self.results)]
 
 
 def beside(folder: Path, kind: str) -> Path:
-    """The other folder of a step or a run: models/RUN/step_t and log/RUN/step_t lie side by side.
-
-    Args:
-        folder: below one of them.
-        kind: which is wanted, "models" or "log".
-    """
+    """The "models" or "log" folder of a step or a run, from a folder below either of them."""
     other = {"models": "log", "log": "models"}[kind]
     for above in (folder, *folder.parents[:2]):
         if above.name == other:
@@ -199,6 +189,7 @@ def beside(folder: Path, kind: str) -> Path:
 
 
 def is_step(folder: Path) -> bool:
+    """Whether a folder has the name of a step's, such as step_0."""
     return re.fullmatch(r"step_\d+", folder.name) is not None
 
 
