@@ -50,6 +50,10 @@ class Group:
         """Name of the method."""
         return self.runs[0].last.content["method"]
 
+    def at(self, step: int) -> list[Result]:
+        """The tests of a step, of all seeds that have one."""
+        return [run.results[step] for run in self.runs if step in run.results]
+
 
 @dataclass(frozen=True)
 class Section:
@@ -81,12 +85,7 @@ class Section:
     @property
     def ends(self) -> list[tuple[str, Result]]:
         """The tests of the last step, with the label of their row."""
-        return [
-            (group.label, run.results[self.last])
-            for group in self.groups
-            for run in group.runs
-            if self.last in run.results
-        ]
+        return [(group.label, r) for group in self.groups for r in group.at(self.last)]
 
     @cached_property
     def labels(self) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -37,13 +37,20 @@ def over_seeds(values: Iterable[float | None]) -> dict[str, float | int | None] 
     return {"mean": statistics.fmean(known), "std": std, "n": len(known)}
 
 
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are there."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
 def make_report(
     sections: Sequence[Section], left_out: Sequence[str], sources: Sequence[str]
 ) -> dict[str, Any]:
     """All figures of the report; its pictures come from `pictures.py`.
 
     Args:
-        sections, left_out: of `make_sections`.
+        sections: as `make_sections` puts runs together.
+        left_out: a sentence for what was left out.
         sources: the paths that named the runs.
     """
     tasks = listing(f"{s.dataset.upper()} {s.task}, {s.setting}" for s in sections)
@@ -52,12 +59,11 @@ def make_report(
         "created": datetime.now().strftime("%Y-%m-%d %H:%M"),
         "version": VERSION,
         "sources": list(sources),
-        "tasks": [make_task_report(section, left_out) for section in sections],
+        "tasks": [_task(section, left_out) for section in sections],
     }
 
 
-def make_task_report(section: Section, left_out: Sequence[str]) -> dict[str, Any]:
-    """The part of a task."""
+def _task(section: Section, left_out: Sequence[str]) -> dict[str, Any]:
     arrival = {label: step for step, ids in enumerate(section.schedule) for label in ids}
     methods = [_method(section, group) for group in section.groups]
     known = {key for method in methods for key, figure in method["summary"].items() if figure}
@@ -81,7 +87,7 @@ def make_task_report(section: Section, left_out: Sequence[str]) -> dict[str, Any
         ],
         "methods": methods,
         "conventions": [_conventions(section, group) for group in section.groups],
-        "configs": _differing(section.groups),
+        "configs": _differing_settings(section.groups),
         "warnings": fairness.warnings(section),
         "sentences": {"summary": [*fairness.too_close(methods), *left_out], "pictures": []},
         "pictures": [],
@@ -93,27 +99,23 @@ def _method(section: Section, group: Group) -> dict[str, Any]:
     schedule = section.schedule
     upper = section.upper(group.method)
     figures = [run_figures(run, schedule, upper) for run in group.runs]
-    steps = sorted({step for run in group.runs for step in run.results})
-    at = {step: [run.results[step] for run in group.runs if step in run.results] for step in steps}
-    means = {
-        step: over_seeds(grouped(result, schedule)["all"] for result in results)
-        for step, results in at.items()
-    }
+
+    def by_step(part: Callable[[list[Result]], Mapping[str, Any] | None]) -> list[dict[str, Any]]:
+        """A row per step of which there is something to show."""
+        rows = ((step, part(group.at(step))) for step in range(section.last + 1))
+        return [{"step": step, **row} for step, row in rows if row]
+
     return {
         "label": group.label,
         "method": group.method,
         "joint": group.joint,
         "seeds": [run.last.seed for run in group.runs],
         "summary": {key: over_seeds(f[key] for f in figures) for key in FIGURES},
-        "curve": [{"step": step, **mean} for step, mean in means.items() if mean],
+        "curve": by_step(lambda results: over_seeds(grouped(r, schedule)["all"] for r in results)),
         "iou": _iou(section, group),
-        "flows": [] if group.joint else _flows(at, schedule),
-        "loss": [
-            {"step": step, "terms": terms}
-            for step, results in at.items()
-            if (terms := _losses(results))
-        ],
-        "cost": [{"step": step} | cost for step, results in at.items() if (cost := _cost(results))],
+        "flows": [] if group.joint else by_step(lambda results: _flows(results, schedule)),
+        "loss": by_step(_losses),
+        "cost": by_step(_cost),
         "published": _published(section, group),
         "runs": [
             {
@@ -140,31 +142,28 @@ def _iou(section: Section, group: Group) -> list[list[float | None]]:
     ]
 
 
-def _flows(at: Mapping[int, Sequence[Result]], schedule: Schedule) -> list[dict[str, Any]]:
-    told = []
-    for step, results in at.items():
-        shares = [share for result in results if (share := flows(result, schedule))]
-        if shares:
-            means = {key: statistics.fmean(share[key] for share in shares) for key in shares[0]}
-            told.append({"step": step, **means})
-    return told
+def _flows(results: Sequence[Result], schedule: Schedule) -> dict[str, float] | None:
+    """Means over the seeds; None where no pixel is of an old class."""
+    shares = [share for result in results if (share := flows(result, schedule))]
+    return {k: statistics.fmean(s[k] for s in shares) for k in shares[0]} if shares else None
 
 
-def _losses(results: Sequence[Result]) -> dict[str, list[tuple[int, float]]]:
-    """Loss term → (epoch, mean over the seeds)."""
+def _losses(results: Sequence[Result]) -> dict[str, Any] | None:
+    """Loss term → (epoch, mean over the seeds); None where it was not trained."""
     values: dict[str, dict[int, list[float]]] = {}
     for result in results:
         for term, points in result.losses.items():
             for epoch, value in points:
                 values.setdefault(term, {}).setdefault(epoch, []).append(value)
-    return {
+    terms = {
         term: [(epoch, statistics.fmean(each)) for epoch, each in sorted(epochs.items())]
         for term, epochs in values.items()
     }
+    return {"terms": terms} if terms else None
 
 
 def _cost(results: Sequence[Result]) -> dict[str, Any] | None:
-    """Time of a step, means over the seeds, and its highest peak; None where it was not trained."""
+    """Time of a step, means over the seeds, and its highest peak; None if it was not trained."""
     histories = [result.history for result in results if result.history.get("epochs")]
     if not histories:
         return None
@@ -184,27 +183,25 @@ def _published(section: Section, group: Group) -> list[dict[str, Any]]:
 
     Only of the whole task, tested on the published images as the published code crops them.
     """
-    alike = {_tested_on(result) for _, result in section.ends if _is_published(result)}
-    results = [run.results[section.last] for run in group.runs if section.last in run.results]
-    if section.last < section.end or not results or not {*map(_tested_on, results)} <= alike:
+    valid = {_tested_on(result) for _, result in section.ends if _is_published(result)}
+    results = group.at(section.last)
+    if section.last < section.end or not results or not {*map(_tested_on, results)} <= valid:
         return []
     label = "joint" if group.joint else label_of(group.runs[0].last)
     rows = []
-    for theirs in published(section.dataset, section.setting, section.task, label):
-        counted = Convention(results[0].future, background=theirs.background)
+    for reference in published(section.dataset, section.setting, section.task, label):
+        counted = Convention(results[0].future, background=reference.background)
         ours = [grouped(result, section.schedule, counted) for result in results]
+        overall = [values["all"] for values in ours if values["all"] is not None]
         rows.append(
             {
-                "source": theirs.source,
-                "hIoU": theirs.harmonic,
-                "all": theirs.overall,
-                "std": theirs.std,
-                "n": theirs.runs,
-                "here": {
-                    key: (over_seeds(v[key] for v in ours) or {}).get("mean")
-                    for key in ("hIoU", "all")
-                },
-                "verdict": verdict(theirs, [v["all"] for v in ours if v["all"] is not None]),
+                "source": reference.source,
+                "hIoU": reference.harmonic,
+                "all": reference.overall,
+                "std": reference.std,
+                "n": reference.runs,
+                "here": {key: mean_of(values[key] for values in ours) for key in ("hIoU", "all")},
+                "verdict": verdict(reference, overall),
             }
         )
     return rows
@@ -224,45 +221,46 @@ def _about(result: Result) -> dict[str, Any]:
     keys = ("version", "code", "torch", "device", "precision", "images")
     known = {key: result.content[key] for key in keys if key in result.content}
     if tested := result.list_of("test"):
-        words = {True: "published", False: "NOT the published list", None: "none was published"}
-        known["list"] = f"{tested['sha256'][:12]}, {words[tested['published']]}"
+        text = {True: "published", False: "NOT the published list", None: "none was published"}
+        known["list"] = f"{tested['sha256'][:12]}, {text[tested['published']]}"
     return known
 
 
 def _conventions(section: Section, group: Group) -> dict[str, Any]:
-    """The last step under every convention that its matrix tells, means over the seeds."""
-    results = [run.results[section.last] for run in group.runs if section.last in run.results]
+    """The last step under every convention that its matrix allows, means over the seeds."""
+    results = group.at(section.last)
     rows = convention_rows(results, section.schedule) if results else []
     return {"method": group.label, "rows": rows}
 
 
 def convention_rows(results: Sequence[Result], schedule: Schedule) -> list[dict[str, Any]]:
     """A row per convention: how it differs, old, new, hIoU, all, and the change of all."""
-    dataset = results[0].dataset
-    mine, theirs = Convention(results[0].future), published_convention(dataset)
-    named: dict[str, Convention] = {"as evaluated": mine}
-    if mine != theirs:
-        named["as DKD's published code counts"] = theirs
-    changed = changes(mine, dataset, results[0].background)
-    named |= {words: each for words, each in changed.items() if each != theirs}
+    dataset, background = results[0].dataset, results[0].background
+    here, reference = Convention(results[0].future), published_convention(dataset)
+    named: dict[str, Convention] = {"as evaluated": here}
+    if here != reference:
+        named["as DKD's published code counts"] = reference
+    for text, convention in changes(here, dataset, background).items():
+        if convention != reference:
+            named[text] = convention
     counted = {
-        words: [grouped(result, schedule, convention) for result in results]
-        for words, convention in (named | others_conventions(dataset)).items()
+        text: [grouped(result, schedule, convention) for result in results]
+        for text, convention in (named | others_conventions(dataset)).items()
     }
-    for words in results[0].passes:
-        if all(words in result.passes for result in results):
-            counted[words] = [grouped(r, schedule, wide=r.passes[words]) for r in results]
+    for name in results[0].passes:
+        if all(name in result.passes for result in results):
+            counted[name] = [grouped(r, schedule, wide=r.passes[name]) for r in results]
     rows: list[dict[str, Any]] = []
-    for words, each in counted.items():
-        values = {key: (over_seeds(v[key] for v in each) or {}).get("mean") for key in each[0]}
+    for text, each in counted.items():
+        values = {key: mean_of(v[key] for v in each) for key in each[0]}
         overall, first = values["all"], rows[0]["all"] if rows else values["all"]
         change = None if overall is None or first is None else overall - first
-        published = named.get(words) == theirs
-        rows.append({"convention": words, **values, "published": published, "change": change})
+        published = named.get(text) == reference
+        rows.append({"convention": text, **values, "published": published, "change": change})
     return rows
 
 
-def _differing(groups: Sequence[Group]) -> list[dict[str, Any]]:
+def _differing_settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """Keys of the configs whose values are not the same everywhere.
 
     Joint training has no step 0 of its own, and the settings of one method are none of another's:
@@ -271,7 +269,7 @@ def _differing(groups: Sequence[Group]) -> list[dict[str, Any]]:
     rows = []
     for key in dict.fromkeys(key for group in groups for key in group.settings):
         values = [group.settings.get(key) for group in groups]
-        told = {value for value in values if value is not None or not key.startswith(STEP_0)}
-        if len(told) > 1:
+        distinct = {value for value in values if value is not None or not key.startswith(STEP_0)}
+        if len(distinct) > 1:
             rows.append({"key": key, "values": [value or "–" for value in values]})
     return rows
