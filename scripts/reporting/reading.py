@@ -131,8 +131,8 @@ def _passes(file: Path, result: Result) -> dict[str, np.ndarray]:
     size = len(result.confusion)
     rows = size if result.wide is None else len(result.wide)
     for name, counts in written["passes"].items():
-        if not forms.WORDS.accepts(name):
-            raise UserError(f"{file}: the name of a pass must be {forms.WORDS.expected()}.")
+        if not forms.PRINTABLE.accepts(name):
+            raise UserError(f"{file}: the name of a pass must be {forms.PRINTABLE.expected()}.")
         if len(counts) != rows or any(len(row) != size for row in counts):
             raise UserError(f"{file}: '{name}' is no matrix of {rows} × {size} counts.")
         if sum(map(sum, counts)) > forms.MOST_PIXELS:
