@@ -23,7 +23,7 @@ FOLD = 40  # with more classes, the groups of a map are folded and sorted by wha
 TILES = 8  # of a picture in a line of the page
 SWATCHES = 30  # a longer legend of pictures is folded
 BLACK_FROM = 44  # percent: on viridis, black text is the easier to read from here on (WCAG 2)
-Values = Sequence["float | None"]  # percent, None where there is nothing
+Percents = Sequence["float | None"]  # percent, None where there is nothing
 
 
 class Row(NamedTuple):
@@ -174,7 +174,7 @@ def _shared(abouts: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[s
 
 def map_of_steps(task: Mapping[str, Any], method: Mapping[str, Any]) -> Map | None:
     """A method's IoU of every class after every step; None where it was tested after one alone."""
-    iou: Sequence[Values] = method.get("iou", ())
+    iou: Sequence[Percents] = method.get("iou", ())
     steps = [t for t in range(task["last"] + 1) if any(row[t] is not None for row in iou)]
     if len(steps) < 2:
         return None
@@ -200,7 +200,7 @@ def _map(
     label: str | None,
     columns: list[str],
     cells: Sequence[list[tuple[float | None, bool]]],
-    lost: Values,
+    lost: Percents,
 ) -> Map:
     """Rows in order of arrival, grouped by step; in a map to fold, what lost most comes first."""
     classes = task["classes"]
@@ -220,7 +220,7 @@ def _map(
     return Map(label, columns, groups)
 
 
-def lost_of(row: Values) -> float | None:
+def lost_of(row: Percents) -> float | None:
     """Points of IoU from the best step before the last one to the last one."""
     *earlier, last = row
     known = [value for value in earlier if value is not None]
