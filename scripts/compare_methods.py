@@ -49,12 +49,9 @@ class Tuned(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A row of the table.
+    """A row of the table: a method, with replay of old images, or trained on all classes at once.
 
-    Attributes:
-        method: its name.
-        memory: whether it replays old images.
-        joint: all classes at once; one network serves all schedules, their first steps being equal.
+    Of joint training one network serves all schedules: they have the same classes.
     """
 
     method: str
@@ -109,7 +106,7 @@ TASKS = {"15-5": (FIRST, tuple(range(16, 21))), "15-3-2": (FIRST, (16, 17, 18), 
 
 def make_config(args: argparse.Namespace, steps: Sequence[Sequence[int]]) -> Path:
     """The configuration that all runs of a schedule share: that of `--config`, on this data."""
-    read_layers(args.config)  # tells what is wrong with it
+    read_layers(args.config)  # raises what is wrong with it
     tree = read_config(args.config)
     _drop_rates(tree)
     data = tree["data_loader"]["args"]

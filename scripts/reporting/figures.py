@@ -123,15 +123,9 @@ def grouped(
 ) -> Values:
     """Mean IoU of old, new and all classes of a schedule, and hIoU.
 
-    Args:
-        result: of a step, whose classes are those of the first steps of the schedule.
-        schedule: gives the groups.
-        convention: how it is counted; default: as the evaluation did, to its last digit.
-        wide: pixel counts of another pass over the same classes; default: the result's.
-
-    Returns:
-        `old`, `new` and `hIoU` are None where there is one group, and all of them where the file
-        lacks what the convention needs.
+    By default they are counted as the evaluation did, to its last digit. `wide` holds the counts of
+    another pass over the same classes. `old`, `new` and `hIoU` are None where there is one group,
+    and all of them where the file lacks what the convention needs.
     """
     confusion = result.confusion
     counted = convention or Convention(result.future)
@@ -152,14 +146,9 @@ def mean_iou(
     counted: Convention,
     background: bool = True,
 ) -> Values:
-    """As `grouped`, of a matrix that counts pixels as the convention says.
+    """As `grouped`, of a matrix [K, K] that counts pixels as the convention says.
 
-    Args:
-        confusion: [K, K], rows = labels, columns = preds.
-        channels: label id → channel.
-        schedule: gives the groups.
-        counted: the convention.
-        background: whether channel 0 is background.
+    `channels` leads from label id to row and column; `background`: whether channel 0 is that.
     """
     by_class = class_iou(confusion)
     occurs = (confusion.sum(axis=0) + confusion.sum(axis=1)) > 0
@@ -193,9 +182,7 @@ def iou_over_steps(run: Run, labels: Sequence[int], steps: int) -> np.ndarray:
 def over_steps(iou: np.ndarray, arrival: np.ndarray) -> Values:
     """Learning, forgetting and backward transfer (Lopez-Paz and Ranzato, 2017, of IoU).
 
-    Args:
-        iou: [classes, steps], without background, as of `iou_over_steps`; the last step is T.
-        arrival: [classes] s(c).
+    `iou` is [classes, steps] without background, `arrival` [classes].
     """
     last = iou.shape[1] - 1
     rows = np.arange(len(iou))
@@ -246,10 +233,8 @@ def flows(result: Result, schedule: Schedule) -> dict[str, float] | None:
 def run_figures(run: Run, schedule: Schedule, upper: np.ndarray | None) -> Values:
     """The figures of a run at the last step of a schedule, by key of `FIGURES`; None where unknown.
 
-    Args:
-        run: figures over the steps need the tests of all of them.
-        schedule: of the classes up to that step.
-        upper: [classes of the schedule] IoU under joint training, if there is any.
+    Those over the steps need the tests of all of them. `upper` is [classes of the schedule] IoU
+    under joint training, if there is any.
     """
     values: Values = dict.fromkeys(FIGURES)
     last = len(schedule) - 1

@@ -27,11 +27,8 @@ Percents = Sequence["float | None"]  # percent, None where there is nothing
 
 
 class Row(NamedTuple):
-    """A line of a class map: a class, or the mean of a group.
-
-    Attributes:
-        cells: IoU per column and whether it is of a forgotten class.
-        lost: points from the best earlier step to the last one; None for classes of the last step.
+    """A class of a map, or the mean of a group: IoU per column and whether it marks a forgotten
+    class, and the points lost (`lost_of`).
     """
 
     name: str
@@ -57,11 +54,9 @@ class Map(NamedTuple):
 
 
 def write_page(report: Mapping[str, Any], file: Path) -> None:
-    """Write the page of a report to `file`, atomically.
+    """Write the page of a report, as `report.json` holds it, atomically.
 
-    Args:
-        report: what `report.json` holds; all lists may be missing or empty, all values None.
-        file: the page.
+    All lists of the report may be missing or empty, all values None.
     """
     looks = charts.method_styles(method for task in report["tasks"] for method in task["methods"])
     environment = Environment(

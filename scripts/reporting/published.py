@@ -19,14 +19,9 @@ RELEASED = 0.05  # how near a figure of a released weight file must be met
 
 
 class Published(NamedTuple):
-    """A published result.
+    """A published result: hIoU and mIoU of all classes in percent, and the deviation of the latter.
 
-    Attributes:
-        source: whose.
-        harmonic, overall: hIoU and mIoU of all classes in percent.
-        std: of `overall`, where it is published.
-        runs: how many; 0: a released weight file.
-        background: whether it is in the mean.
+    `runs` is 0 for a released weight file; `background`: whether it is in the mean.
     """
 
     source: str
@@ -45,15 +40,11 @@ def published(dataset: str, setting: str, task: str, label: str) -> list[Publish
 
 
 def verdict(reference: Published, ours: Sequence[float]) -> str:
-    """Whether mIoU of all classes agrees with a published one, with the band.
+    """Whether mIoU of all classes, `ours` of each seed, agrees with a published one.
 
     Means m of n published runs with deviation s and m', s', n' here agree when
     |m − m'| ≤ 2·sqrt(s²/n + s'²/n'); deviations that are not known are taken as `ASSUMED`. A
     released weight file agrees within `RELEASED`, when it is that file which was tested.
-
-    Args:
-        reference: the published one.
-        ours: of each seed.
     """
     mean = statistics.fmean(ours)
     apart = abs(mean - reference.overall)

@@ -1,4 +1,4 @@
-"""The tests of runs as their `metrics.json` tell them; keys that older versions lack are None."""
+"""The tests of runs, as `metrics.json` and what lies beside it say; None where they do not."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Result:
     Attributes:
         file: its `metrics.json`.
         content: what that holds.
-        config: of the step, by dotted key; empty where it is not found.
-        history: losses, times and memory of its training, empty where nobody wrote them.
-        base: of a step 0 that was taken with `--base`, what decided its weights, else empty.
+        config: of the step, by dotted key.
+        history: losses, times and memory of its training.
+        base: of a step 0 that was taken with `--base`, what decided its weights.
         passes: name of a further pass over the test images (`scripts/protocol.py`) → its wide
             confusion matrix.
-        damaged: what beside it is damaged and therefore empty here: name of the file → why.
+        damaged: name of a file beside it that is damaged, and therefore empty here → why.
     """
 
     file: Path

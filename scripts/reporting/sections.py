@@ -28,12 +28,10 @@ NO_SETTING = re.compile(r"seed|data_loader\.args\.task\..*|arch\.args\.backbone_
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of a task that differ in their seeds alone: a row of the tables.
+    """Runs of a task that differ in their seeds alone, with the settings that they share
+    (`settings_of`): a row of the tables.
 
-    Attributes:
-        label: of the method.
-        runs: by name; that of joint training has its one result at the last step.
-        settings: of their last step, what decides the weights: dotted key → value as JSON.
+    Runs of joint training have their one result at the last step.
     """
 
     label: str

@@ -48,10 +48,7 @@ def make_report(
 ) -> dict[str, Any]:
     """All figures of the report; its pictures come from `pictures.py`.
 
-    Args:
-        sections: the tasks.
-        left_out: a sentence for what was left out.
-        sources: the paths that named the runs.
+    `left_out` are sentences for what was left out, `sources` the paths that named the runs.
     """
     tasks = listing(f"{s.dataset.upper()} {s.task}, {s.setting}" for s in sections)
     return {
