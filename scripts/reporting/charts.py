@@ -144,12 +144,13 @@ def flow(method: Mapping[str, Any]) -> Markup:
 def loss(label: str, step: Mapping[str, Any], looks: Mapping[str, Style]) -> Markup:
     """The terms of one step's loss over its epochs."""
     figure, axes = _chart(220, 150, f"step {step['step']}")
-    for name, points in step["terms"].items():
+    terms = {name: points for name, points in step["terms"].items() if points}
+    for name, points in terms.items():
         marker = "o" if len(points) == 1 else ""
         look, width = looks[name], 1.8 if name == "loss" else 1.3
         axes.plot(*zip(*points, strict=True), look.dash, c=look.colour, lw=width, marker=marker)
     axes.set_ylim(bottom=min(0, axes.dataLim.y0))
-    last = ", ".join(f"{name} {points[-1][1]:.4g}" for name, points in step["terms"].items())
+    last = ", ".join(f"{name} {points[-1][1]:.4g}" for name, points in terms.items())
     text = f"Loss of {label} over the epochs of step {step['step']}; at the end {last}."
     return _image(figure, text)
 

@@ -2,12 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from scripts.reporting.results import Result, Run
 from scripts.reporting.sections import Group, Section
 from utils.errors import listing
+
+Fact = Callable[[Result], Any]
+
+
+def _list_of(result: Result, split: str) -> str | None:
+    known = result.list_of(split)
+    return f"{known['images']} ({known['sha256'][:8]})" if known else None
+
+
+def _contents(result: Result) -> str | None:
+    contents = result.list_of("test").get("contents")
+    return contents and contents[:12]
+
+
+def _network(result: Result) -> str | None:
+    keys = [f"arch.args.{key}" for key in ("backbone", "output_stride")]
+    names = [str(result.config[key]) for key in keys if key in result.config]
+    return ", stride ".join(names) or None
+
+
+def _own(file: str) -> Fact:
+    return lambda result: result.content.get("own_code", {}).get(file)
+
+
+# What should be the same in all tests of the last step; None where it is not known.
+MUST_AGREE: dict[str, Fact] = {
+    "test images": lambda result: _list_of(result, "test"),
+    "test data (hash of the files)": _contents,
+    "training images": lambda result: None if result.joint else _list_of(result, "train"),
+    "what pixels of future classes count as": lambda result: result.future,
+    "size of the test images": lambda result: result.cropped,
+    "network": _network,
+    "version of this project": lambda result: result.content.get("version"),
+    "source code (hash)": lambda result: result.content.get("code"),
+    "torch": lambda result: result.content.get("torch"),
+    "precision of the evaluation": lambda result: result.content.get("precision"),
+}
 
 
 def warnings(section: Section) -> list[str]:
@@ -21,10 +58,13 @@ def warnings(section: Section) -> list[str]:
         for run in group.runs:
             lines += _of_run(run, section.last)
         lines += _of_group(group)
-    for what, values in _must_agree(section.ends).items():
+    files = {file for _, result in section.ends for file in result.content.get("own_code", {})}
+    for what, fact in (
+        MUST_AGREE | {f"{file} (hash)": _own(file) for file in sorted(files)}
+    ).items():
         labels: dict[Any, dict[str, None]] = {}
-        for label, value in values:
-            if value is not None:
+        for label, result in section.ends:
+            if (value := fact(result)) is not None:
                 labels.setdefault(value, {})[label] = None
         if len(labels) > 1:
             each = "; ".join(f"{value}: {listing(labels[value], 4)}" for value in labels)
@@ -60,46 +100,6 @@ def _of_group(group: Group) -> Iterator[str]:
         yield f"{group.label} has a seed more than once, so its deviation is too small."
     if not all(run.last.config for run in group.runs):
         yield f"{group.label}: a run's config is not there, so it is known by its name."
-
-
-def _must_agree(ends: Sequence[tuple[str, Result]]) -> dict[str, list[tuple[str, Any]]]:
-    """What should be the same in all tests of the last step → (label, value); None if unknown."""
-
-    def of_key(key: str) -> list[tuple[str, Any]]:
-        return [(label, result.content.get(key)) for label, result in ends]
-
-    values: dict[str, list[tuple[str, Any]]] = {
-        "test images": [(label, _list_of(r, "test")) for label, r in ends],
-        "test data (hash of the files)": [(label, _contents(r)) for label, r in ends],
-        "training images": [(label, _list_of(r, "train")) for label, r in ends if not r.joint],
-        "what pixels of future classes count as": [(label, r.future) for label, r in ends],
-        "size of the test images": [(label, r.cropped) for label, r in ends],
-        "network": [(label, _network(r)) for label, r in ends],
-        "version of this project": of_key("version"),
-        "source code (hash)": of_key("code"),
-        "torch": of_key("torch"),
-        "precision of the evaluation": of_key("precision"),
-    }
-    hashes = [(label, result.content.get("own_code", {})) for label, result in ends]
-    for file in sorted({file for _, files in hashes for file in files}):
-        values[f"{file} (hash)"] = [(label, files.get(file)) for label, files in hashes]
-    return values
-
-
-def _list_of(result: Result, kind: str) -> str | None:
-    known = result.list_of(kind)
-    return f"{known['images']} ({known['sha256'][:8]})" if known else None
-
-
-def _contents(result: Result) -> str | None:
-    contents = result.list_of("test").get("contents")
-    return contents and contents[:12]
-
-
-def _network(result: Result) -> str | None:
-    keys = [f"arch.args.{key}" for key in ("backbone", "output_stride")]
-    names = [str(result.config[key]) for key in keys if key in result.config]
-    return ", stride ".join(names) or None
 
 
 def too_close(methods: Sequence[Mapping[str, Any]]) -> list[str]:
