@@ -120,6 +120,13 @@ class StoredCheckpoint:
         """Whether its step is; released weights do not say, and theirs is."""
         return self.content.get("finished", True)
 
+    def at(self, path: Path) -> StoredCheckpoint:
+        """The checkpoint at `path`; what has been read, where it is another name of this file."""
+        other = StoredCheckpoint(path)
+        if path.samefile(self.path):
+            other._content = self._content
+        return other
+
     def release(self) -> None:
         """Give the memory back."""
         self._content = None
@@ -271,8 +278,13 @@ def _reason(error: Exception) -> str:
     return "it is damaged, or no file of torch.save"
 
 
-def newest_good(folder: Path) -> tuple[StoredCheckpoint | None, list[str]]:
+def newest_good(
+    folder: Path, known: StoredCheckpoint | None = None
+) -> tuple[StoredCheckpoint | None, list[str]]:
     """The newest checkpoint of a step folder that is whole, if any is.
+
+    Args:
+        known: one that may be among them, and has been read.
 
     Returns:
         The checkpoint, and a sentence for each damaged one that was skipped.
@@ -280,7 +292,7 @@ def newest_good(folder: Path) -> tuple[StoredCheckpoint | None, list[str]]:
     skipped: list[str] = []
     for path in (folder / LAST, folder / PREVIOUS, *epoch_checkpoints(folder)):
         if path.is_file():
-            stored = StoredCheckpoint(path)
+            stored = StoredCheckpoint(path) if known is None else known.at(path)
             try:
                 _ = stored.content
                 return stored, skipped
