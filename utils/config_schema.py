@@ -314,6 +314,12 @@ class StepRange:
     first: int = 0
     last: int | None = None
 
+    @property
+    def kinds(self) -> set[int]:
+        """Of the kinds that recipes tell apart, 0 the first step and 1 later ones, those in it."""
+        last = 1 if self.last is None else self.last
+        return {min(self.first, 1), min(last, 1)}
+
 
 def task_steps(text: str) -> int | StepRange:
     """`3`, `all` or `2-5`."""
