@@ -272,9 +272,9 @@ def _text(path: Path) -> str:
 
 def _reason(error: Exception) -> str:
     """What is wrong with a damaged file, without torch's advice."""
-    words = _first_line(error).split(". ")[0]
-    if isinstance(error, zipfile.BadZipFile) or "zip archive" in words or "EOF" in words:
-        return words
+    text = _first_line(error).split(". ")[0]
+    if isinstance(error, zipfile.BadZipFile) or "zip archive" in text or "EOF" in text:
+        return text
     return "it is damaged, or no file of torch.save"
 
 

@@ -53,13 +53,13 @@ class Key:
         names |= {float: "a number", list: f"a list of {self.items}"}
         if float not in self.types:
             names[int] = "a whole number"
-        words = [names[kind] for kind in self.types if kind in names]
+        texts = [names[kind] for kind in self.types if kind in names]
         bounds = [
             f"{sign} {bound:.12g}"
             for sign, bound in ((">=", self.least), (">", self.above), ("<=", self.most))
             if bound is not None
         ]
-        return " or ".join(words) + (f" {' and '.join(bounds)}" if bounds else "")
+        return " or ".join(texts) + (f" {' and '.join(bounds)}" if bounds else "")
 
     def accepts(self, value: Any) -> bool:
         """Whether `value`, as JSON gave it, may stand here."""
