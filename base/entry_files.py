@@ -200,10 +200,8 @@ class EntryFiles:
             UserError: it is missing or unreadable, or lies elsewhere.
         """
         try:
-            outside, (parent, name) = (
-                folder is None and self.leads_outside(path),
-                os.path.split(path),
-            )
+            outside = folder is None and self.leads_outside(path)
+            parent, name = os.path.split(path)
             real = _real_folder(parent) + name
             if os.path.islink(real):
                 real = os.path.realpath(real)

@@ -70,7 +70,7 @@ def fold_for_inference(model: BaseModel) -> None:
     model.register_state_dict_pre_hook(lambda *_: model.check_own_weights())
 
 
-def _compute(model: BaseModel, *told: object) -> None:
+def _compute(model: BaseModel, *of_hook: object) -> None:
     for conv, norm, _, _ in _pairs(model):
         scale, shift = _affine(norm)
         conv.register_buffer("scale", scale, persistent=False)

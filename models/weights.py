@@ -59,9 +59,9 @@ def check_fit(
             if state[name].is_floating_point() != own[name].is_floating_point()
         ],
     }
-    told = [f"{what}: {listing(names, most=6)}" for what, names in faults.items() if names]
-    if told:
-        raise UserError(f"{source} does not fit the model; {'; '.join(told)}.")
+    lines = [f"{what}: {listing(names, most=6)}" for what, names in faults.items() if names]
+    if lines:
+        raise UserError(f"{source} does not fit the model; {'; '.join(lines)}.")
     return state
 
 

@@ -11,7 +11,7 @@ at full resolution (the definitions in `models/loss.py`), every term fetched wit
 evaluation image by image with NumPy.
 
 It needs no data: images and masks of VOC's size are drawn into a temporary folder. `--quick`
-only shows that all works; its tiny network says nothing about speed. Called by hand.
+only shows that all works; its tiny network says nothing about speed.
 """
 
 from __future__ import annotations

@@ -98,7 +98,16 @@ def test_a_range_goes_on_where_a_step_was_stopped(alone, elsewhere, monkeypatch)
     assert_as_alone(parsed, runs)
 
 
-def test_each_checkpoint_is_read_once(alone, elsewhere, tmp_path, monkeypatch):
+@pytest.fixture
+def read(monkeypatch):
+    """Names of the checkpoints that are read as a whole, which mostly takes a second each."""
+    names, load = [], files.load
+    monkeypatch.setattr(files, "load", lambda path: names.append(path.name) or load(path))
+    return names
+
+
+@pytest.mark.parametrize("resume", ["auto", "file"])
+def test_each_checkpoint_is_read_once(resume, alone, elsewhere, tmp_path, monkeypatch, read):
     """Going on in a later step: its own checkpoint and the previous step's, nothing twice."""
     config, runs = alone
     folder = tmp_path / "runs/models" / runs[0].experiment
@@ -107,11 +116,23 @@ def test_each_checkpoint_is_read_once(alone, elsewhere, tmp_path, monkeypatch):
         patch.setattr(Trainer, "train_step", after(1, Trainer.train_step, send(signal.SIGTERM)))
         with pytest.raises(Interrupted):
             train(config, *FLAGS, "--task_step", "1", *elsewhere)
-    read = []
-    load = files.load
-    monkeypatch.setattr(files, "load", lambda path: read.append(path.name) or load(path))
-    train(config, *FLAGS, "--task_step", "1", "-r", "auto", *elsewhere)
+    read.clear()
+    where = "auto" if resume == "auto" else str(folder / "step_1/last.pth")
+    train(config, *FLAGS, "--task_step", "1", "-r", where, *elsewhere)
     assert sorted(read) == ["checkpoint-epoch2.pth", "last.pth"]
+
+
+def test_the_checkpoint_of_a_finished_step_is_read_once(alone, elsewhere, tmp_path, read):
+    """Whatever it is called: to test it, and to take it over and test it."""
+    config, runs = alone
+    folder = tmp_path / "runs/models" / runs[0].experiment
+    train(config, *FLAGS, "--task_step", "0", "--base", str(runs[0].step_dir()), *elsewhere)
+    assert read == ["checkpoint-epoch2.pth"]
+    os.link(folder / "step_0/checkpoint-epoch2.pth", folder / "step_0/last.pth")
+    (tmp_path / "runs/log" / runs[0].experiment / "step_0/metrics.json").unlink()
+    read.clear()
+    train(config, *FLAGS, "--task_step", "0", "-r", "auto", *elsewhere)
+    assert read == ["last.pth"]
 
 
 @pytest.mark.slow

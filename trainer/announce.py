@@ -116,13 +116,13 @@ def announce_statistics(
 def _compare_with_recipe(recipe: Recipe, config: ConfigParser, data: IncrementalDataLoader) -> None:
     """One warning about all that the published runs of this method have otherwise."""
     flat = config.flat()
-    told = [
+    lines = [
         f"{key} is {flat.get(key)} instead of {value}"
         for key, value in recipe.values.items()
         if flat.get(key) != value
     ]
     if data.global_batch != recipe.global_batch:
-        told.append(
+        lines.append(
             f"the global batch is {data.global_batch} instead of {recipe.global_batch} (change "
             "--batch_size, the processes or --accumulate)"
         )
@@ -131,13 +131,13 @@ def _compare_with_recipe(recipe: Recipe, config: ConfigParser, data: Incremental
         and data.norm_batch < recipe.global_batch
         and not config["arch"]["args"]["freeze_all_bn"]
     ):
-        told.append(
+        lines.append(
             f"BatchNorm sees {data.norm_batch} images at a time instead of {recipe.global_batch} "
             "(accumulation does not change that, more images per GPU or more GPUs do)"
         )
-    if told:
+    if lines:
         log.warning(
             "figures will differ from the published ones, whose recipe is %s: %s",
             recipe.file,
-            "; ".join(told),
+            "; ".join(lines),
         )

@@ -256,6 +256,6 @@ def task_record(task: Task) -> dict[str, Any]:
 
 
 def describe(record: Mapping[str, Any]) -> str:
-    """A task record in words."""
-    words = (str(record[key]) for key in ("dataset", "setting", "name"))
-    return f"step {record['step']} of {' '.join(map(shortened, words))}"
+    """A task record as text."""
+    names = (str(record[key]) for key in ("dataset", "setting", "name"))
+    return f"step {record['step']} of {' '.join(map(shortened, names))}"

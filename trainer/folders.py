@@ -9,6 +9,7 @@ from pathlib import Path
 from base.base_model import BaseModel
 from trainer.optim import AVERAGES
 from utils import checkpoint as files
+from utils.checkpoint import StoredCheckpoint
 from utils.errors import UserError
 from utils.parse_config import ConfigParser
 
@@ -31,8 +32,11 @@ def check_writable(config: ConfigParser) -> None:
             ) from None
 
 
-def check_unoccupied(config: ConfigParser) -> None:
+def check_unoccupied(config: ConfigParser, resumed: StoredCheckpoint | None) -> None:
     """Whether the folder of a step is empty, or where the run of `-r FILE` stands.
+
+    Args:
+        resumed: that file.
 
     Raises:
         UserError: it holds another run, or one that is further.
@@ -46,7 +50,7 @@ def check_unoccupied(config: ConfigParser) -> None:
             f"{folder} already holds a run; continue it with -r auto, evaluate it with --test if "
             "it is finished, choose another --name or --save_dir, or delete the folder."
         )
-    newest, _ = files.newest_good(folder)
+    newest, _ = files.newest_good(folder, resumed)
     if newest is not None and resume.resolve() != newest.path.resolve():
         raise UserError(
             f"-r {resume} is not where the run in {folder} stands; continue it with -r auto, or "

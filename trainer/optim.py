@@ -146,12 +146,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -
     if [each["params"] for each in others] != [each["params"] for each in groups]:
         wrong = "optimizer.param_groups is of other parameters than this run's"
     else:
-        for number, (mine, other) in enumerate(zip(groups, others, strict=True)):
-            for option in mine.keys() & other.keys() - FREE_OPTIONS:
-                if not PLAIN.accepts(other[option]) or mine[option] != other[option]:
+        for number, (own, other) in enumerate(zip(groups, others, strict=True)):
+            for option in own.keys() & other.keys() - FREE_OPTIONS:
+                if not PLAIN.accepts(other[option]) or own[option] != other[option]:
                     wrong = (
                         f"optimizer.param_groups[{number}].{option} is {shown(other[option])}, but "
-                        f"this run's is {shown(mine[option])}"
+                        f"this run's is {shown(own[option])}"
                     )
     if wrong:
         raise UserError(f"the checkpoint to resume from: {wrong}.")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from base.base_method import BaseMethod
+from base.base_model import BaseModel
 from data_loader.data_loaders import IncrementalDataLoader
 from models.weights import check_fit, check_previous_step
 from trainer.advice import around_finished
@@ -116,10 +117,14 @@ def plan_step(config: ConfigParser, launch: Launch) -> StepPlan:
     check_training(config, data, method)
     if plan.checkpoint is not None and plan.action == "adopt":
         check_shared(config, plan.checkpoint, data)
-    previous = _check_weights(plan, method)
-    check_room(config.step_dir(), *_room(config, method))
+    model = skeleton(config, method.heads())
+    previous = _check_weights(plan, method, model)
+    # The one that is being written, last.pth and previous.pth; kept ones share their room.
+    there = sum((config.step_dir() / name).is_file() for name in (files.LAST, files.PREVIOUS))
+    needed = (3 - there) * checkpoint_size(config, model)
+    check_room(config.step_dir(), needed, "the checkpoints of this step need")
     if not config.auto:
-        check_unoccupied(config)
+        check_unoccupied(config, plan.checkpoint)
     return StepPlan(plan.action, config, plan.checkpoint, previous)
 
 
@@ -136,7 +141,8 @@ def _with_batch(config: ConfigParser, launch: Launch) -> ConfigParser:
 def _decide(config: ConfigParser, data: IncrementalDataLoader) -> StepPlan:
     """Which of the actions it is, and from which checkpoint."""
     if config.test:
-        return StepPlan("test", config, _weights_to_test(config))
+        given = config.resume
+        return StepPlan("test", config, StoredCheckpoint(given) if given else _finished(config))
     if config.auto:
         return _go_on(config, data)
     if config.base is not None:
@@ -146,15 +152,14 @@ def _decide(config: ConfigParser, data: IncrementalDataLoader) -> StepPlan:
     return StepPlan("train", config)
 
 
-def _weights_to_test(config: ConfigParser) -> StoredCheckpoint:
-    if config.resume is not None:
-        return StoredCheckpoint(config.resume)
+def _finished(config: ConfigParser, known: StoredCheckpoint | None = None) -> StoredCheckpoint:
+    """The kept checkpoint of the step, which is to be finished; `known` has been read."""
     path = files.final_checkpoint(config.step_dir())
-    if path is None or not (weights := StoredCheckpoint(path)).finished:
-        raise UserError(
-            f"--test: {config.step_dir()} holds no finished run; name the weights with -r."
-        )
-    return weights
+    if path is not None:
+        weights = StoredCheckpoint(path) if known is None else known.at(path)
+        if weights.finished:
+            return weights
+    raise UserError(f"--test: {config.step_dir()} holds no finished run; name the weights with -r.")
 
 
 def _go_on(config: ConfigParser, data: IncrementalDataLoader) -> StepPlan:
@@ -181,7 +186,7 @@ def _go_on(config: ConfigParser, data: IncrementalDataLoader) -> StepPlan:
             return StepPlan("nothing", config)
         why += f": {metrics} does not name the weights {path}"
     config = config.changed(notes=(*skipped, f"-r auto: {why}"))
-    return StepPlan("test", config, _weights_to_test(config))
+    return StepPlan("test", config, _finished(config, stored))
 
 
 def _check_same_run(
@@ -239,18 +244,21 @@ def previous_trained_anew(config: ConfigParser) -> str:
 
 
 # ------------------------------------------------------------------- what the decision depends on
-def _check_weights(plan: StepPlan, method: BaseMethod) -> StoredCheckpoint | None:
+def _check_weights(plan: StepPlan, method: BaseMethod, model: BaseModel) -> StoredCheckpoint | None:
     """Whether the weights fit from which a step starts or goes on; gives the previous step's.
+
+    Args:
+        model: the step's, without values.
 
     Raises:
         UserError: they do not, or are of another method or step.
     """
-    config, task, heads = plan.config, method.task, method.heads()
-    model, previous = skeleton(config, heads), None
+    config, task, previous = plan.config, method.task, None
     if task.step > 0:
         previous = find_previous(config, method)
         source = previous_source(task, previous.path)
-        check_previous_step(model, previous.content["state_dict"], len(heads.sizes) - 1, source)
+        new_head = len(method.heads().sizes) - 1
+        check_previous_step(model, previous.content["state_dict"], new_head, source)
         method.start(model, previous.content.get("method_state", {}))
         if task.step > 1 and config["data_loader"]["args"]["memory"]["mem_size"] > 0:
             read_previous_memory(config, task)
@@ -264,14 +272,6 @@ def _check_weights(plan: StepPlan, method: BaseMethod) -> StoredCheckpoint | Non
             )
         check_fit(model, resumed["state_dict"], f"the checkpoint to resume from, {path},")
     return previous
-
-
-def _room(config: ConfigParser, method: BaseMethod) -> tuple[int, str]:
-    """Bytes of the checkpoints that a step is still to write, and what they are."""
-    # The one that is being written, last.pth and previous.pth; kept ones share their room.
-    there = sum((config.step_dir() / name).is_file() for name in (files.LAST, files.PREVIOUS))
-    needed = (3 - there) * checkpoint_size(config, skeleton(config, method.heads()))
-    return needed, "the checkpoints of this step need"
 
 
 def _check_later(steps: Sequence[ConfigParser], launch: Launch) -> None:

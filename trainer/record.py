@@ -94,19 +94,19 @@ def differences(
         here, there: the records.
         ignore: names of settings that may differ.
     """
-    told = []
+    lines = []
     if here["version"] != there["version"]:
-        told.append(f"the code's version is {here['version']} here and {there['version']} there")
+        lines.append(f"the code's version is {here['version']} here and {there['version']} there")
     if differ(here.get("contents"), there.get("contents")):
-        told.append(
+        lines.append(
             f"the training data have the hash {here['contents'][:12]} here and "
             f"{there['contents'][:12]} there"
         )
-    mine, other = (OLDER | each["settings"] | _lengthened(each) for each in (here, there))
-    for name in mine:
-        if name in other and name not in ignore and mine[name] != other[name]:
-            told.append(f"{name} is {mine[name]} here and {other[name]} there")
-    return told
+    this, other = (OLDER | each["settings"] | _lengthened(each) for each in (here, there))
+    for name in this:
+        if name in other and name not in ignore and this[name] != other[name]:
+            lines.append(f"{name} is {this[name]} here and {other[name]} there")
+    return lines
 
 
 @dataclass(frozen=True)
@@ -241,8 +241,8 @@ def remarks(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[str]:
     names = {"code": "source files (hash)", "torch": "torch"}
     own, other = (each.get("own_code", {}) for each in (here, there))
     return [
-        f"{words}: {here[key]} here, {there[key]} there"
-        for key, words in names.items()
+        f"{text}: {here[key]} here, {there[key]} there"
+        for key, text in names.items()
         if here[key] != there[key]
     ] + [
         f"{file} (hash): {own[file]} here, {other[file]} there"

@@ -113,7 +113,7 @@ def adopt(
             "step 0 is taken from %s: everything that decides its weights is equal", stored.path
         )
     ranks.barrier()
-    return StoredCheckpoint(config.step_dir() / stored.path.name)
+    return stored.at(config.step_dir() / stored.path.name)
 
 
 def _way(method: str, other: str) -> str:

@@ -120,6 +120,13 @@ class StoredCheckpoint:
         """Whether its step is; released weights do not say, and theirs is."""
         return self.content.get("finished", True)
 
+    def at(self, path: Path) -> StoredCheckpoint:
+        """The checkpoint at `path`; what has been read, where it is another name of this file."""
+        other = StoredCheckpoint(path)
+        if path.samefile(self.path):
+            other._content = self._content
+        return other
+
     def release(self) -> None:
         """Give the memory back."""
         self._content = None
@@ -265,14 +272,19 @@ def _text(path: Path) -> str:
 
 def _reason(error: Exception) -> str:
     """What is wrong with a damaged file, without torch's advice."""
-    words = _first_line(error).split(". ")[0]
-    if isinstance(error, zipfile.BadZipFile) or "zip archive" in words or "EOF" in words:
-        return words
+    text = _first_line(error).split(". ")[0]
+    if isinstance(error, zipfile.BadZipFile) or "zip archive" in text or "EOF" in text:
+        return text
     return "it is damaged, or no file of torch.save"
 
 
-def newest_good(folder: Path) -> tuple[StoredCheckpoint | None, list[str]]:
+def newest_good(
+    folder: Path, known: StoredCheckpoint | None = None
+) -> tuple[StoredCheckpoint | None, list[str]]:
     """The newest checkpoint of a step folder that is whole, if any is.
+
+    Args:
+        known: one that may be among them, and has been read.
 
     Returns:
         The checkpoint, and a sentence for each damaged one that was skipped.
@@ -280,7 +292,7 @@ def newest_good(folder: Path) -> tuple[StoredCheckpoint | None, list[str]]:
     skipped: list[str] = []
     for path in (folder / LAST, folder / PREVIOUS, *epoch_checkpoints(folder)):
         if path.is_file():
-            stored = StoredCheckpoint(path)
+            stored = StoredCheckpoint(path) if known is None else known.at(path)
             try:
                 _ = stored.content
                 return stored, skipped

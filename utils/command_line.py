@@ -29,12 +29,12 @@ def read_options(
     Raises:
         UserError: an unknown flag, or a value of another type.
     """
-    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = sys.argv[1:] if argv is None else list(argv)
     epilog = None
-    if settings_help is not None and {"-h", "--help"} & {*words}:
-        named = [after for word, after in pairwise(words) if word == "--method"]
+    if settings_help is not None and {"-h", "--help"} & {*arguments}:
+        named = [after for word, after in pairwise(arguments) if word == "--method"]
         epilog = settings_help(named[-1]) if named else SETTINGS_HINT
-    options = vars(_argument_parser(mode, description, epilog).parse_args(words))
+    options = vars(_argument_parser(mode, description, epilog).parse_args(arguments))
     _check_local_rank(options["local_rank"])
     return options
 
@@ -108,8 +108,8 @@ def typed_values(args: Mapping[str, Any]) -> tuple[dict[str, Any], StepRange | N
     """The values of the typed flags, and the steps where `--task_step` names several."""
     values: dict[str, Any] = {}
     steps = None
-    for words in args["set"]:
-        values |= _assigned(words)
+    for given in args["set"]:
+        values |= _assigned(given)
     for flag in FLAGS:
         value = args.get(flag.key)
         if isinstance(value, StepRange):
@@ -124,11 +124,11 @@ def typed_values(args: Mapping[str, Any]) -> tuple[dict[str, Any], StepRange | N
     return values, steps
 
 
-def _assigned(words: str) -> dict[str, Any]:
+def _assigned(given: str) -> dict[str, Any]:
     """The key and the value of a `--set`; what is no JSON is text."""
-    dotted, sign, text = words.partition("=")
+    dotted, sign, text = given.partition("=")
     if not sign:
-        raise UserError(f"--set {words}: give KEY=VALUE, such as hyperparameter.kd=10.")
+        raise UserError(f"--set {given}: give KEY=VALUE, such as hyperparameter.kd=10.")
     try:
         value = json.loads(text)
     except ValueError:
@@ -138,7 +138,7 @@ def _assigned(words: str) -> dict[str, Any]:
     tree = value
     for name in reversed(dotted.split(".")):
         tree = {name: tree}
-    return flatten(tree, f"--set {words}", strict=True)[0]
+    return flatten(tree, f"--set {given}", strict=True)[0]
 
 
 def _check_local_rank(number: int | None) -> None:

@@ -53,13 +53,13 @@ class Key:
         names |= {float: "a number", list: f"a list of {self.items}"}
         if float not in self.types:
             names[int] = "a whole number"
-        words = [names[kind] for kind in self.types if kind in names]
+        texts = [names[kind] for kind in self.types if kind in names]
         bounds = [
             f"{sign} {bound:.12g}"
             for sign, bound in ((">=", self.least), (">", self.above), ("<=", self.most))
             if bound is not None
         ]
-        return " or ".join(words) + (f" {' and '.join(bounds)}" if bounds else "")
+        return " or ".join(texts) + (f" {' and '.join(bounds)}" if bounds else "")
 
     def accepts(self, value: Any) -> bool:
         """Whether `value`, as JSON gave it, may stand here."""
@@ -313,6 +313,12 @@ class StepRange:
 
     first: int = 0
     last: int | None = None
+
+    @property
+    def kinds(self) -> set[int]:
+        """Of the kinds that recipes tell apart, 0 the first step and 1 later ones, those in it."""
+        last = 1 if self.last is None else self.last
+        return {min(self.first, 1), min(last, 1)}
 
 
 def task_steps(text: str) -> int | StepRange:

@@ -57,8 +57,8 @@ def one_sentence_errors() -> Iterator[None]:
         error = foreseen(raised)
         if not isinstance(error, (UserError, Interrupted)):
             raise
-        words, code = last_words(error)
-        print(words, file=sys.stderr)
+        text, code = last_words(error)
+        print(text, file=sys.stderr)
         raise SystemExit(code) from None
     finally:
         signals.ignore_signals()
@@ -104,9 +104,9 @@ def sentence(error: UserError) -> str:
 
 def listing(names: Iterable[object], most: int | None = None) -> str:
     """`a, b, c` for a message; beyond `most` names, how many more there are."""
-    words = [str(name) for name in names]
-    rest = f" and {len(words) - most} more" if most is not None and len(words) > most else ""
-    return ", ".join(words[:most]) + rest
+    texts = [str(name) for name in names]
+    rest = f" and {len(texts) - most} more" if most is not None and len(texts) > most else ""
+    return ", ".join(texts[:most]) + rest
 
 
 def shortened(text: str, most: int = 80) -> str:

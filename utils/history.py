@@ -43,8 +43,8 @@ def read_history(file: Path) -> dict[str, Any]:
         UserError: it cannot be read, is not of its form, or its epochs are not in order.
     """
     content = read_json(file, "file")
-    if words := fault(content, FORM):
-        raise UserError(f"{file}: {words}.")
+    if text := fault(content, FORM):
+        raise UserError(f"{file}: {text}.")
     epochs = [each["epoch"] for each in content["epochs"]]
     for before, after in itertools.pairwise(epochs):
         if after <= before:
@@ -92,16 +92,16 @@ class History:
         self.epochs = [each for each in written["epochs"] if each["epoch"] <= epoch]
         self.peak_before = written["peak_memory_mib"] or 0.0
 
-    def add(self, global_batch: int, losses: Mapping[str, float], **told: Any) -> None:
+    def add(self, global_batch: int, losses: Mapping[str, float], **figures: Any) -> None:
         """Write a further epoch.
 
         Args:
             global_batch: images of an iteration, over all processes.
             losses: by term; those that are not finite are left out, for JSON has no such numbers.
-            told: the rest of it.
+            figures: the rest of it.
         """
         finite = {name: value for name, value in losses.items() if math.isfinite(value)}
-        self.epochs.append({**told, "losses": finite})
+        self.epochs.append({**figures, "losses": finite})
         now = peak(self.device)
         most = None if now is None else max(now, self.peak_before)
         about = {

@@ -209,6 +209,8 @@ class _Call:
         mode: "train" or "eval".
         default_config: the shipped config, relative to the project.
         options: the flags that are no keys of a config.
+        resume: the file of `-r`; None where it names none, or `auto`.
+        auto: `-r auto` was given.
         shipped, file: the config of the script, and that of `-c`.
         beside: what the config beside the weights of `-r` says; None where there is none.
         typed: the values of flags.
@@ -219,21 +221,14 @@ class _Call:
     mode: str
     default_config: str
     options: Mapping[str, Any]
+    resume: Path | None
+    auto: bool
     shipped: Layers
     file: Layers
     beside: Mapping[str, Any] | None
     typed: Mapping[str, Any]
     steps: StepRange | None
     notes: tuple[str, ...]
-
-    @property
-    def auto(self) -> bool:
-        return self.mode == "train" and self.options["resume"] == "auto"
-
-    @property
-    def resume(self) -> Path | None:
-        text = self.options["resume"]
-        return None if self.auto or text is None else Path(path_of(text, "-r/--resume"))
 
     def config(self, step: int | None = None) -> ConfigParser:
         """The effective configuration, of one of several steps where `step` names it."""
@@ -251,7 +246,7 @@ class _Call:
             beside.update(not_beside_weights(self.mode, self.resume, beside, without))
             beside.setdefault("method", defaults["method"])  # of files older than the key
         elif self.mode == "train":
-            recipe = self._recipe(without["method"], *at)
+            recipe = recipes.read(without["method"], self._data_set, *at)
         method = {**defaults, **beside, **given, **typed}["method"]
         above = recipe.values if recipe else beside
         flat: dict[str, Any] = {}
@@ -263,7 +258,7 @@ class _Call:
             values = listing(f"{key} {flat[key]}" for key in used)
             notes.append(f"recipe: {recipe.file}: {values}")
             if not joint:
-                kinds = _kinds(self.steps or StepRange(at[1], at[1]))
+                kinds = (self.steps or StepRange(at[1], at[1])).kinds
                 held = lay({}, self.file.at(*at), method)
                 warnings = same_at_all_steps(recipe, self.file, held, typed, task, kinds)
         elif self.mode == "train" and self.beside is None:
@@ -296,9 +291,6 @@ class _Call:
     def _data_set(self) -> str:
         return Path(self.default_config).stem.removeprefix("config_")
 
-    def _recipe(self, method: str, task: str, step: int) -> Recipe | None:
-        return recipes.read(method, self._data_set, task, step)
-
     def _no_recipe(self, method: str) -> str:
         missing = f"configs/recipes/{method}_{self._data_set}.json"
         return (
@@ -317,13 +309,14 @@ class _Call:
 
 def _read_call(mode: str, default_config: str, options: Mapping[str, Any]) -> _Call:
     """Read the files that a command line names."""
-    shipped = read_layers(PROJECT_ROOT / default_config)
+    shipped, file = read_layers(PROJECT_ROOT / default_config), Layers("")
     notes: list[str] = []
-    call = _Call(mode, default_config, options, shipped, Layers(""), None, {}, None, ())
-    resume = call.resume
-    if resume is not None and not resume.is_file():
-        raise UserError(f"-r/--resume: there is no file {resume}.")
-    file = call.file
+    named, resume = options["resume"], None
+    auto = mode == "train" and named == "auto"
+    if named is not None and not auto:
+        resume = Path(path_of(named, "-r/--resume"))
+        if not resume.is_file():
+            raise UserError(f"-r/--resume: there is no file {resume}.")
     if options["config"] is not None:
         file = read_layers(Path(path_of(options["config"], "-c/--config")))
         notes.append(f"config: {options['config']}")
@@ -340,11 +333,16 @@ def _read_call(mode: str, default_config: str, options: Mapping[str, Any]) -> _C
         raise UserError(
             f"there is no config.json beside {resume}; name these weights' config with -c."
         )
-    notes = notes or [f"config: {default_config}"]
-    return replace(call, file=file, beside=beside, typed=typed, steps=steps, notes=tuple(notes))
-
-
-def _kinds(steps: StepRange) -> set[int]:
-    """Which of the two kinds of steps that recipes tell apart: 0, the first, and 1, later ones."""
-    last = 1 if steps.last is None else steps.last
-    return {min(steps.first, 1), min(last, 1)}
+    return _Call(
+        mode,
+        default_config,
+        options,
+        resume,
+        auto,
+        shipped,
+        file,
+        beside,
+        typed,
+        steps,
+        notes=tuple(notes) or (f"config: {default_config}",),
+    )

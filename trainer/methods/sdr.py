@@ -202,11 +202,13 @@ def scrambled(body: torch.Tensor, labels: torch.Tensor, order: str) -> torch.Ten
     """
     mixed = body.clone()
     for label in labels.unique().tolist():
-        mine = labels == label  # [N, h, w]
-        values = body[mine[:, None].expand_as(body)]
-        count = int(mine.sum())
+        inside = labels == label  # [N, h, w]
+        values = body[inside[:, None].expand_as(body)]
+        count = int(inside.sum())
         rows = values.view(-1, count).t() if order == "features first" else values.view(count, -1)
-        mixed = mixed.permute(0, 2, 3, 1).masked_scatter(mine[..., None], rows).permute(0, 3, 1, 2)
+        mixed = (
+            mixed.permute(0, 2, 3, 1).masked_scatter(inside[..., None], rows).permute(0, 3, 1, 2)
+        )
     return mixed
 
 
