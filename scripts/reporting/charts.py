@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -136,6 +137,7 @@ def flow(method: Mapping[str, Any]) -> Markup:
         axes.bar(steps, shares, bottom=below, color=colour, width=0.8)
         below = [low + share for low, share in zip(below, shares, strict=True)]
     axes.set(xlim=(steps[0] - 0.6, max(steps[-1], steps[0] + 3) + 0.6), ylim=(0, 100))
+    axes.set_xticks(steps[:: math.ceil(len(steps) / 4)])
     axes.set_yticks((0, 50, 100), ("0", "50", "100 %"))
     return _image(figure, f"Stacked bars of {method['label']}; their numbers stand below.")
 
