@@ -2,12 +2,10 @@
 
     python scripts/compare_methods.py --out OUT --data_dir DATA --saliency_dir MAPS --seed 1
 
-Trains what is left of the seed, below OUT/runs, of which `report.py` tells then. Called by
-`compare_methods.sh`; `--config` and `--task` name other data and schedules.
+Trains what is left of the seed, below OUT/runs; `report.py` makes a page of it.
 
 Networks are small and trained from scratch, so learning rates and epochs are those of this file,
-by a method's family unless it is named here; the weights of the loss terms and whatever else a
-method asks for are its recipe's.
+by a method's family unless it is named here; all else is of the method's recipe.
 """
 
 from __future__ import annotations
@@ -37,10 +35,10 @@ class Tuned(NamedTuple):
     """How a method trains here.
 
     Attributes:
-        base: whose step 0 it starts from.
+        base: the method whose step 0 it starts from.
         first, later: learning rates of step 0 and of the later steps.
-        settings: that differ from the recipe's, `KEY=VALUE`, at all steps.
-        without_maps: the same where there are no saliency maps.
+        settings: other ones than the recipe's, `KEY=VALUE`, at all steps.
+        without_maps: further ones where there are no saliency maps.
     """
 
     base: str
@@ -51,12 +49,9 @@ class Tuned(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A row of the table.
+    """A row of the table: a method, with replay of old images, or trained on all classes at once.
 
-    Attributes:
-        method: its name.
-        memory: whether it replays old images.
-        joint: all classes at once; one network serves all schedules, their first steps being equal.
+    Of joint training one network serves all schedules: they have the same classes.
     """
 
     method: str
@@ -92,7 +87,7 @@ def tuned(method: str) -> Tuned:
 
 
 def make_entries() -> dict[str, Entry]:
-    """Every row that can be asked for: NAME, NAME-m where the method can replay, joint-NAME."""
+    """Every possible row: NAME, NAME-m where the method can replay, joint-NAME."""
     rows = {}
     for name in in_order(METHODS):
         rows[name] = Entry(name)
@@ -111,7 +106,7 @@ TASKS = {"15-5": (FIRST, tuple(range(16, 21))), "15-3-2": (FIRST, (16, 17, 18), 
 
 def make_config(args: argparse.Namespace, steps: Sequence[Sequence[int]]) -> Path:
     """The configuration that all runs of a schedule share: that of `--config`, on this data."""
-    read_layers(args.config)  # tells what is wrong with it
+    read_layers(args.config)  # raises what is wrong with it
     tree = read_config(args.config)
     _drop_rates(tree)
     data = tree["data_loader"]["args"]
@@ -133,55 +128,54 @@ def _drop_rates(tree: dict[str, Any]) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Train what is left."""
-    seed, out, tasks = args.seed, args.out, args.task
-    runs, done = out / "runs", 0
-    total = len(args.methods) * len(tasks)
+    rows = [(name, task) for name in args.methods for task in args.task]
+    for done, (name, task) in enumerate(rows, 1):
+        train_row(args, name, task)
+        text = f"seed {args.seed}: {name} on {task} ({done} of {len(rows)})"
+        print(text, file=sys.__stdout__, flush=True)
 
-    def call(task: str, name: str, step: str, *flags: object) -> None:
-        words = ["-c", make_config(args, tasks[task]), "-d", "cpu", "-r", "auto", "--seed", seed]
-        words += ["--save_dir", runs, "--task_name", task, "--name", name, "--task_step", step]
-        words = [str(word) for word in (*words, *flags)]
-        config = ConfigParser.from_args("train", "configs/config_voc.json", argv=words)
-        run(*step_configs(config))
 
-    def maps(method: str) -> list[object]:
-        # Whether it reads any may be a matter of its settings.
-        if METHODS[method].reads_saliency is BaseMethod.reads_saliency:
-            return []
-        if args.saliency_dir is None:
-            return typed(tuned(method).without_maps)
-        return ["--saliency_dir", args.saliency_dir.resolve()]
+def train_row(args: argparse.Namespace, name: str, task: str) -> None:
+    """Train a row of the table on one schedule."""
+    entry, label, first = ENTRIES[name], f"{name}-s{args.seed}", next(iter(args.task))
+    last = len(args.task[task]) - 1
+    own = tuned(entry.method)
+    source = entry.method if entry.joint else own.base
+    start = flags_of(source, tuned(source).first, args.base_epochs, args.saliency_dir)
+    if entry.joint:
+        if task == first:
+            call(args, task, label, last, "--joint", *start)
+        return
+    base = f"base-{source}-s{args.seed}"
+    call(args, first, base, 0, *start)
+    taken = args.out / f"runs/models/overlap_{first}_{base}/step_0"
+    call(args, task, label, 0, *start, "--base", taken)
+    later = flags_of(entry.method, own.later, args.epochs, args.saliency_dir)
+    memory = ["--mem_size", args.memory] if entry.memory else []
+    call(args, task, label, f"1-{last}", *later, "--bs", args.batch, *memory)
 
-    def typed(settings: Sequence[str]) -> list[object]:
-        return [word for value in settings for word in ("--set", value)]
 
-    def flags(method: str, lr: float, epochs: int) -> list[object]:
-        words = ["--method", method, "--lr", lr, "--epochs", epochs]
-        return [*words, *maps(method), *typed(tuned(method).settings)]
+def flags_of(method: str, lr: float, epochs: int, maps: Path | None) -> list[object]:
+    """The flags of a method, its settings and, where it reads them, its saliency maps."""
+    own = tuned(method)
+    flags, settings = ["--method", method, "--lr", lr, "--epochs", epochs], own.settings
+    # Whether it reads any may be a matter of its settings.
+    if METHODS[method].reads_saliency is not BaseMethod.reads_saliency:
+        if maps is None:
+            settings = (*own.without_maps, *settings)
+        else:
+            flags += ["--saliency_dir", maps.resolve()]
+    return [*flags, *(flag for setting in settings for flag in ("--set", setting))]
 
-    first = next(iter(tasks))
-    for name in args.methods:
-        entry, label = ENTRIES[name], f"{name}-s{seed}"
-        own = tuned(entry.method)
-        source = entry.method if entry.joint else own.base
-        start = flags(source, tuned(source).first, args.base_epochs)
-        for task, schedule in tasks.items():
-            if entry.joint:
-                if task == first:
-                    call(task, label, str(len(schedule) - 1), "--joint", *start)
-            else:
-                call(first, f"base-{source}-s{seed}", "0", *start)
-                taken = runs / f"models/overlap_{first}_base-{source}-s{seed}/step_0"
-                call(task, label, "0", *start, "--base", taken)
-                later = [*flags(entry.method, own.later, args.epochs), "--bs", args.batch]
-                memory = ["--mem_size", args.memory] if entry.memory else []
-                call(task, label, f"1-{len(schedule) - 1}", *later, *memory)
-            done += 1
-            print(
-                f"seed {seed}: {name} on {task} ({done} of {total})",
-                file=sys.__stdout__,
-                flush=True,
-            )
+
+def call(args: argparse.Namespace, task: str, name: str, step: int | str, *flags: object) -> None:
+    """Train steps of a run; what is finished is left alone."""
+    config = make_config(args, args.task[task])
+    line = ["-c", config, "-d", "cpu", "-r", "auto", "--seed", args.seed]
+    line += ["--save_dir", args.out / "runs", "--task_name", task, "--name", name]
+    line += ["--task_step", step, *flags]
+    argv = [str(flag) for flag in line]
+    run(*step_configs(ConfigParser.from_args("train", "configs/config_voc.json", argv=argv)))
 
 
 def _task(text: str) -> tuple[str, Any]:

@@ -27,13 +27,12 @@ if __name__ == "__main__":
 
 # isort: split
 import numpy as np
-import torch
 
 from base.task import Task
 from scripts.predicting.student import Predictor, one_device
-from scripts.reporting.results import Result, beside, passes_json, read_result
+from scripts.reporting.reading import passes_json, read_result
+from scripts.reporting.results import Result, beside
 from scripts.reporting.sections import label_of
-from scripts.reporting.sentences import convention_sentence
 from scripts.reporting.summary import convention_rows
 from trainer.build import build_data
 from trainer.evaluation import Evaluation
@@ -48,14 +47,13 @@ from utils.text import path_argument
 COLUMNS, SIGNS = ("old", "new", "hIoU", "all", "change"), (*[".2f"] * 4, "+.2f")
 
 
-def tested(predictor: Predictor, device: torch.device) -> Result:
+def find_test(predictor: Predictor) -> Result:
     """The test of some weights: the run's own, that of an evaluation, or one made now.
 
-    A file that is damaged, or of other weights, is told and not used.
+    A file that is damaged, or of other weights, is named and not used.
     """
-    weights, config = predictor.weights.resolve(), predictor.config
-    own = beside(weights.parent, "log") / METRICS
-    other = evaluation_dir(config) / METRICS
+    own = beside(predictor.weights.resolve().parent, "log") / METRICS
+    other = evaluation_dir(predictor.config) / METRICS
     for file in (own, other):
         if not file.is_file():
             continue
@@ -64,15 +62,15 @@ def tested(predictor: Predictor, device: torch.device) -> Result:
         except UserError as error:
             print(f"not used: {error}", file=sys.stderr)
             continue
-        if result.wide is None:  # an older file, which does not tell enough
+        if result.wide is None:  # an older file, which lacks what conventions need
             continue
         if not _fits(result, predictor.task):
             print(f"not used: {file} is of another step or other classes.", file=sys.stderr)
         elif result.content.get(WEIGHTS) == predictor.tested.sha256:
-            for words in result.damaged.values():
-                print(f"not used: {words}", file=sys.stderr)
+            for fault in result.damaged.values():
+                print(f"not used: {fault}", file=sys.stderr)
             return result
-    evaluation(predictor, config, device).test(other, predictor.tested)
+    evaluation(predictor, predictor.config).test(other, predictor.tested)
     return read_result(other)
 
 
@@ -84,19 +82,17 @@ def _fits(result: Result, task: Task) -> bool:
     return here == there and result.wide is not None and len(result.wide) == rows
 
 
-def evaluation(predictor: Predictor, config: ConfigParser, device: torch.device) -> Evaluation:
+def evaluation(predictor: Predictor, config: ConfigParser) -> Evaluation:
     """What evaluates the weights under a configuration, on test images that are set up."""
-    ranks = Ranks(0, 1, device)
+    ranks = Ranks(0, 1, predictor.device)
     data = build_data(config, ranks)
     data.setup("test")
     return Evaluation(config, ranks, data=data, method=predictor.method, student=predictor.model)
 
 
-def make_passes(
-    predictor: Predictor, result: Result, device: torch.device
-) -> dict[str, np.ndarray]:
-    """Wide confusion matrices of the passes that the test itself does not make, by their words."""
-    usual = evaluation(predictor, predictor.config, device)
+def make_passes(predictor: Predictor, result: Result) -> dict[str, np.ndarray]:
+    """The passes that the test itself does not make: name → wide confusion matrix."""
+    usual = evaluation(predictor, predictor.config)
     assert result.wide is not None
     passes = {"all test images": result.wide}
     others = usual.data.other_test_loader()
@@ -105,7 +101,7 @@ def make_passes(
     if usual.data.fixed_size("test"):
         test = "data_loader.args.test"
         whole = {f"{test}.args.transform": False, f"{test}.batch_size": 1}
-        of_whole = evaluation(predictor, predictor.config.with_values(whole), device)
+        of_whole = evaluation(predictor, predictor.config.with_values(whole))
         passes["whole images"] = of_whole.evaluate(of_whole.data.test_loader, "test")
     return passes
 
@@ -124,6 +120,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def spread(label: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """By how much conventions alone move the figure of all classes."""
+    known = [row for row in rows if row["all"] is not None]
+    low, high = (choose(known, key=lambda row: row["all"]) for choose in (min, max))
+    return (
+        f"The same weights of {label} have an mIoU from {low['all']:.2f} ({low['convention']}) to "
+        f"{high['all']:.2f} ({high['convention']}): conventions alone move it by "
+        f"{high['all'] - low['all']:.1f} points."
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments and print the card of each weight file."""
     parser = argparse.ArgumentParser(
@@ -137,17 +144,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = one_device(args.device)
     for weights in args.resume:
         predictor = Predictor.of(weights, device, args.data_dir)
-        result = tested(predictor, device)
-        passes = result.passes
-        if not passes:
-            passes = make_passes(predictor, result, device)
+        result = find_test(predictor)
+        if not result.passes:
+            passes = make_passes(predictor, result)
             write_json(result.file.parent / PASSES, passes_json(result, passes))
             result = read_result(result.file)
         rows = convention_rows([result], result.schedule)
         print(f"{weights}: {result.dataset} {result.content['task']}, step {result.step}")
         print(table(rows))
         print("* as the published code of DKD counts")
-        print(convention_sentence(label_of(result), rows), end="\n\n")
+        print(spread(label_of(result), rows), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What runs are worth, on one page: tables, curves, classes, pictures, and whether they compare.
+"""A report on runs, on one page: tables, curves, classes, pictures, and whether they compare.
 
     python scripts/report.py demo/runs --out demo/report
     python scripts/report.py runs/models/overlap_15-1_* --out report
@@ -33,7 +33,7 @@ from scripts.predicting.student import one_device
 from scripts.reporting.figures import FIGURES
 from scripts.reporting.page import write_page
 from scripts.reporting.pictures import add_pictures
-from scripts.reporting.results import find_runs
+from scripts.reporting.runs import find_runs
 from scripts.reporting.sections import make_sections
 from scripts.reporting.summary import make_report
 from utils.errors import UserError, one_sentence_errors
@@ -47,14 +47,13 @@ def csv_of(report: Mapping[str, Any]) -> str:
     """A row per run and task, every figure in percent with all its digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = ("dataset", "setting", "task", "method", "run", "seed")
-    writer.writerow((*names, *FIGURES))
+    writer.writerow(("dataset", "setting", "task", "method", "run", "seed", *FIGURES))
     for task in report["tasks"]:
+        names = [task["dataset"], task["setting"], task["task"]]
         for method in task["methods"]:
             for run in method["runs"]:
-                about = [task["dataset"], task["setting"], task["task"], method["label"]]
                 values = [run["summary"][key] for key in FIGURES]
-                writer.writerow((*about, run["name"], run["seed"], *values))
+                writer.writerow((*names, method["label"], run["name"], run["seed"], *values))
     return text.getvalue()
 
 
@@ -91,9 +90,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.pictures < 0:
         raise UserError("--pictures must be 0 or more.")
-    runs, unused = find_runs(args.runs)
+    runs, faults = find_runs(args.runs)
     sections, others = make_sections(runs)
-    left_out = [*unused, *others]
+    left_out = [*faults, *others]
     report = make_report(sections, left_out, args.runs)
     if args.pictures:
         device = one_device(args.device)
@@ -106,8 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for task in report["tasks"]:
         print(f"{task['dataset']} {task['task']}, {task['setting']}, step {task['last']}")
         print(table(task), end="\n\n")
-    for words in left_out:
-        print(words)
+    for sentence in left_out:
+        print(sentence)
     print(f"report: {(args.out / 'report.html').resolve()}")
 
 

@@ -11,7 +11,7 @@ import torch
 
 from scripts import protocol, report
 from scripts.predicting.student import Predictor
-from scripts.reporting.results import find_runs
+from scripts.reporting.runs import find_runs
 from tests.helpers import evaluation, train, write_config
 from utils import checkpoint as files
 

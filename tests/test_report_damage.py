@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from scripts import report
-from scripts.reporting.results import find_runs, passes_json, read_result
+from scripts.reporting.reading import passes_json, read_result
+from scripts.reporting.runs import find_runs
 from scripts.reporting.sections import make_sections
 from scripts.reporting.summary import make_report
 from tests import damage
@@ -277,7 +278,7 @@ def test_without_a_run_that_is_whole_there_is_no_report(runs, tmp_path, capsys):
 
 
 def test_a_file_that_is_too_large_is_not_read(runs, monkeypatch):
-    monkeypatch.setattr("scripts.reporting.results.LARGEST_FILE", 2 << 20)
+    monkeypatch.setattr("scripts.reporting.reading.LARGEST_FILE", 2 << 20)
     with open(last(runs), "a") as file:
         file.write(" " * (2 << 20))
     assert "metrics.json has more than 2 MiB; delete it" in figures(runs)[1][0]

@@ -8,7 +8,9 @@ import pytest
 
 from scripts.reporting import figures, pictures, published, summary
 from scripts.reporting.figures import Convention
-from scripts.reporting.results import Run, find_runs, fingerprint
+from scripts.reporting.reading import fingerprint
+from scripts.reporting.results import Run
+from scripts.reporting.runs import find_runs
 from scripts.reporting.sections import make_sections
 from tests.results import SCHEDULE, STEP_0, STEP_1, a_test
 from utils.errors import UserError
@@ -327,7 +329,6 @@ def test_figures_over_steps_need_every_step(tmp_path):
     assert (
         "overlap_2-1_toy-s1 has no test of step 0: no figures over the steps." in task["warnings"]
     )
-    assert task["sentences"]["classes"] == []
 
 
 def test_runs_without_configs_are_known_by_their_names(tmp_path):
@@ -412,19 +413,25 @@ def test_a_step_0_that_joint_training_lacks_is_no_difference(tmp_path):
     assert [row["key"] for row in one_task(tmp_path)["configs"]] == ["trainer.epochs"]
 
 
-def test_sentences_of_the_last_step_are_of_no_other(tmp_path):
-    """Of a method that ends before it, or was not tested before it."""
-    later = {"task": "1-1-1", "steps": [[1], [2], [3]]}
-    for name, method, steps in (("A", "dkd", (0, 1, 2)), ("B", "mib", (0, 1)), ("C", "ft", (2,))):
-        for step in steps:
-            wide = STEP_1[:, : 2 + step]
-            a_test(tmp_path, wide, step, name=name, method=method, **later)
-    said = one_task(tmp_path)["sentences"]
-    assert said["curve"][0].count("points") == 1
-    assert "DKD loses" in said["curve"][0]
-    flows = " ".join(said["flows"])
-    assert "MiB" not in flows
-    assert flows.count("% of the pixels") == 1, "FT and DKD give the same share: one is named"
+def test_a_difference_to_rely_on_is_more_than_the_seeds_differ(tmp_path):
+    """Each method is compared with the next best; joint training is no rival."""
+    worse = STEP_1 + np.eye(4, dtype=int)[::-1]
+    for name, method, wide in (("A", "dkd", STEP_1), ("B", "mib", worse)):
+        a_test(tmp_path, wide, 1, name=f"{name}-s1", method=method)
+    a_test(tmp_path, STEP_1 * np.eye(4, dtype=int), 1, name="J", method="ft", joint=True)
+    said = one_task(tmp_path)["sentences"]["summary"]
+    assert said == ["One seed is no evidence of a difference of a point or two."]
+    for name, method, wide in (("A", "dkd", STEP_1), ("B", "mib", worse)):
+        a_test(tmp_path, wide, 1, name=f"{name}-s2", method=method, seed=2)
+    task = one_task(tmp_path)
+    assert task["sentences"]["summary"] == [], "the seeds do not differ at all"
+    a_test(tmp_path, worse, 1, name="A-s3", method="dkd", seed=3)
+    (said,) = one_task(tmp_path)["sentences"]["summary"]
+    means = {m["label"]: m["summary"]["all"]["mean"] for m in one_task(tmp_path)["methods"]}
+    assert said == (
+        f"DKD is {means['DKD'] - means['MiB']:.1f} points above MiB, less than twice the deviation "
+        "over the seeds: no difference is shown."
+    )
 
 
 def test_the_best_method_and_its_rival_choose_the_pictures(tmp_path, monkeypatch):

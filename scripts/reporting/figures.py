@@ -1,4 +1,4 @@
-"""From confusion matrices to figures: groups of classes, conventions, and what happens over steps.
+"""From confusion matrices to figures: groups of classes, conventions, changes over the steps.
 
 All in percent. IoU_{c,t} is that of class c after step t, s(c) the step in which c arrives, T the
 last step.
@@ -22,17 +22,11 @@ Values = dict[str, float | None]
 
 
 class Figure(NamedTuple):
-    """A figure of the summary.
-
-    Attributes:
-        name: heading.
-        doc: what it is.
-        higher: whether more is better; None: neither.
-    """
+    """A figure of the summary: its heading, what it is, whether more is better."""
 
     name: str
     doc: str
-    higher: bool | None = True
+    higher: bool = True
 
 
 FIGURES = {
@@ -80,7 +74,7 @@ def published_convention(dataset: str) -> Convention:
 
 
 def others_conventions(dataset: str) -> dict[str, Convention]:
-    """What is known of how other papers count."""
+    """How other papers count, as far as that is known."""
     return {
         "as PLOP counts": Convention(absent=False),
         "as MiB counts": Convention(
@@ -95,11 +89,11 @@ def others_conventions(dataset: str) -> dict[str, Convention]:
 
 
 def changes(convention: Convention, dataset: str, background: bool = True) -> dict[str, Convention]:
-    """A convention changed in one respect, and what that is in words.
+    """A convention changed in one respect, by what that is called.
 
     Whether label 0 of the truth counts is a question of data sets where it is "unlabelled".
     """
-    one: dict[str, dict[Any, str]] = {
+    texts: dict[str, dict[Any, str]] = {
         "future": {
             BACKGROUND: "future classes count as background",
             VOID: "future classes not counted",
@@ -110,16 +104,15 @@ def changes(convention: Convention, dataset: str, background: bool = True) -> di
         "old_background": {True: "old with background", False: "old without background"},
     }
     if not (data_set(dataset) or BaseDataset).unlabelled:
-        del one["label_0"]
+        del texts["label_0"]
     if not background:
-        del one["background"], one["old_background"]
-    changed = {}
-    for name, words in one.items():
-        now = getattr(convention, name)
-        for value, text in words.items():
-            if value != now:
-                changed[text] = replace(convention, **{name: value})
-    return changed
+        del texts["background"], texts["old_background"]
+    return {
+        text: replace(convention, **{name: value})
+        for name, by_value in texts.items()
+        for value, text in by_value.items()
+        if value != getattr(convention, name)
+    }
 
 
 def grouped(
@@ -130,15 +123,9 @@ def grouped(
 ) -> Values:
     """Mean IoU of old, new and all classes of a schedule, and hIoU.
 
-    Args:
-        result: of a step, whose classes are those of the first steps of the schedule.
-        schedule: whose groups.
-        convention: how it is counted; default: as the evaluation did, to its last digit.
-        wide: pixel counts of another pass over the same classes; default: the result's.
-
-    Returns:
-        By group; `old`, `new` and `hIoU` are None where there is one group, and all of them where
-        the file does not tell enough.
+    By default they are counted as the evaluation did, to its last digit. `wide` holds the counts of
+    another pass over the same classes. `old`, `new` and `hIoU` are None where there is one group,
+    and all of them where the file lacks what the convention needs.
     """
     confusion = result.confusion
     counted = convention or Convention(result.future)
@@ -159,14 +146,9 @@ def mean_iou(
     counted: Convention,
     background: bool = True,
 ) -> Values:
-    """As `grouped`, of a matrix that counts pixels as the convention says.
+    """As `grouped`, of a matrix [K, K] that counts pixels as the convention says.
 
-    Args:
-        confusion: [K, K], rows = labels, columns = preds.
-        channels: label id → channel.
-        schedule: whose groups.
-        counted: how.
-        background: whether channel 0 is background.
+    `channels` leads from label id to row and column; `background`: whether channel 0 is that.
     """
     by_class = class_iou(confusion)
     occurs = (confusion.sum(axis=0) + confusion.sum(axis=1)) > 0
@@ -200,12 +182,7 @@ def iou_over_steps(run: Run, labels: Sequence[int], steps: int) -> np.ndarray:
 def over_steps(iou: np.ndarray, arrival: np.ndarray) -> Values:
     """Learning, forgetting and backward transfer (Lopez-Paz and Ranzato, 2017, of IoU).
 
-    Args:
-        iou: [classes, steps], without background, as of `iou_over_steps`; the last step is T.
-        arrival: [classes] s(c).
-
-    Returns:
-        By name; None where no class says anything.
+    `iou` is [classes, steps] without background, `arrival` [classes].
     """
     last = iou.shape[1] - 1
     rows = np.arange(len(iou))
@@ -234,9 +211,8 @@ def _mean(values: np.ndarray) -> float | None:
 def flows(result: Result, schedule: Schedule) -> dict[str, float] | None:
     """Where pixels go whose truth is a class of an earlier step.
 
-    Returns:
-        Percent predicted as `itself`, `background`, another `old` class and a `new` class of this
-        step; None at step 0 or without such pixels.
+    Percent predicted as `itself`, `background`, another `old` class and a `new` class of this
+    step; None at step 0 or without such pixels.
     """
     old = [result.channels[k] for k in labels_of(schedule[: result.step]) if k in result.channels]
     new = [result.channels[k] for k in schedule[result.step] if k in result.channels]
@@ -254,27 +230,25 @@ def flows(result: Result, schedule: Schedule) -> dict[str, float] | None:
     return {name: 100 * float(pixels) / float(total) for name, pixels in parts.items()}
 
 
-def run_figures(run: Run, schedule: Schedule, upper: np.ndarray | None) -> dict[str, Any]:
+def run_figures(run: Run, schedule: Schedule, upper: np.ndarray | None) -> Values:
     """The figures of a run at the last step of a schedule, by key of `FIGURES`; None where unknown.
 
-    Args:
-        run: those over steps need the tests of all of them.
-        schedule: of the classes up to that step.
-        upper: [classes of the schedule] IoU under joint training, if there is any.
+    Those over the steps need the tests of all of them. `upper` is [classes of the schedule] IoU
+    under joint training, if there is any.
     """
-    told: dict[str, Any] = dict.fromkeys(FIGURES)
+    values: Values = dict.fromkeys(FIGURES)
     last = len(schedule) - 1
     if last not in run.results:
-        return told
-    told |= grouped(run.results[last], schedule)
+        return values
+    values |= grouped(run.results[last], schedule)
     if run.last.joint or last == 0 or any(step not in run.results for step in range(last)):
-        return told
+        return values
     labels = labels_of(schedule)
     arrival = np.array([step for step, ids in enumerate(schedule) for _ in ids])
     iou = iou_over_steps(run, labels, last + 1)
     seen = [grouped(run.results[step], schedule)["all"] for step in range(last + 1)]
-    told |= over_steps(iou, arrival)
-    told["average"] = _mean(np.array(seen, float))
+    values |= over_steps(iou, arrival)
+    values["average"] = _mean(np.array(seen, float))
     if upper is not None:
-        told["intransigence"] = intransigence(iou, arrival, upper)
-    return told
+        values["intransigence"] = intransigence(iou, arrival, upper)
+    return values

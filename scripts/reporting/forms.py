@@ -1,7 +1,7 @@
 """What the files of a run must hold that a report reads: a table for each of them.
 
-What a test must also fulfil as a whole (matrices that fit, figures that follow from them) is judged
-where it is read, in `results.py`. Keys that older versions did not write may be missing.
+What a test must also fulfil as a whole is judged in `consistency.py`. Keys that older versions did
+not write may be missing.
 """
 
 from __future__ import annotations
@@ -19,19 +19,14 @@ MOST_PIXELS = 2**53  # up to here, sums and quotients of whole numbers are exact
 
 
 class Text:
-    """A text that any console and any page can show.
+    """A text of a pattern, which `meaning` says in a message."""
 
-    Attributes:
-        pattern: which it must fulfil.
-        words: what that is.
-    """
-
-    def __init__(self, pattern: str, words: str):
-        self.pattern, self.words = re.compile(pattern), words
+    def __init__(self, pattern: str, meaning: str):
+        self.pattern, self.meaning = re.compile(pattern), meaning
 
     def expected(self) -> str:
         """What is valid, for a message."""
-        return self.words
+        return self.meaning
 
     def accepts(self, value: Any) -> bool:
         """Whether it is that."""
@@ -39,7 +34,7 @@ class Text:
 
 
 NAME = Text(r"[\w.+-]{1,100}", "a name of letters, digits, '_', '-', '+' and '.'")
-WORDS = Text(
+PRINTABLE = Text(
     r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{1,1000}",
     "a text of at most 1,000 characters, none of them a control character",
 )
@@ -56,7 +51,7 @@ LIST = {
     "published": Key("", (bool, NULL)),
     "contents": Maybe(HASH),
 }
-CLASS = {"label_id": LABEL, "name": WORDS, "pixels": Maybe(PIXELS)}
+CLASS = {"label_id": LABEL, "name": PRINTABLE, "pixels": Maybe(PIXELS)}
 
 METRICS = {
     "dataset": NAME,
@@ -79,7 +74,7 @@ METRICS = {
         {
             "future_classes": Key("", (int,), choices=(BACKGROUND, VOID)),
             "background": FLAG,
-            "images": WORDS,
+            "images": PRINTABLE,
         }
     ),
     "lists": Maybe({...: LIST}),
@@ -91,7 +86,7 @@ METRICS = {
     PREVIOUS: Maybe(Key("", (str, NULL))),
     "lengthened": Maybe([WHOLE]),
     "own_code": Maybe({...: HASH}),
-    **dict.fromkeys(("version", "code", "torch", "device", "precision"), Maybe(WORDS)),
+    **dict.fromkeys(("version", "code", "torch", "device", "precision"), Maybe(PRINTABLE)),
 }
 PASSES = {"of": HASH, "checksum": Maybe(HASH), "passes": {...: MATRIX}}
 COSTS = {"epochs": [{"seconds": REAL, "whole": FLAG}]}  # of a history, beside its own form

@@ -11,8 +11,8 @@ const formats = {
   }).join("\n"),
   LaTeX: (rows) => {
     const tex = (cell) => {
-      const words = text(cell).replace(/[&%$#_{}]/g, "\\$&").replace(/ ?✓/g, "").replace(/±/g, "$\\pm$").replace(/–/g, "--").replace(/^-(?=\d)/, "$-$");
-      return cell.querySelector("b") ? `\\textbf{${words}}` : words;
+      const escaped = text(cell).replace(/[&%$#_{}]/g, "\\$&").replace(/ ?✓/g, "").replace(/±/g, "$\\pm$").replace(/–/g, "--").replace(/^-(?=\d)/, "$-$");
+      return cell.querySelector("b") ? `\\textbf{${escaped}}` : escaped;
     };
     const lines = rows.map((row) => `${row.map(tex).join(" & ")} \\\\`);
     return `\\begin{tabular}{l${"r".repeat(rows[0].length - 1)}}\n\\toprule\n${lines[0]}\n\\midrule\n`
@@ -67,13 +67,13 @@ for (const search of document.querySelectorAll(".search")) {
   search.hidden = false;
   const section = search.closest("section");
   search.querySelector("input").oninput = ({ target }) => {
-    const words = target.value.trim().toLowerCase();
+    const query = target.value.trim().toLowerCase();
     for (const row of section.querySelectorAll(".map:not(.means) tbody tr"))
-      row.hidden = words !== "" && !text(row.cells[0]).toLowerCase().includes(words);
+      row.hidden = query !== "" && !text(row.cells[0]).toLowerCase().includes(query);
     for (const fold of section.querySelectorAll(".folded details")) {
-      const found = fold.querySelector("tbody tr:not([hidden])");
-      fold.hidden = !found;
-      fold.open = words !== "" && found !== null;
+      const match = fold.querySelector("tbody tr:not([hidden])");
+      fold.hidden = !match;
+      fold.open = query !== "" && match !== null;
     }
   };
 }

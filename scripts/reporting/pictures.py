@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,25 +51,25 @@ def add_pictures(
     a sentence says so.
     """
     try:
-        columns, pair, said = _columns(section, device, data_dir)
+        columns, pair, faults = _columns(section, device, data_dir)
         data = _test_data([*pair, *columns])
-        chosen, how = choose_images(data, *pair, count)
+        chosen, sentences = choose_images(data, *pair, count)
         shown: set[int] = set()
-        pictures = []
-        for position, why in chosen.items():
+        for position, reason in chosen.items():
             sample = data.test_set[position]
             maps = {"truth": data.task.to_ids(sample.label.numpy(), unseen=True)}
             for column in columns:
                 maps[column.label] = column.predictor.predict(sample.image[None])[0]
-            shown |= {int(label) for labels in maps.values() for label in np.unique(labels)}
+            shown.update(*(np.unique(labels).tolist() for labels in maps.values()))
             photo = Image.fromarray(sample.image.permute(1, 2, 0).numpy())
             tiles = [_tile("image", photo, "JPEG")]
             tiles += [_tile(label, palette_image(labels), "PNG") for label, labels in maps.items()]
-            pictures.append({"image": sample.name, "why": why, "tiles": tiles})
+            task["pictures"].append({"image": sample.name, "why": reason, "tiles": tiles})
     except UserError as error:
+        task["pictures"] = []
         task["sentences"]["pictures"] = [f"No pictures: {error}"]
         return
-    task["pictures"], task["sentences"]["pictures"] = pictures, [*how, *said]
+    task["sentences"]["pictures"] = [*sentences, *faults]
     steps = {row["id"]: row["step"] for row in task["classes"]}
     future = sorted({*data.task.ids} - steps.keys())
     task["legend"] = [
@@ -85,11 +84,7 @@ def add_pictures(
 
 
 def _test_data(columns: Sequence[Column]) -> IncrementalDataLoader:
-    """The test images, where the first of the configs says that can be followed.
-
-    Raises:
-        UserError: none can.
-    """
+    """The test images, where the first of the configs says that can be followed."""
     faults = []
     for column in columns:
         try:
@@ -104,18 +99,17 @@ def _test_data(columns: Sequence[Column]) -> IncrementalDataLoader:
 def _columns(
     section: Section, device: torch.device, data_dir: str | None
 ) -> tuple[list[Column], tuple[Column, Column], list[str]]:
-    """What is shown, the two whose difference chooses the images, the best and the next, and what
-    cannot be shown, in words.
+    """What is shown; the two whose difference chooses the images, the best and the next; a sentence
+    for what cannot be shown.
 
     Of each method, the first run that reaches the last step and whose weights can be loaded.
 
     Raises:
         UserError: there is none.
     """
-    steps = range(section.last + 1)
-    rows = [group for group in section.groups if any(section.last in r.results for r in group.runs)]
-    if len(rows) * len(steps) > MOST_COLUMNS:
-        steps = range(section.last, section.last + 1)
+    last = section.last
+    groups = [group for group in section.groups if group.at(last)]
+    steps = range(last + 1) if len(groups) * (last + 1) <= MOST_COLUMNS else range(last, last + 1)
 
     def column(group: Group, run: Run, step: int) -> Column:
         weights = run.results[step].weights
@@ -123,72 +117,44 @@ def _columns(
             raise UserError(f"there is no checkpoint-epoch*.pth of {run.results[step].file}.")
         return Column(f"{group.label}, step {step}", Predictor.of(weights, device, data_dir))
 
-    def overall(run: Run) -> float:
-        return grouped(run.results[section.last], section.schedule)["all"] or 0.0
-
-    done: list[tuple[Group, Run]] = []
-    shown: list[list[Column]] = []
+    shown: list[tuple[Group, Run, list[Column]]] = []
     faults: list[str] = []
-    for group in rows:
-        for run in (run for run in group.runs if section.last in run.results):
+    for group in groups:
+        for run in (run for run in group.runs if last in run.results):
             try:
-                shown.append([column(group, run, step) for step in steps if step in run.results])
+                each = [column(group, run, step) for step in steps if step in run.results]
             except UserError as error:
                 faults.append(f"{run.name}: {error}")
             else:
-                done.append((group, run))
+                shown.append((group, run, each))
                 break
-    if not done:
+    if not shown:
         raise UserError(listing(faults, 2))
-    columns = list(itertools.chain.from_iterable(shown))
-    rivals = [i for i, (group, _) in enumerate(done) if not group.joint] or [0]
-    best, *others = sorted(rivals, key=lambda i: -overall(done[i][1]))
-    pair = shown[best][-1], shown[others[0]][-1] if others else shown[best][0]
-    return columns, pair, [f"No pictures of {words}" for words in faults]
+
+    def overall(row: tuple[Group, Run, list[Column]]) -> float:
+        return grouped(row[1].results[last], section.schedule)["all"] or 0.0
+
+    rivals = [row for row in shown if not row[0].joint] or shown[:1]
+    best, *others = sorted(rivals, key=overall, reverse=True)
+    pair = best[2][-1], others[0][2][-1] if others else best[2][0]
+    columns = [column for _, _, each in shown for column in each]
+    return columns, pair, [f"No pictures of {text}" for text in faults]
 
 
 def choose_images(
     data: IncrementalDataLoader, first: Column, second: Column, count: int
 ) -> tuple[dict[int, str], list[str]]:
-    """Test images that show what one gains and loses against another, and many classes.
+    """Test images in which one gains and loses most against another, then those with many classes.
 
     Those that are broken, or too large for the memory, are named and left out.
 
     Returns:
-        Position → why it was chosen, and how they all were, in words.
+        Position → why it was chosen, and sentences that say how they all were.
 
     Raises:
         UserError: none can be read.
     """
-    images, ids = data.test_set, data.task.label_ids()
-    spread = np.linspace(0, len(images) - 1, min(CANDIDATES, len(images))).astype(int).tolist()
-    # Evaluated in batches where the images come in one size.
-    size = BATCH if data.fixed_size("test") else 1
-    gains: dict[int, float] = {}
-    classes: dict[int, set[int]] = {}
-    faults: list[UserError] = []
-    for start in progress(range(0, len(spread), size), desc="choosing pictures", unit="batch"):
-        samples = {}
-        for position in spread[start : start + size]:
-            try:
-                samples[position] = images[position]
-            except UserError as error:
-                faults.append(error)
-        if not samples:
-            continue
-        pixels = torch.stack([sample.image for sample in samples.values()])
-        try:
-            preds = [column.predictor.predict(pixels) for column in (first, second)]
-        except TooLarge as error:
-            names = listing(sample.name for sample in samples.values())
-            faults.append(UserError(f"{names}: {error}"))
-            continue
-        for (position, sample), mine, theirs in zip(samples.items(), *preds, strict=True):
-            truth = sample.label.numpy()
-            known = truth < len(ids)
-            seen = ids[truth[known]]
-            classes[position] = {*np.unique(truth[known]).tolist()} - {BACKGROUND}
-            gains[position] = _agreement(seen, mine[known]) - _agreement(seen, theirs[known])
+    gains, classes, faults = _gains(data, first.predictor, second.predictor)
     if not gains:
         raise faults[0]
     by_gain = sorted(gains, key=lambda position: -gains[position])
@@ -210,25 +176,62 @@ def choose_images(
             f"those in which {first.label} gains and loses most against {second.label} (mean IoU "
             "of the classes of the image), then"
         )
-    said = [" ".join([*how, "those that show most classes."])]
+    sentences = [" ".join([*how, "those that show most classes."])]
     if faults:
-        said.append(f"{len(faults)} more cannot be read; the first: {faults[0]}")
-    return chosen, said
+        sentences.append(f"{len(faults)} more cannot be read; the first: {faults[0]}")
+    return chosen, sentences
+
+
+def _gains(
+    data: IncrementalDataLoader, first: Predictor, second: Predictor
+) -> tuple[dict[int, float], dict[int, set[int]], list[UserError]]:
+    """Position → points of IoU that `first` is above `second`, position → classes of the image, and
+    what cannot be read.
+    """
+    images, ids = data.test_set, data.task.label_ids()
+    spread = np.linspace(0, len(images) - 1, min(CANDIDATES, len(images))).astype(int).tolist()
+    size = BATCH if data.fixed_size("test") else 1  # images of one size are a batch
+    gains: dict[int, float] = {}
+    classes: dict[int, set[int]] = {}
+    faults: list[UserError] = []
+    for start in progress(range(0, len(spread), size), desc="choosing pictures", unit="batch"):
+        samples = {}
+        for position in spread[start : start + size]:
+            try:
+                samples[position] = images[position]
+            except UserError as error:
+                faults.append(error)
+        if not samples:
+            continue
+        pixels = torch.stack([sample.image for sample in samples.values()])
+        try:
+            preds = [predictor.predict(pixels) for predictor in (first, second)]
+        except TooLarge as error:
+            names = listing(sample.name for sample in samples.values())
+            faults.append(UserError(f"{names}: {error}"))
+            continue
+        for (position, sample), ours, others in zip(samples.items(), *preds, strict=True):
+            truth = sample.label.numpy()
+            known = truth < len(ids)
+            labels = ids[truth[known]]
+            classes[position] = {*np.unique(truth[known]).tolist()} - {BACKGROUND}
+            gains[position] = _agreement(labels, ours[known]) - _agreement(labels, others[known])
+    return gains, classes, faults
 
 
 def _agreement(truth: np.ndarray, preds: np.ndarray) -> float:
     """Mean IoU in percent over the label ids of the truth, both [pixels]."""
-    found = []
-    for label in np.unique(truth):
-        mine, theirs = truth == label, preds == label
-        found.append((mine & theirs).sum() / (mine | theirs).sum())
-    return 100 * float(np.mean(found)) if found else 0.0
+    values = [
+        ((truth == label) & (preds == label)).sum() / ((truth == label) | (preds == label)).sum()
+        for label in np.unique(truth)
+    ]
+    return 100 * float(np.mean(values)) if values else 0.0
 
 
 def _tile(label: str, picture: Image.Image, kind: str) -> dict[str, Any]:
     """A picture as a data URI; JPEG for photographs, PNG for label maps."""
     file = io.BytesIO()
     picture.save(file, format=kind, quality=88, optimize=True)
-    data = f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
-    told = {"label": label, "src": data, "is_map": kind == "PNG"}
-    return told | {"width": picture.width, "height": picture.height}
+    source = f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+    size = {"width": picture.width, "height": picture.height}
+    return {"label": label, "src": source, "is_map": kind == "PNG", **size}

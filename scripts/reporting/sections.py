@@ -20,20 +20,18 @@ from utils.config_schema import OLDER, SCHEMA
 from utils.errors import UserError, listing
 from utils.labels import BACKGROUND
 
-# They say which run or which step it is, not how it is trained.
 STEP_0 = "step 0: "  # before the keys of settings of a run that goes on
 BATCH = "global batch"  # a setting that stands in no config
+# What says which run or which step it is, not how it is trained.
 NO_SETTING = re.compile(r"seed|data_loader\.args\.task\..*|arch\.args\.backbone_pretrained")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of a task that differ in their seeds alone: a row of the tables.
+    """Runs of a task that differ in their seeds alone, with the settings that they share
+    (`settings_of`): a row of the tables.
 
-    Attributes:
-        label: of the method.
-        runs: by name; that of joint training has its one result at the last step.
-        settings: of their last step, what decides the weights: dotted key → value as JSON.
+    Runs of joint training have their one result at the last step.
     """
 
     label: str
@@ -50,16 +48,19 @@ class Group:
         """Name of the method."""
         return self.runs[0].last.content["method"]
 
+    def at(self, step: int) -> list[Result]:
+        """The tests of a step, of all seeds that have one."""
+        return [run.results[step] for run in self.runs if step in run.results]
+
 
 @dataclass(frozen=True)
 class Section:
     """A task: runs that learn the same classes in the same steps.
 
     Attributes:
-        dataset, setting, task: its names.
         schedule: label ids of each step, up to the last one that a run reached.
         end: the last step of the whole schedule.
-        groups: its rows.
+        groups: the rows of its tables.
     """
 
     dataset: str
@@ -76,18 +77,13 @@ class Section:
 
     @property
     def runs(self) -> list[Run]:
-        """Of all rows."""
+        """The runs of all rows."""
         return [run for group in self.groups for run in group.runs]
 
     @property
     def ends(self) -> list[tuple[str, Result]]:
         """The tests of the last step, with the label of their row."""
-        return [
-            (group.label, run.results[self.last])
-            for group in self.groups
-            for run in group.runs
-            if self.last in run.results
-        ]
+        return [(group.label, r) for group in self.groups for r in group.at(self.last)]
 
     @cached_property
     def labels(self) -> list[int]:
@@ -119,18 +115,17 @@ def settings_of(run: Run) -> dict[str, str]:
     Of the last step and, where it is another one, of step 0. A run whose config is not there is
     known by its name.
     """
-    told: dict[str, str] = {}
+    settings: dict[str, str] = {}
     for prefix, result in _settled(run).items():
         if result.global_batch is not None:
-            told[f"{prefix}{BATCH}"] = str(result.global_batch)
+            settings[f"{prefix}{BATCH}"] = str(result.global_batch)
         if not result.config:
-            told[f"{prefix}name"] = _without_seed(result.content["name"])
-        told |= {
-            f"{prefix}{key}": json.dumps(value)
-            for key, value in (OLDER | result.config if result.config else {}).items()
-            if not NO_SETTING.fullmatch(key) and (key not in SCHEMA or SCHEMA[key].decides)
-        }
-    return told
+            settings[f"{prefix}name"] = _without_seed(result.content["name"])
+            continue
+        for key, value in (OLDER | result.config).items():
+            if not NO_SETTING.fullmatch(key) and (key not in SCHEMA or SCHEMA[key].decides):
+                settings[f"{prefix}{key}"] = json.dumps(value)
+    return settings
 
 
 def _settled(run: Run) -> dict[str, Result]:
@@ -148,19 +143,15 @@ def label_of(result: Result) -> str:
 
 
 def make_sections(runs: Sequence[Run]) -> tuple[list[Section], list[str]]:
-    """The tasks of runs.
-
-    Returns:
-        They, and what was left out, in words.
+    """The tasks of runs, and a sentence for what is left out.
 
     Raises:
         UserError: the runs are of different data sets.
     """
     _check_one_data_set(runs)
-    steps = [run for run in runs if not run.last.joint]
     joint = [run for run in runs if run.last.joint]
+    steps = [run for run in runs if not run.last.joint]
     later = [run for run in steps if run.last.step > 0]
-    left = [run.name for run in steps if later and run.last.step == 0]
     tasks: dict[tuple[str, str, Schedule], list[Run]] = {}
     for run in later or steps or joint:
         key = (run.last.content["setting"], run.last.content["task"], run.last.schedule)
@@ -169,65 +160,74 @@ def make_sections(runs: Sequence[Run]) -> tuple[list[Section], list[str]]:
     for (setting, task, whole), members in tasks.items():
         last = max(run.last.step for run in members)
         schedule = whole[: last + 1]
-        if not members[0].last.joint:
-            for run in joint:
-                for result in run.results.values():
-                    if {*result.channels} - {BACKGROUND} == {*labels_of(schedule)} - {BACKGROUND}:
-                        members = [*members, replace(run, results={last: result})]
-                        shown.add(run.folder)
-        groups = tuple(_groups(members))
+        bounds = _of_these_classes(joint, schedule) if steps else []
+        shown |= {run.folder for run in bounds}
+        groups = _groups([*members, *bounds])
         sections.append(
             Section(members[0].last.dataset, setting, task, schedule, len(whole) - 1, groups)
         )
-    told = [f"Left out, for they end at step 0: {listing(left, 2)}."] if left else []
-    lost = [run.name for run in joint if steps and run.folder not in shown]
-    if lost:
-        told.append(f"Left out, for they are joint training of other classes: {listing(lost, 8)}.")
-    return sections, told
+    at_0 = [run.name for run in steps if later and run.last.step == 0]
+    left_out = [f"Left out, for they end at step 0: {listing(at_0, 2)}."] if at_0 else []
+    others = [run.name for run in joint if steps and run.folder not in shown]
+    if others:
+        names = listing(others, 8)
+        left_out.append(f"Left out, for they are joint training of other classes: {names}.")
+    return sections, left_out
+
+
+def _of_these_classes(joint: Iterable[Run], schedule: Schedule) -> list[Run]:
+    """Joint training of the classes of a schedule, as if tested at its last step."""
+    return [
+        replace(run, results={len(schedule) - 1: result})
+        for run in joint
+        for result in run.results.values()
+        if {*result.channels} - {BACKGROUND} == {*labels_of(schedule)} - {BACKGROUND}
+    ]
 
 
 def _check_one_data_set(runs: Iterable[Run]) -> None:
-    first: dict[object, tuple[str, Run]] = {}
+    first: dict[str, tuple[str, Run]] = {}
     for run in runs:
-        told = {"the data set": run.last.dataset} | {
+        facts = {"the data set": run.last.dataset} | {
             f"label id {label}": name for label, name in run.last.names.items()
         }
-        for what, name in told.items():
-            other, theirs = first.setdefault(what, (name, run))
-            if other != name:
+        for what, name in facts.items():
+            known, other = first.setdefault(what, (name, run))
+            if known != name:
                 raise UserError(
-                    f"the runs are of different data sets: {what} is '{other}' in {theirs.folder} "
+                    f"the runs are of different data sets: {what} is '{known}' in {other.folder} "
                     f"and '{name}' in {run.folder}; give one report the runs of one of them."
                 )
 
 
-def _groups(runs: Iterable[Run]) -> list[Group]:
-    found: dict[tuple[str, tuple[tuple[str, str], ...]], list[Run]] = {}
+def _groups(runs: Iterable[Run]) -> tuple[Group, ...]:
+    """The rows of a task, in the order of the methods, joint training last."""
+    rows: dict[tuple[str, tuple[tuple[str, str], ...]], list[Run]] = {}
     for run in sorted(runs, key=lambda run: bool(_lost(run))):
         label, settings = label_of(run.last), settings_of(run)
         alike = [
             key
-            for key in found
+            for key in rows
             if key[0] == label and {k: v for k, v in key[1] if k not in _lost(run)} == settings
         ]
-        # A batch that a damaged file told is taken to be that of the runs that are equal else.
+        # A batch that a damaged file held is taken to be that of the runs that are equal else.
         key = alike[0] if len(alike) == 1 else (label, tuple(sorted(settings.items())))
-        found.setdefault(key, []).append(run)
-    rows, uses = Counter(label for label, _ in found), Counter[str]()
+        rows.setdefault(key, []).append(run)
+    counts, uses = Counter(label for label, _ in rows), Counter[str]()
     groups = []
-    for (label, known), members in found.items():
-        if rows[label] > 1:
+    for (label, known), members in rows.items():
+        if counts[label] > 1:
             label = f"{label}, {_without_seed(members[0].last.content['name'])}"
         uses[label] += 1
         label = f"{label} #{uses[label]}" if uses[label] > 1 else label
         members = sorted(members, key=lambda run: run.folder)
         groups.append(Group(label, tuple(members), dict(known)))
     order = in_order(group.method for group in groups)
-    return sorted(groups, key=lambda g: (g.joint, order.index(g.method), g.label))
+    return tuple(sorted(groups, key=lambda g: (g.joint, order.index(g.method), g.label)))
 
 
 def _lost(run: Run) -> set[str]:
-    """The settings that a damaged file told."""
+    """The settings that a damaged file held."""
     return {f"{prefix}{BATCH}" for prefix, result in _settled(run).items() if result.lost_batch}
 
 

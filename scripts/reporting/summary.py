@@ -1,15 +1,15 @@
-"""The report as one dictionary, `report.json`: what the page shows, and what it says in words."""
+"""The report as one dictionary, `report.json`: what the page shows."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 
-from scripts.reporting import sentences
+from scripts.reporting import fairness
 from scripts.reporting.figures import (
     FIGURES,
     Convention,
@@ -37,14 +37,18 @@ def over_seeds(values: Iterable[float | None]) -> dict[str, float | int | None] 
     return {"mean": statistics.fmean(known), "std": std, "n": len(known)}
 
 
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are there."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
 def make_report(
     sections: Sequence[Section], left_out: Sequence[str], sources: Sequence[str]
 ) -> dict[str, Any]:
     """All figures of the report; its pictures come from `pictures.py`.
 
-    Args:
-        sections, left_out: of `make_sections`.
-        sources: the paths that named the runs.
+    `left_out` are sentences for what was left out, `sources` the paths that named the runs.
     """
     tasks = listing(f"{s.dataset.upper()} {s.task}, {s.setting}" for s in sections)
     return {
@@ -52,16 +56,15 @@ def make_report(
         "created": datetime.now().strftime("%Y-%m-%d %H:%M"),
         "version": VERSION,
         "sources": list(sources),
-        "tasks": [make_task_report(section, left_out) for section in sections],
+        "tasks": [_task(section, left_out) for section in sections],
     }
 
 
-def make_task_report(section: Section, left_out: Sequence[str]) -> dict[str, Any]:
-    """The part of a task."""
+def _task(section: Section, left_out: Sequence[str]) -> dict[str, Any]:
     arrival = {label: step for step, ids in enumerate(section.schedule) for label in ids}
     methods = [_method(section, group) for group in section.groups]
     known = {key for method in methods for key, figure in method["summary"].items() if figure}
-    told: dict[str, Any] = {
+    return {
         "dataset": section.dataset,
         "setting": section.setting,
         "task": section.task,
@@ -81,41 +84,35 @@ def make_task_report(section: Section, left_out: Sequence[str]) -> dict[str, Any
         ],
         "methods": methods,
         "conventions": [_conventions(section, group) for group in section.groups],
-        "configs": _differing(section.groups),
-        "warnings": sentences.warnings(section),
+        "configs": _differing_settings(section.groups),
+        "warnings": fairness.warnings(section),
+        "sentences": {"summary": [*fairness.too_close(methods), *left_out], "pictures": []},
         "pictures": [],
         "legend": [],
     }
-    told["sentences"] = sentences.make(told)
-    told["sentences"]["summary"] += left_out
-    return told
 
 
 def _method(section: Section, group: Group) -> dict[str, Any]:
     schedule = section.schedule
     upper = section.upper(group.method)
     figures = [run_figures(run, schedule, upper) for run in group.runs]
-    steps = sorted({step for run in group.runs for step in run.results})
-    at = {step: [run.results[step] for run in group.runs if step in run.results] for step in steps}
-    means = {
-        step: over_seeds(grouped(result, schedule)["all"] for result in results)
-        for step, results in at.items()
-    }
+
+    def by_step(part: Callable[[list[Result]], Mapping[str, Any] | None]) -> list[dict[str, Any]]:
+        """A row per step of which there is something to show."""
+        rows = ((step, part(group.at(step))) for step in range(section.last + 1))
+        return [{"step": step, **row} for step, row in rows if row]
+
     return {
         "label": group.label,
         "method": group.method,
         "joint": group.joint,
         "seeds": [run.last.seed for run in group.runs],
         "summary": {key: over_seeds(f[key] for f in figures) for key in FIGURES},
-        "curve": [{"step": step, **mean} for step, mean in means.items() if mean],
+        "curve": by_step(lambda results: over_seeds(grouped(r, schedule)["all"] for r in results)),
         "iou": _iou(section, group),
-        "flows": [] if group.joint else _flows(at, schedule),
-        "loss": [
-            {"step": step, "terms": terms}
-            for step, results in at.items()
-            if (terms := _losses(results))
-        ],
-        "cost": [{"step": step} | cost for step, results in at.items() if (cost := _cost(results))],
+        "flows": [] if group.joint else by_step(lambda results: _flows(results, schedule)),
+        "loss": by_step(_losses),
+        "cost": by_step(_cost),
         "published": _published(section, group),
         "runs": [
             {
@@ -134,39 +131,31 @@ def _iou(section: Section, group: Group) -> list[list[float | None]]:
     """Class × step, mean over the seeds."""
     steps = section.last + 1
     each = np.stack([iou_over_steps(run, section.labels, steps) for run in group.runs])
-    known = ~np.isnan(each)
-    total, count = np.where(known, each, 0).sum(axis=0), known.sum(axis=0)
-    return [
-        [float(value / n) if n else None for value, n in zip(values, counts, strict=True)]
-        for values, counts in zip(total, count, strict=True)
-    ]
+    return np.ma.masked_invalid(each).mean(axis=0).tolist()
 
 
-def _flows(at: Mapping[int, Sequence[Result]], schedule: Schedule) -> list[dict[str, Any]]:
-    told = []
-    for step, results in at.items():
-        shares = [share for result in results if (share := flows(result, schedule))]
-        if shares:
-            means = {key: statistics.fmean(share[key] for share in shares) for key in shares[0]}
-            told.append({"step": step, **means})
-    return told
+def _flows(results: Sequence[Result], schedule: Schedule) -> dict[str, float] | None:
+    """Means over the seeds; None where no pixel is of an old class."""
+    shares = [share for result in results if (share := flows(result, schedule))]
+    return {k: statistics.fmean(s[k] for s in shares) for k in shares[0]} if shares else None
 
 
-def _losses(results: Sequence[Result]) -> dict[str, list[tuple[int, float]]]:
-    """Loss term → (epoch, mean over the seeds)."""
+def _losses(results: Sequence[Result]) -> dict[str, Any] | None:
+    """Loss term → (epoch, mean over the seeds); None where it was not trained."""
     values: dict[str, dict[int, list[float]]] = {}
     for result in results:
         for term, points in result.losses.items():
             for epoch, value in points:
                 values.setdefault(term, {}).setdefault(epoch, []).append(value)
-    return {
+    terms = {
         term: [(epoch, statistics.fmean(each)) for epoch, each in sorted(epochs.items())]
         for term, epochs in values.items()
     }
+    return {"terms": terms} if terms else None
 
 
 def _cost(results: Sequence[Result]) -> dict[str, Any] | None:
-    """Time of a step, means over the seeds, and its highest peak; None where it was not trained."""
+    """Time of a step, means over the seeds, and its highest peak; None if it was not trained."""
     histories = [result.history for result in results if result.history.get("epochs")]
     if not histories:
         return None
@@ -186,27 +175,24 @@ def _published(section: Section, group: Group) -> list[dict[str, Any]]:
 
     Only of the whole task, tested on the published images as the published code crops them.
     """
-    alike = {_tested_on(result) for _, result in section.ends if _is_published(result)}
-    results = [run.results[section.last] for run in group.runs if section.last in run.results]
-    if section.last < section.end or not results or not {*map(_tested_on, results)} <= alike:
+    results = group.at(section.last)
+    if section.last < section.end or not results or not all(map(_is_published, results)):
         return []
     label = "joint" if group.joint else label_of(group.runs[0].last)
     rows = []
-    for theirs in published(section.dataset, section.setting, section.task, label):
-        counted = Convention(results[0].future, background=theirs.background)
+    for reference in published(section.dataset, section.setting, section.task, label):
+        counted = Convention(results[0].future, background=reference.background)
         ours = [grouped(result, section.schedule, counted) for result in results]
+        overall = [values["all"] for values in ours if values["all"] is not None]
         rows.append(
             {
-                "source": theirs.source,
-                "hIoU": theirs.harmonic,
-                "all": theirs.overall,
-                "std": theirs.std,
-                "n": theirs.runs,
-                "here": {
-                    key: (over_seeds(v[key] for v in ours) or {}).get("mean")
-                    for key in ("hIoU", "all")
-                },
-                "verdict": verdict(theirs, [v["all"] for v in ours if v["all"] is not None]),
+                "source": reference.source,
+                "hIoU": reference.harmonic,
+                "all": reference.overall,
+                "std": reference.std,
+                "n": reference.runs,
+                "here": {key: mean_of(values[key] for values in ours) for key in ("hIoU", "all")},
+                "verdict": verdict(reference, overall),
             }
         )
     return rows
@@ -217,54 +203,50 @@ def _is_published(result: Result) -> bool:
     return bool(result.list_of("test").get("published")) and result.cropped == "centre crop 512"
 
 
-def _tested_on(result: Result) -> tuple[object, object]:
-    """Which images, and how they are cropped."""
-    return result.list_of("test").get("sha256"), result.cropped
-
-
 def _about(result: Result) -> dict[str, Any]:
     keys = ("version", "code", "torch", "device", "precision", "images")
     known = {key: result.content[key] for key in keys if key in result.content}
     if tested := result.list_of("test"):
-        words = {True: "published", False: "NOT the published list", None: "none was published"}
-        known["list"] = f"{tested['sha256'][:12]}, {words[tested['published']]}"
+        text = {True: "published", False: "NOT the published list", None: "none was published"}
+        known["list"] = f"{tested['sha256'][:12]}, {text[tested['published']]}"
     return known
 
 
 def _conventions(section: Section, group: Group) -> dict[str, Any]:
-    """The last step under every convention that its matrix tells, means over the seeds."""
-    results = [run.results[section.last] for run in group.runs if section.last in run.results]
+    """The last step under every convention that its matrix allows, means over the seeds."""
+    results = group.at(section.last)
     rows = convention_rows(results, section.schedule) if results else []
     return {"method": group.label, "rows": rows}
 
 
 def convention_rows(results: Sequence[Result], schedule: Schedule) -> list[dict[str, Any]]:
     """A row per convention: how it differs, old, new, hIoU, all, and the change of all."""
-    dataset = results[0].dataset
-    mine, theirs = Convention(results[0].future), published_convention(dataset)
-    named: dict[str, Convention] = {"as evaluated": mine}
-    if mine != theirs:
-        named["as DKD's published code counts"] = theirs
-    changed = changes(mine, dataset, results[0].background)
-    named |= {words: each for words, each in changed.items() if each != theirs}
+    dataset, background = results[0].dataset, results[0].background
+    here, reference = Convention(results[0].future), published_convention(dataset)
+    named: dict[str, Convention] = {"as evaluated": here}
+    if here != reference:
+        named["as DKD's published code counts"] = reference
+    for text, convention in changes(here, dataset, background).items():
+        if convention != reference:
+            named[text] = convention
     counted = {
-        words: [grouped(result, schedule, convention) for result in results]
-        for words, convention in (named | others_conventions(dataset)).items()
+        text: [grouped(result, schedule, convention) for result in results]
+        for text, convention in (named | others_conventions(dataset)).items()
     }
-    for words in results[0].passes:
-        if all(words in result.passes for result in results):
-            counted[words] = [grouped(r, schedule, wide=r.passes[words]) for r in results]
+    for name in results[0].passes:
+        if all(name in result.passes for result in results):
+            counted[name] = [grouped(r, schedule, wide=r.passes[name]) for r in results]
     rows: list[dict[str, Any]] = []
-    for words, each in counted.items():
-        values = {key: (over_seeds(v[key] for v in each) or {}).get("mean") for key in each[0]}
+    for text, each in counted.items():
+        values = {key: mean_of(v[key] for v in each) for key in each[0]}
         overall, first = values["all"], rows[0]["all"] if rows else values["all"]
         change = None if overall is None or first is None else overall - first
-        published = named.get(words) == theirs
-        rows.append({"convention": words, **values, "published": published, "change": change})
+        published = named.get(text) == reference
+        rows.append({"convention": text, **values, "published": published, "change": change})
     return rows
 
 
-def _differing(groups: Sequence[Group]) -> list[dict[str, Any]]:
+def _differing_settings(groups: Sequence[Group]) -> list[dict[str, Any]]:
     """Keys of the configs whose values are not the same everywhere.
 
     Joint training has no step 0 of its own, and the settings of one method are none of another's:
@@ -273,7 +255,7 @@ def _differing(groups: Sequence[Group]) -> list[dict[str, Any]]:
     rows = []
     for key in dict.fromkeys(key for group in groups for key in group.settings):
         values = [group.settings.get(key) for group in groups]
-        told = {value for value in values if value is not None or not key.startswith(STEP_0)}
-        if len(told) > 1:
+        distinct = {value for value in values if value is not None or not key.startswith(STEP_0)}
+        if len(distinct) > 1:
             rows.append({"key": key, "values": [value or "–" for value in values]})
     return rows
