@@ -31,7 +31,7 @@ import numpy as np
 from base.task import Task
 from scripts.predicting.student import Predictor, one_device
 from scripts.reporting.reading import passes_json, read_result
-from scripts.reporting.results import Result, beside
+from scripts.reporting.results import Result
 from scripts.reporting.sections import label_of
 from scripts.reporting.summary import convention_rows
 from trainer.build import build_data
@@ -42,6 +42,7 @@ from utils.errors import UserError, one_sentence_errors
 from utils.files import write_json
 from utils.parse_config import ConfigParser
 from utils.ranks import Ranks
+from utils.run_folder import LOG, counterpart
 from utils.text import path_argument
 
 COLUMNS, SIGNS = ("old", "new", "hIoU", "all", "change"), (*[".2f"] * 4, "+.2f")
@@ -52,8 +53,8 @@ def find_test(predictor: Predictor) -> Result:
 
     A file that is damaged, or of other weights, is named and not used.
     """
-    own = beside(predictor.weights.resolve().parent, "log") / METRICS
-    other = evaluation_dir(predictor.config) / METRICS
+    own = counterpart(predictor.weights.resolve().parent, LOG) / METRICS
+    other = evaluation_dir(predictor.config, predictor.weights) / METRICS
     for file in (own, other):
         if not file.is_file():
             continue

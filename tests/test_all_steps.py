@@ -110,7 +110,7 @@ def read(monkeypatch):
 def test_each_checkpoint_is_read_once(resume, alone, elsewhere, tmp_path, monkeypatch, read):
     """Going on in a later step: its own checkpoint and the previous step's, nothing twice."""
     config, runs = alone
-    folder = tmp_path / "runs/models" / runs[0].experiment
+    folder = tmp_path / "runs/models" / runs[0].run_folder.name
     shutil.copytree(runs[0].step_dir(), folder / "step_0")
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "train_step", after(1, Trainer.train_step, send(signal.SIGTERM)))
@@ -125,11 +125,11 @@ def test_each_checkpoint_is_read_once(resume, alone, elsewhere, tmp_path, monkey
 def test_the_checkpoint_of_a_finished_step_is_read_once(alone, elsewhere, tmp_path, read):
     """Whatever it is called: to test it, and to take it over and test it."""
     config, runs = alone
-    folder = tmp_path / "runs/models" / runs[0].experiment
+    folder = tmp_path / "runs/models" / runs[0].run_folder.name
     train(config, *FLAGS, "--task_step", "0", "--base", str(runs[0].step_dir()), *elsewhere)
     assert read == ["checkpoint-epoch2.pth"]
     os.link(folder / "step_0/checkpoint-epoch2.pth", folder / "step_0/last.pth")
-    (tmp_path / "runs/log" / runs[0].experiment / "step_0/metrics.json").unlink()
+    (tmp_path / "runs/log" / runs[0].run_folder.name / "step_0/metrics.json").unlink()
     read.clear()
     train(config, *FLAGS, "--task_step", "0", "-r", "auto", *elsewhere)
     assert read == ["last.pth"]
@@ -144,7 +144,7 @@ def test_two_processes_train_a_whole_task(alone, tmp_path):
     tree["trainer"]["save_dir"] = str(tmp_path / "two")
     two = tmp_path / "two.json"
     two.write_text(json.dumps(tree))
-    folder = tmp_path / "two/models" / runs[0].experiment
+    folder = tmp_path / "two/models" / runs[0].run_folder.name
     shutil.copytree(runs[0].step_dir(), folder / "step_0")
     flags = ("--epochs", "2", "--mem_size", "6", "--bs", "2", "--lr", "0.001")
     parsed = train(two, *flags, "--task_step", "1-2")
@@ -181,7 +181,7 @@ def test_every_step_is_looked_at_before_the_first_is_trained(
     if change == "batch":
         flags += ["--bs", "20", "--mem_size", "0"]
     if change == "settings":
-        folder = tmp_path / "runs/models" / runs[0].experiment / "step_2"
+        folder = tmp_path / "runs/models" / runs[0].run_folder.name / "step_2"
         shutil.copytree(runs[2].step_dir(), folder)
         for path in folder.glob("*.pth"):
             checkpoint = files.load(path)
@@ -195,7 +195,7 @@ def test_every_step_is_looked_at_before_the_first_is_trained(
     monkeypatch.setattr("trainer.run.launch", None)  # nothing is trained
     with pytest.raises(UserError, match=says):
         train(config, *flags, "--task_step", "all")
-    assert not (tmp_path / "runs/models" / runs[0].experiment / "step_0").exists()
+    assert not (tmp_path / "runs/models" / runs[0].run_folder.name / "step_0").exists()
 
 
 def test_a_signal_in_the_preparation_of_a_later_step_stops_at_once(alone, elsewhere, monkeypatch):

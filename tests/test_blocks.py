@@ -232,7 +232,7 @@ def test_a_schedule_that_nobody_knows(tmp_path):
 def test_one_value_where_the_recipe_has_two(tree, argv, keys, tmp_path):
     config = parse(tree, tmp_path, *argv)
     first = int(argv[1][0]) if argv[1][0].isdigit() else 0
-    each_step = [config, *([config.at_step(first)] if config.steps else [])]
+    each_step = [config, *([config.at_step(first)] if config.call.steps else [])]
     for each in each_step:
         assert [re.findall(r"gives (\S+) to all", text)[0] for text in each.warnings] == keys
 

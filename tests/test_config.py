@@ -129,9 +129,9 @@ def test_released_config_is_accepted_wherever_a_config_is(dataset, tmp_path):
     weights = beside(tmp_path, tree)
     for config in (parse("-c", released, dataset=dataset), parse("-r", weights, dataset=dataset)):
         assert effective(config) == effective(shipped(dataset=dataset))
-        assert not config.test
+        assert not config.call.test
         assert not any("ignored" in note for note in config.notes)
-    assert not parse_json(tree | {"test": True}, tmp_path, dataset=dataset).test
+    assert not parse_json(tree | {"test": True}, tmp_path, dataset=dataset).call.test
     with pytest.raises(UserError, match=r"test is 3, but must be true or false"):
         parse_json(tree | {"test": 3}, tmp_path, dataset=dataset)
 
@@ -162,13 +162,13 @@ def test_flags_that_are_no_key(tmp_path):
     weights = tmp_path / "w.pth"
     weights.touch()
     (tmp_path / "config.json").write_text("{}")
-    assert (parse().resume, parse().device, parse().test) == (None, None, False)
+    assert (parse().call.resume, parse().call.device, parse().call.test) == (None, None, False)
     for short in (True, False):
         resume, device = ("-r", "-d") if short else ("--resume", "--device")
         config = parse(resume, weights, device, "0,1", "--test")
-        assert (config.resume, config.device, config.test) == (weights, "0,1", True)
-    assert parse("-r", weights, mode="eval").test
-    assert parse("-r", weights, "--test", mode="eval").test
+        assert (config.call.resume, config.call.device, config.call.test) == (weights, "0,1", True)
+    assert parse("-r", weights, mode="eval").call.test
+    assert parse("-r", weights, "--test", mode="eval").call.test
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match=r"no config\.json beside .*; name .* with -c"):
         parse("-r", weights, mode="eval")
@@ -414,7 +414,7 @@ def test_pickling_keeps_everything(tmp_path):
     config = parse("-r", weights, "-d", "0", "--test")
     copy = pickle.loads(pickle.dumps(config))
     assert copy.as_dict() == config.as_dict()
-    for name in ("mode", "resume", "device", "test", "notes", "experiment"):
+    for name in ("call", "notes", "run_folder"):
         assert getattr(copy, name) == getattr(config, name)
     assert copy.step_dir(2) == Path("saved_voc/models/overlap_15-1_kept/step_2")
     assert_read_only(copy)

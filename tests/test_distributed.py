@@ -121,15 +121,15 @@ def test_two_processes_of_torchrun_evaluate_as_one(frozen_step):
 
 def in_fresh_folder(one, folder):
     """A folder for runs in which step 0 is done."""
-    (folder / "models" / one.experiment).mkdir(parents=True)
-    (folder / "models" / one.experiment / "step_0").symlink_to(one.step_dir(0))
+    (folder / "models" / one.run_folder.name).mkdir(parents=True)
+    (folder / "models" / one.run_folder.name / "step_0").symlink_to(one.step_dir(0))
     return folder
 
 
 def assert_as_one(folder, one):
     """The weights of the run in `folder` are those of one process, but for rounding."""
     name = "checkpoint-epoch2.pth"
-    run = folder / "models" / one.experiment / "step_1" / name
+    run = folder / "models" / one.run_folder.name / "step_1" / name
     a, b = files.load(one.step_dir() / name), files.load(run)
     assert a["record"] == b["record"]
     for key, value in a["state_dict"].items():
@@ -230,7 +230,7 @@ def test_slurm_job_is_interrupted_queued_again_and_finished(frozen_step, tmp_pat
         )
 
     first = job()
-    log = saved / "log" / one.experiment / "step_1" / "info.log"
+    log = saved / "log" / one.run_folder.name / "step_1" / "info.log"
     limit = time.monotonic() + 120
     while not (log.is_file() and "leakage audit" in log.read_text()):
         assert time.monotonic() < limit

@@ -119,7 +119,7 @@ def test_home_and_variables_in_paths(tmp_path, monkeypatch):
     assert args["saliency_dir"] == f"{tmp_path}/my data/maps"
     assert args["task"]["idxs_path"] == f"{tmp_path}/lists"
     assert config["arch"]["args"]["backbone_pretrained"] == f"{tmp_path}/net.pth"
-    assert config.base == tmp_path / "step_0"
+    assert config.call.base == tmp_path / "step_0"
     assert config.step_dir().is_relative_to(tmp_path / "runs")
     monkeypatch.setenv("DKD_VOC_ROOT", "~/voc")
     assert VOC.find_root() == tmp_path / "voc"

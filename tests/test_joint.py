@@ -60,7 +60,7 @@ def read(parsed):
 def test_a_run_of_each_step(runs):
     """Each starts from nothing, with one head, and reports in the schedule's groups."""
     _, (first, last) = runs
-    assert last.experiment == "overlap_19-1_toy-joint"
+    assert last.run_folder.name == "overlap_19-1_toy-joint"
     assert len(read(first)["classes"]) == 20
     metrics = read(last)
     assert (metrics["step"], metrics["joint"], len(metrics["classes"])) == (1, True, 21)

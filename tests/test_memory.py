@@ -631,8 +631,8 @@ def test_memory_of_a_run(three_steps):
 def test_stored_labels_reach_a_method_that_learns_old_classes(three_steps, tmp_path):
     _, config, (zero, *_) = three_steps
     saved = tmp_path / "runs"
-    (saved / "models" / zero.experiment).mkdir(parents=True)
-    (saved / "models" / zero.experiment / "step_0").symlink_to(zero.step_dir().resolve())
+    (saved / "models" / zero.run_folder.name).mkdir(parents=True)
+    (saved / "models" / zero.run_folder.name / "step_0").symlink_to(zero.step_dir().resolve())
     flags = ("--epochs", "1", "--freeze_bn", "--task_step", "1", "--save_dir", str(saved))
     run = train(config, *flags, "--method", "finetune")
     log = (run.log_dir() / "info.log").read_text()
@@ -651,7 +651,7 @@ def test_half_batches_go_on_inside_an_epoch_to_the_same_bits(three_steps, tmp_pa
     half.write_text(json.dumps(tree))
 
     def call(folder, *flags):
-        models = tmp_path / folder / "models" / zero.experiment
+        models = tmp_path / folder / "models" / zero.run_folder.name
         if not models.exists():
             models.mkdir(parents=True)
             (models / "step_0").symlink_to(zero.step_dir().resolve())
@@ -734,8 +734,8 @@ def test_a_class_without_candidates_is_reported(three_steps, tmp_path, toy_root)
 def test_the_memory_is_chosen_again_to_the_same(three_steps, tmp_path):
     _, config, (zero, one, _) = three_steps
     saved = tmp_path / "runs"
-    (saved / "models" / zero.experiment).mkdir(parents=True)
-    (saved / "models" / zero.experiment / "step_0").symlink_to(zero.step_dir().resolve())
+    (saved / "models" / zero.run_folder.name).mkdir(parents=True)
+    (saved / "models" / zero.run_folder.name / "step_0").symlink_to(zero.step_dir().resolve())
     flags = ("--epochs", "1", "--freeze_bn", "--task_step", "1", "--save_dir", str(saved))
     again = train(config, *flags)
     files = [run.step_dir() / "memory.json" for run in (one, again)]
@@ -751,8 +751,8 @@ def test_two_processes_read_one_memory(three_steps, tmp_path):
     two = folder / "two.json"
     two.write_text(json.dumps(tree))
     saved = tmp_path / "runs"
-    (saved / "models" / zero.experiment).mkdir(parents=True)
-    (saved / "models" / zero.experiment / "step_0").symlink_to(zero.step_dir().resolve())
+    (saved / "models" / zero.run_folder.name).mkdir(parents=True)
+    (saved / "models" / zero.run_folder.name / "step_0").symlink_to(zero.step_dir().resolve())
     flags = ("--epochs", "1", "--freeze_bn", "--task_step", "1", "--save_dir", str(saved))
     run = train(two, *flags, "--multiprocessing_distributed")
     files = [r.step_dir() / "memory.json" for r in (one, run)]

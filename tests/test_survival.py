@@ -79,14 +79,14 @@ def attempt(undisturbed, tmp_path):
 
     def call(step, *flags):
         saved = tmp_path / "runs"
-        models = saved / "models" / zero.experiment
+        models = saved / "models" / zero.run_folder.name
         if step and not models.exists():
             models.mkdir(parents=True)
             (models / "step_0").symlink_to(zero.step_dir().resolve())
         return train(config, *FLAGS[step], "--save_dir", str(saved), "-r", "auto", *flags)
 
-    call.folder = lambda step: tmp_path / "runs/models" / zero.experiment / f"step_{step}"
-    call.log = lambda step: tmp_path / "runs/log" / zero.experiment / f"step_{step}"
+    call.folder = lambda step: tmp_path / "runs/models" / zero.run_folder.name / f"step_{step}"
+    call.log = lambda step: tmp_path / "runs/log" / zero.run_folder.name / f"step_{step}"
     return call
 
 

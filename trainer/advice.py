@@ -27,7 +27,7 @@ def after_divergence(config: ConfigParser, task: Task) -> str:
     folder = config.step_dir()
     if (folder / files.LAST).is_file():
         command += f", after deleting {folder}, which holds the epochs before"
-        if config.resume is not None and not config.auto:
+        if config.call.resume is not None and not config.call.auto:
             command += ", and without -r"
     return f"to go on from step {step}, call again with {command}"
 
@@ -66,10 +66,10 @@ def base_of_family(family: str, method: str) -> str:
 
 def _last(config: ConfigParser, task: Task) -> int:
     """The last step that the call is for."""
-    launch = config.launch
-    if launch is None:
+    steps = config.call.steps
+    if steps is None:
         return task.schedule_step
-    return len(task.schedule) - 1 if launch.last is None else launch.last
+    return len(task.schedule) - 1 if steps.last is None else steps.last
 
 
 def _flag(config: ConfigParser, first: int, last: int) -> str:
@@ -78,7 +78,7 @@ def _flag(config: ConfigParser, first: int, last: int) -> str:
 
 def _span(config: ConfigParser, first: int, last: int) -> str:
     # A range goes on where its steps stand, as the call did; a single step starts afresh.
-    return str(first) if config.launch is None else f"{first}-{last}"
+    return str(first) if config.call.steps is None else f"{first}-{last}"
 
 
 def _trained(config: ConfigParser, step: int) -> bool:

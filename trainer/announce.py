@@ -44,7 +44,7 @@ def announce(
     on_cpu = ranks.device.type == "cpu"
     device = "CPU" if on_cpu else torch.cuda.get_device_name(ranks.device)
     log.info("%d process(es) on %s", ranks.world, device)
-    if on_cpu and config.device != "cpu":
+    if on_cpu and config.call.device != "cpu":
         log.warning(
             "NO GPU IS USED: %s, so this runs on the CPU, which is far slower; -d cpu says that it "
             "is meant",

@@ -34,7 +34,8 @@ def check_names(config: ConfigParser) -> None:
     config.resolve("evaluator", EVALUATORS)
     arch = config["arch"]["args"]
     task = config["data_loader"]["args"]["task"]
-    given = config.resume or config.base or config.test  # weights that are no ImageNet's
+    call = config.call
+    given = call.resume or call.base or call.test  # weights that are no ImageNet's
     fresh = (task["step"] == 0 or task["joint"]) and not given
     pretrained = arch["backbone_pretrained"] if fresh else False
     check_arch(arch["backbone"], arch["output_stride"], arch["norm_act"], pretrained)

@@ -54,9 +54,10 @@ def step_configs(config: ConfigParser) -> list[ConfigParser]:
     Raises:
         UserError: `--task_step` names a step that the task does not have.
     """
-    if config.steps is None:
+    steps = config.call.steps
+    if steps is None:
         return [config]
-    return [config.at_step(step) for step in _numbers(config, config.steps)]
+    return [config.at_step(step) for step in _numbers(config, steps)]
 
 
 def _numbers(config: ConfigParser, steps: StepRange) -> range:

@@ -41,7 +41,7 @@ def check_unoccupied(config: ConfigParser, resumed: StoredCheckpoint | None) -> 
     Raises:
         UserError: it holds another run, or one that is further.
     """
-    folder, resume = config.step_dir(), config.resume
+    folder, resume = config.step_dir(), config.call.resume
     last = folder / files.LAST
     if not last.is_file() and files.final_checkpoint(folder) is None:
         return

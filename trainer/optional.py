@@ -28,7 +28,7 @@ def try_optional(config: ConfigParser) -> None:
     Raises:
         UserError: it is missing, or does not work; with the reason.
     """
-    if config["trainer"]["tensorboard"] and not config.test:
+    if config["trainer"]["tensorboard"] and not config.call.test:
         _try_tensorboard()
     if config["fast"]["compile"] and sys.platform != "win32":
         _try_compiler()

@@ -123,7 +123,7 @@ def plan_step(config: ConfigParser, launch: Launch) -> StepPlan:
     there = sum((config.step_dir() / name).is_file() for name in (files.LAST, files.PREVIOUS))
     needed = (3 - there) * checkpoint_size(config, model)
     check_room(config.step_dir(), needed, "the checkpoints of this step need")
-    if not config.auto:
+    if not config.call.auto:
         check_unoccupied(config, plan.checkpoint)
     return StepPlan(plan.action, config, plan.checkpoint, previous)
 
@@ -140,15 +140,15 @@ def _with_batch(config: ConfigParser, launch: Launch) -> ConfigParser:
 # --------------------------------------------------------------------------------- the decision
 def _decide(config: ConfigParser, data: IncrementalDataLoader) -> StepPlan:
     """Which of the actions it is, and from which checkpoint."""
-    if config.test:
-        given = config.resume
+    if config.call.test:
+        given = config.call.resume
         return StepPlan("test", config, StoredCheckpoint(given) if given else _finished(config))
-    if config.auto:
+    if config.call.auto:
         return _go_on(config, data)
-    if config.base is not None:
+    if config.call.base is not None:
         return StepPlan("adopt", config, find_shared(config, data.task))
-    if config.resume is not None:
-        return StepPlan("continue", config, StoredCheckpoint(config.resume))
+    if config.call.resume is not None:
+        return StepPlan("continue", config, StoredCheckpoint(config.call.resume))
     return StepPlan("train", config)
 
 
@@ -167,12 +167,12 @@ def _go_on(config: ConfigParser, data: IncrementalDataLoader) -> StepPlan:
     folder = config.step_dir()
     stored, skipped = files.newest_good(folder)
     if stored is None:
-        config = config.changed(notes=(*skipped, "-r auto: no checkpoint yet, a fresh start"))
-        if config.base is not None:
+        config = config.noted(*skipped, "-r auto: no checkpoint yet, a fresh start")
+        if config.call.base is not None:
             return StepPlan("adopt", config, find_shared(config, data.task))
         return StepPlan("train", config)
     if not stored.finished:
-        config = config.changed(notes=(*skipped, f"-r auto: {stored.path}"))
+        config = config.noted(*skipped, f"-r auto: {stored.path}")
         return StepPlan("continue", config, stored)
     _check_same_run(config, data, stored)
     if differ(previous_weights(config), stored.content.get("previous")):
@@ -185,7 +185,7 @@ def _go_on(config: ConfigParser, data: IncrementalDataLoader) -> StepPlan:
             print(f"{folder} is finished, see {metrics}: nothing to do")
             return StepPlan("nothing", config)
         why += f": {metrics} does not name the weights {path}"
-    config = config.changed(notes=(*skipped, f"-r auto: {why}"))
+    config = config.noted(*skipped, f"-r auto: {why}")
     return StepPlan("test", config, _finished(config, stored))
 
 
@@ -282,7 +282,7 @@ def _check_later(steps: Sequence[ConfigParser], launch: Launch) -> None:
             folder, too little room for the checkpoints of all.
     """
     room = 0
-    for config in (config for config in steps if not config.test):
+    for config in (config for config in steps if not config.call.test):
         config = _with_batch(config, launch)
         data = build_data(config, Ranks(0, launch.world, launch.devices[0]))
         method = build_method(config, data.task)

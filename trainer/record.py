@@ -155,7 +155,8 @@ class Provenance:
             now, before = _tables(self.data), _tables(checkpoint["data"])
             differs += changes(now["train"], before["train"], data.names("train"))
         if differs:
-            anew = f"delete {config.step_dir()} to train this step anew, " if config.auto else ""
+            folder, auto = config.step_dir(), config.call.auto
+            anew = f"delete {folder} to train this step anew, " if auto else ""
             raise UserError(
                 f"the checkpoint to resume from is of another run: {'; '.join(differs)}; give the "
                 f"same, {anew}or another --name for a new run (the global batch is --batch_size × "

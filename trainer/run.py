@@ -83,8 +83,8 @@ def run_step(plan: StepPlan, ranks: Ranks) -> None:
     if plan.action == "nothing":
         return
     held, results = config.step_dir(), config.log_dir()
-    if plan.action == "test" and config.resume is not None:
-        held = results = evaluation_dir(config)
+    if plan.action == "test" and config.call.resume is not None:
+        held = results = evaluation_dir(config, config.call.resume)
     setup_logger(results / "info.log", config["trainer"]["verbosity"], ranks.is_main)
     try:
         # No other process may write to what is held meanwhile.
@@ -104,14 +104,13 @@ def run_step(plan: StepPlan, ranks: Ranks) -> None:
         close_logger()
 
 
-def evaluation_dir(config: ConfigParser) -> Path:
-    """Where the test of the weights of `-r` goes.
+def evaluation_dir(config: ConfigParser, weights: Path) -> Path:
+    """Where the test of weights that were named with `-r` goes.
 
     Only a finished run's own test is the step's result, by which scripts know that it is done.
     Those of other weights lie apart, by what the files hold, however they are named.
     """
-    assert config.resume is not None
-    return config.log_dir() / "eval" / f"{config.resume.stem}-{sha256(config.resume)[:12]}"
+    return config.log_dir() / "eval" / f"{weights.stem}-{sha256(weights)[:12]}"
 
 
 def train(plan: StepPlan, ranks: Ranks, results: Path) -> None:

@@ -31,14 +31,14 @@ def find_shared(config: ConfigParser, task: Task) -> StoredCheckpoint:
     Raises:
         UserError: there is none, or this call cannot take it.
     """
-    folder = config.base
+    folder = config.call.base
     assert folder is not None
     if task.step != 0:
         raise UserError(
             f"--base takes another run's step 0, but this is step {task.step}; give it with "
             "--task_step 0, then train the later steps without it."
         )
-    if config.resume is not None:
+    if config.call.resume is not None:
         raise UserError("--base and -r exclude each other: one starts a run, one continues it.")
     if folder.resolve() == config.step_dir().resolve():
         raise UserError(f"--base {folder} is this run's own folder; leave it out.")

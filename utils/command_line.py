@@ -1,4 +1,4 @@
-"""The command line of an entry script: its flags, and the values that they give keys."""
+"""The command line of an entry script: its flags, what they ask for, the values they give keys."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,8 +15,55 @@ from typing import Any, NoReturn
 from utils.config_file import check_value, flatten
 from utils.config_schema import FLAGS, SCHEMA, StepRange, key_of
 from utils.errors import UserError, did_you_mean
+from utils.text import path_of
 
 SETTINGS_HINT = "settings of a method, the block hyperparameter: --method NAME --help"
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a command line asks to be done with a configuration.
+
+    Attributes:
+        mode: "train" or "eval".
+        resume: the checkpoint of `-r`, or None.
+        auto: `-r auto` was given: go on with whatever is left.
+        base: the step folder of `--base`, or None.
+        device: the text of `-d`, or None.
+        test: evaluate, do not train.
+        steps: what `--task_step` names when it is not one step, also in the call of one of them.
+    """
+
+    mode: str = "train"
+    resume: Path | None = None
+    auto: bool = False
+    base: Path | None = None
+    device: str | None = None
+    test: bool = False
+    steps: StepRange | None = None
+
+    @classmethod
+    def of(cls, mode: str, options: Mapping[str, Any]) -> Call:
+        """The call that `read_options` gives, but for its steps.
+
+        Raises:
+            UserError: there is no such file.
+        """
+        named, base = options["resume"], options.get("base")
+        auto = mode == "train" and named == "auto"
+        resume = None
+        if named is not None and not auto:
+            resume = Path(path_of(named, "-r/--resume"))
+            if not resume.is_file():
+                raise UserError(f"-r/--resume: there is no file {resume}.")
+        base = None if base is None else Path(path_of(base, "--base"))
+        test = options["test"] or mode == "eval"
+        return cls(mode, resume, auto, base, options["device"], test)
+
+    def at_step(self, step: int) -> Call:
+        """Of one of several steps, which starts or goes on by itself; only step 0 has a base."""
+        base = None if step else self.base
+        return replace(self, auto=self.resume is None, base=base)
 
 
 def read_options(

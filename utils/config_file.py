@@ -15,6 +15,7 @@ from typing import Any
 
 from utils.config_schema import HYPERPARAMETER, RELEASED, SCHEMA, SECTIONS, key_of
 from utils.errors import UserError, did_you_mean, listing, shortened
+from utils.run_folder import run_of
 from utils.text import decode, path_of
 
 # What nobody writes by hand, and what would take minutes, or all memory, to read.
@@ -209,14 +210,13 @@ def not_beside_weights(
     refused = {dotted: without[dotted] for dotted in SCHEMA if SCHEMA[dotted].local}
     folder = resume.resolve().parent
     loading = [dotted for dotted in refused if dotted.startswith("data_loader.args.")]
-    in_runs = re.fullmatch(r"step_\d+", folder.name) and len(folder.parts) > 3
-    if not in_runs or folder.parents[1].name != "models":
+    run = run_of(folder)
+    if run is None:
         return refused
-    runs = folder.parents[2]
-    if runs == Path(without["trainer.save_dir"]).resolve():
+    if run.save_dir == Path(without["trainer.save_dir"]).resolve():
         refused |= {dotted: beside.get(dotted, without[dotted]) for dotted in loading}
     if mode == "train":
         own = ("multiprocessing_distributed", "n_gpu", "fast.compile", *loading)
         refused |= {dotted: beside.get(dotted, without[dotted]) for dotted in own}
-    refused["trainer.save_dir"] = str(runs)
+    refused["trainer.save_dir"] = str(run.save_dir)
     return refused

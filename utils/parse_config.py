@@ -14,7 +14,7 @@ import contextlib
 import inspect
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import InitVar, dataclass, replace
+from dataclasses import InitVar, dataclass, field, replace
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -22,12 +22,13 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from utils import recipe as recipes
-from utils.command_line import read_options, typed_values
+from utils.command_line import Call, read_options, typed_values
 from utils.config_file import flatten, not_beside_weights, read_config
 from utils.config_schema import SCHEMA, StepRange
 from utils.errors import UserError, choose, listing, shortened
 from utils.files import PROJECT_ROOT
 from utils.recipe import TASK, Layers, Recipe, lay, read_layers, same_at_all_steps
+from utils.run_folder import RunFolder
 from utils.text import path_of
 
 T = TypeVar("T")
@@ -63,39 +64,25 @@ class ConfigParser:
 
     Attributes:
         values: dotted key → value, given once and read with `flat`.
-        mode: "train" or "eval".
-        resume: the checkpoint of `-r`, or None.
-        auto: `-r auto` was given: go on with whatever is left.
-        base: the step folder of `--base`, or None.
+        call: what is to be done with it.
         cache_dir: folder of the class cache, `task.idxs_path` unless the file lay beside weights.
-        device: the text of `-d`, or None.
-        test: whether `--test` was given.
         beside: keys that only the file beside the weights sets, which may be another version's.
-        steps: what `--task_step` named when it was not one step; `at_step` gives the single ones.
-        launch: the same, also of a single step that `at_step` gave.
         recipe: of the method for this task and step, or None.
         global_batch: images of one iteration over all processes that the recipe asks for; None
             when the user chose the batch size of a process.
         tasks: file and name of each schedule for which a config file has blocks.
-        call: the command line and its files, of which `at_step` makes single steps.
+        sources: the layers that it was made of, of which `at_step` makes single steps.
         notes: what the log should say about how the configuration came about.
         warnings: what it should warn of, where there is more than one step.
     """
 
     values: InitVar[Mapping[str, Any]]
-    mode: str = "train"
-    resume: Path | None = None
-    auto: bool = False
-    base: Path | None = None
-    device: str | None = None
-    test: bool = False
+    call: Call = field(default_factory=Call)
     beside: Collection[str] = ()
-    steps: StepRange | None = None
-    launch: StepRange | None = None
     recipe: Recipe | None = None
     global_batch: int | None = None
     tasks: tuple[tuple[str, str], ...] = ()
-    call: _Call | None = None
+    sources: _Sources | None = None
     cache_dir: str = ""
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -109,16 +96,16 @@ class ConfigParser:
 
     def at_step(self, step: int) -> ConfigParser:
         """The same command line for one step, which starts or goes on by itself (`-r auto`)."""
-        assert self.call is not None, "only a command line has further steps"
-        return self.call.config(step)
+        assert self.sources is not None, "only a command line has further steps"
+        return self.sources.config(step)
 
     def with_values(self, values: Mapping[str, Any]) -> ConfigParser:
         """A copy with other values of some keys; `hyperparameter` is replaced as a whole."""
         return replace(self, values={**self.flat(), **values})
 
-    def changed(self, *, notes: Sequence[str] = (), **attributes: Any) -> ConfigParser:
-        """A copy with other attributes (`resume`, `test`) and further notes."""
-        return replace(self, values=self.flat(), notes=(*self.notes, *notes), **attributes)
+    def noted(self, *notes: str) -> ConfigParser:
+        """A copy with further notes."""
+        return replace(self, values=self.flat(), notes=(*self.notes, *notes))
 
     def flat(self) -> dict[str, Any]:
         """Dotted key → value, in the order of the schema; keys of `hyperparameter` come last."""
@@ -133,23 +120,24 @@ class ConfigParser:
         return json.loads(json.dumps(self._tree))
 
     @property
-    def experiment(self) -> str:
-        """`{setting}_{task}_{name}`, the folder that the steps of one run share."""
+    def run_folder(self) -> RunFolder:
+        """The folder of the run, which its steps share."""
         task = self["data_loader"]["args"]["task"]
         joint = "-joint" if task["joint"] else ""
-        return f"{task['setting']}_{task['name']}_{self['name']}{joint}"
+        name = f"{task['setting']}_{task['name']}_{self['name']}{joint}"
+        return RunFolder(Path(self["trainer"]["save_dir"]), name)
 
     def step_dir(self, step: int | None = None) -> Path:
         """Folder of the checkpoints of `step` (default: this step)."""
-        return self._folder("models", step)
+        return self.run_folder.models(self._step if step is None else step)
 
     def log_dir(self, step: int | None = None) -> Path:
         """Folder of the log, the metrics and the TensorBoard events of `step`."""
-        return self._folder("log", step)
+        return self.run_folder.log(self._step if step is None else step)
 
-    def _folder(self, kind: str, step: int | None) -> Path:
-        step = self["data_loader"]["args"]["task"]["step"] if step is None else step
-        return Path(self["trainer"]["save_dir"]) / kind / self.experiment / f"step_{step}"
+    @property
+    def _step(self) -> int:
+        return self["data_loader"]["args"]["task"]["step"]
 
     def resolve(self, section: str, registry: Mapping[str, Callable[..., T]]) -> Callable[..., T]:
         """The class that `section.type` names, after checking that it takes `section.args`.
@@ -198,36 +186,28 @@ class ConfigParser:
             UserError: whatever is wrong with a flag or a file, in one sentence.
         """
         options = read_options(mode, description, argv, settings_help)
-        return _read_call(mode, default_config, options).config()
+        return _read_sources(mode, default_config, options).config()
 
 
 @dataclass(frozen=True)
-class _Call:
-    """A command line, and what the files say that it names: the layers of a configuration.
+class _Sources:
+    """What a command line and the files that it names say: the layers of a configuration.
 
     Attributes:
-        mode: "train" or "eval".
+        call: what is to be done.
         default_config: the shipped config, relative to the project.
-        options: the flags that are no keys of a config.
-        resume: the file of `-r`; None where it names none, or `auto`.
-        auto: `-r auto` was given.
         shipped, file: the config of the script, and that of `-c`.
         beside: what the config beside the weights of `-r` says; None where there is none.
         typed: the values of flags.
-        steps: what `--task_step` names when it is not one step.
         notes: for the log.
     """
 
-    mode: str
+    call: Call
     default_config: str
-    options: Mapping[str, Any]
-    resume: Path | None
-    auto: bool
     shipped: Layers
     file: Layers
     beside: Mapping[str, Any] | None
     typed: Mapping[str, Any]
-    steps: StepRange | None
     notes: tuple[str, ...]
 
     def config(self, step: int | None = None) -> ConfigParser:
@@ -242,10 +222,11 @@ class _Call:
         chosen = given.keys() | typed.keys()
         without = {**defaults, **given, **typed}  # what holds without weights and recipe
         recipe, warnings = None, list[str]()
-        if self.beside is not None and self.resume is not None:
-            beside.update(not_beside_weights(self.mode, self.resume, beside, without))
+        mode, resume = self.call.mode, self.call.resume
+        if self.beside is not None and resume is not None:
+            beside.update(not_beside_weights(mode, resume, beside, without))
             beside.setdefault("method", defaults["method"])  # of files older than the key
-        elif self.mode == "train":
+        elif mode == "train":
             recipe = recipes.read(without["method"], self._data_set, *at)
         method = {**defaults, **beside, **given, **typed}["method"]
         above = recipe.values if recipe else beside
@@ -258,30 +239,21 @@ class _Call:
             values = listing(f"{key} {flat[key]}" for key in used)
             notes.append(f"recipe: {recipe.file}: {values}")
             if not joint:
-                kinds = (self.steps or StepRange(at[1], at[1])).kinds
+                kinds = (self.call.steps or StepRange(at[1], at[1])).kinds
                 held = lay({}, self.file.at(*at), method)
                 warnings = same_at_all_steps(recipe, self.file, held, typed, task, kinds)
-        elif self.mode == "train" and self.beside is None:
+        elif mode == "train" and self.beside is None:
             notes.append(self._no_recipe(without["method"]))
         self._check_data_set(flat["data_loader.type"], defaults["data_loader.type"])
         lists, batch = f"{TASK}.idxs_path", "data_loader.args.train.batch_size"
-        base = self.options.get("base")
-        several = step is not None
         return ConfigParser(
             flat,
-            mode=self.mode,
-            resume=self.resume,
-            auto=self.resume is None if several else self.auto,
-            base=None if base is None or (several and step) else Path(path_of(base, "--base")),
-            device=self.options["device"],
-            test=self.options["test"] or self.mode == "eval",
+            call=self.call if step is None else self.call.at_step(step),
             beside=beside.keys() - chosen,
-            steps=None if several else self.steps,
-            launch=self.steps,
             recipe=recipe,
             global_batch=recipe.global_batch if recipe and batch not in chosen else None,
             tasks=tuple((f.source, name) for f in (self.shipped, self.file) for name in f.tasks),
-            call=self,
+            sources=self,
             cache_dir=defaults[lists] if lists in beside.keys() - chosen else flat[lists],
             notes=tuple(notes),
             warnings=tuple(warnings),
@@ -307,21 +279,16 @@ class _Call:
             )
 
 
-def _read_call(mode: str, default_config: str, options: Mapping[str, Any]) -> _Call:
+def _read_sources(mode: str, default_config: str, options: Mapping[str, Any]) -> _Sources:
     """Read the files that a command line names."""
     shipped, file = read_layers(PROJECT_ROOT / default_config), Layers("")
-    notes: list[str] = []
-    named, resume = options["resume"], None
-    auto = mode == "train" and named == "auto"
-    if named is not None and not auto:
-        resume = Path(path_of(named, "-r/--resume"))
-        if not resume.is_file():
-            raise UserError(f"-r/--resume: there is no file {resume}.")
+    call, notes = Call.of(mode, options), list[str]()
     if options["config"] is not None:
         file = read_layers(Path(path_of(options["config"], "-c/--config")))
         notes.append(f"config: {options['config']}")
     typed, steps = typed_values(options)
-    path = None if resume is None else resume.parent / "config.json"
+    call = replace(call, steps=steps)
+    path = None if call.resume is None else call.resume.parent / "config.json"
     beside = None
     if path is not None and path.is_file():
         beside, unknown = flatten(read_config(path), str(path), strict=False)
@@ -331,18 +298,7 @@ def _read_call(mode: str, default_config: str, options: Mapping[str, Any]) -> _C
             notes.append(f"ignored, for this version has no such keys: {names}")
     elif mode == "eval" and not notes:
         raise UserError(
-            f"there is no config.json beside {resume}; name these weights' config with -c."
+            f"there is no config.json beside {call.resume}; name these weights' config with -c."
         )
-    return _Call(
-        mode,
-        default_config,
-        options,
-        resume,
-        auto,
-        shipped,
-        file,
-        beside,
-        typed,
-        steps,
-        notes=tuple(notes) or (f"config: {default_config}",),
-    )
+    notes = notes or [f"config: {default_config}"]
+    return _Sources(call, default_config, shipped, file, beside, typed, tuple(notes))

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from scripts.reporting import forms
-from scripts.reporting.results import MEMORY, TASK, Result, is_step, labels_of
+from scripts.reporting.results import MEMORY, TASK, Result, labels_of
 from utils.labels import BACKGROUND
 from utils.metric import EVALUATORS, METRICS, Evaluator, class_accuracy, class_iou, merge_future
+from utils.run_folder import is_step
 
 # Keys of a step's own test that say which row of a table it is, as its config has them.
 KINDS = {"method": "method", "joint": f"{TASK}.joint", "memory": MEMORY}

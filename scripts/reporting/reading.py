@@ -13,7 +13,7 @@ import numpy as np
 
 from scripts.reporting import forms
 from scripts.reporting.consistency import contradictions
-from scripts.reporting.results import TASK, Result, beside, is_step
+from scripts.reporting.results import TASK, Result
 from trainer.results import PASSES, WEIGHTS
 from trainer.shared_step import FILE as BASE
 from utils.config_file import flatten, read_json
@@ -21,6 +21,7 @@ from utils.errors import UserError
 from utils.forms import fault
 from utils.history import FILE as HISTORY
 from utils.history import read_history
+from utils.run_folder import MODELS, counterpart, is_step
 
 LARGEST_FILE = 64 << 20  # bytes; the matrices of a test of 2,000 classes come to half of it
 
@@ -38,7 +39,7 @@ def read_result(file: Path) -> Result:
         raise _damaged(str(error)) from None
     if content.get("split", "test") != "test":
         raise UserError(f"{file} is of a validation, which sees the labels of new classes alone.")
-    models, damaged = beside(file.parent, "models"), {}
+    models, damaged = counterpart(file.parent, MODELS), {}
 
     def unless_damaged(path: Path, reader: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         """The content of a file that decides no figure of the test."""

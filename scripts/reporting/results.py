@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from trainer.shared_step import FILE as BASE
 from utils.checkpoint import final_checkpoint
 from utils.errors import UserError
 from utils.history import FILE as HISTORY
+from utils.run_folder import MODELS, counterpart, is_step
 
 Schedule = tuple[tuple[int, ...], ...]  # label ids of each step
 TASK = "data_loader.args.task"
@@ -70,7 +70,7 @@ class Result:
             if self.content["task"] not in tables:
                 raise UserError(
                     f"{self.file} does not tell the steps of task '{self.content['task']}', and "
-                    f"there is no config.json in {beside(self.file.parent, 'models')} that does."
+                    f"there is no config.json in {counterpart(self.file.parent, MODELS)} that does."
                 )
             steps = tables[self.content["task"]]
         return tuple(map(tuple, steps))
@@ -131,7 +131,7 @@ class Result:
     def weights(self) -> Path | None:
         """Their file: of a step's own test the final checkpoint, wherever the run lies now."""
         if is_step(self.file.parent):
-            return final_checkpoint(beside(self.file.parent, "models"))
+            return final_checkpoint(counterpart(self.file.parent, MODELS))
         path = self.content.get("weights")
         return Path(path) if path else None
 
@@ -177,20 +177,6 @@ class Run:
     def last(self) -> Result:
         """The test of its last step."""
         return self.results[max(self.results)]
-
-
-def beside(folder: Path, kind: str) -> Path:
-    """The "models" or "log" folder of a step or a run, from a folder below either of them."""
-    other = {"models": "log", "log": "models"}[kind]
-    for above in (folder, *folder.parents[:2]):
-        if above.name == other:
-            return above.with_name(kind) / folder.relative_to(above)
-    return folder
-
-
-def is_step(folder: Path) -> bool:
-    """Whether a folder has the name of a step's, such as step_0."""
-    return re.fullmatch(r"step_\d+", folder.name) is not None
 
 
 def labels_of(schedule: Schedule) -> list[int]:

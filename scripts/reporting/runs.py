@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from scripts.reporting.reading import read_result
-from scripts.reporting.results import Result, Run, beside, is_step
+from scripts.reporting.results import Result, Run
 from trainer.record import differ
 from trainer.results import METRICS, PREVIOUS, WEIGHTS
 from utils.checkpoint import epoch_file, hash_of
 from utils.errors import UserError, listing
 from utils.logger import progress
+from utils.run_folder import LOG, counterpart, is_step
 
 
 def find_runs(paths: Iterable[str]) -> tuple[list[Run], list[str]]:
@@ -65,7 +66,7 @@ def _find_tests(paths: Iterable[str]) -> tuple[Iterable[Path], list[str]]:
         if not folders:
             raise UserError(f"there is no folder {path}; name a run's, or one that holds runs.")
         for folder in (Path(folder).absolute() for folder in folders):
-            tests = _tests_below(folder) or _tests_below(beside(folder, "log"))
+            tests = _tests_below(folder) or _tests_below(counterpart(folder, LOG))
             files |= {file.resolve(): file for file in tests}
             empty += [] if tests else [folder.name]
     if not files:

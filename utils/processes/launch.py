@@ -76,7 +76,7 @@ def plan_launch(config: Any, environment: Mapping[str, str] = os.environ) -> Lau
     Raises:
         UserError: a GPU id that does not exist, a malformed `-d` or `dist_url`, a wrong node.
     """
-    devices = find_devices(config.device, training=not config.test)
+    devices = find_devices(config.call.device, training=not config.call.test)
     cuda = devices[0].type == "cuda"
     backend = config["dist_backend"] if cuda else "gloo"
     if "RANK" in environment and "WORLD_SIZE" in environment:
@@ -91,10 +91,10 @@ def plan_launch(config: Any, environment: Mapping[str, str] = os.environ) -> Lau
         return Launch(
             tuple(devices), backend, meet.resolve(config["dist_url"], environment), nodes, node
         )
-    if len(devices) > 1 and config.device is not None:
+    if len(devices) > 1 and config.call.device is not None:
         log.warning(
             "-d %s: only %s is used; all of them need --multiprocessing_distributed",
-            *(config.device, devices[0]),
+            *(config.call.device, devices[0]),
         )
     return Launch((devices[0],), backend, config["dist_url"], distributed=False)
 
