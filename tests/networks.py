@@ -12,7 +12,7 @@ from tests.helpers import dkd_heads
 from trainer.build import apply_fast
 from trainer.methods import METHODS
 from trainer.optim import build_optimizer, build_scheduler
-from trainer.record import Provenance
+from trainer.provenance import Provenance
 from trainer.trainer import Trainer
 from utils.parse_config import ConfigParser
 from utils.ranks import SINGLE

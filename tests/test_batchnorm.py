@@ -17,7 +17,7 @@ from tests.helpers import DATA, dkd_heads, train
 from trainer.announce import _compare_with_recipe
 from trainer.entry import step_configs
 from trainer.plan import plan_run
-from trainer.record import differences
+from trainer.provenance import differences
 from utils import checkpoint as files
 from utils.config_schema import OLDER
 from utils.errors import UserError

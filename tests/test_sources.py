@@ -6,7 +6,7 @@ import pytest
 
 from tests.helpers import PROJECT
 from trainer.methods import METHODS, display_name, in_order
-from trainer.record import remarks
+from trainer.provenance import remarks
 from utils import sources
 from utils.sources import name_of, needed, source_hash
 

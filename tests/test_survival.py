@@ -27,7 +27,7 @@ from tests.helpers import PROJECT, after, send, train, write_config
 from trainer import replay
 from trainer.evaluation import Evaluation
 from trainer.plan import plan_run
-from trainer.record import code_hash, differences, remarks
+from trainer.provenance import code_hash, differences, remarks
 from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils.config_schema import SCHEMA

@@ -22,7 +22,7 @@ from data_loader.dataset import IncrementalDataset, Sample
 from data_loader.transforms import normalize
 from models.pixels import size_of
 from trainer.precision import Precision
-from trainer.record import code_hash, own_code
+from trainer.provenance import code_hash, own_code
 from trainer.results import PREVIOUS, WEIGHTS
 from utils import VERSION
 from utils.checkpoint import weights_hash

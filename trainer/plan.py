@@ -25,7 +25,7 @@ from trainer.build import (
 )
 from trainer.checks import check_batches, check_names, check_training, with_settings
 from trainer.folders import check_room, check_unoccupied, check_writable, checkpoint_size
-from trainer.record import EPOCHS, LENGTHENED, differ, differences, record
+from trainer.provenance import EPOCHS, LENGTHENED, differ, differences, record
 from trainer.replay import read_previous as read_previous_memory
 from trainer.results import METRICS, tested_weights
 from trainer.shared_step import check_shared, find_shared

@@ -26,7 +26,7 @@ from trainer.build import (
 from trainer.evaluation import Evaluation, Weights
 from trainer.optim import build_optimizer, build_scheduler
 from trainer.plan import RunPlan, StepPlan, plan_run, plan_step
-from trainer.record import Provenance, check_data
+from trainer.provenance import Provenance, check_data
 from trainer.replay import replay
 from trainer.results import METRICS, retire, tested_weights
 from trainer.shared_step import adopt

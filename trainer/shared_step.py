@@ -12,7 +12,7 @@ from base.task import Task
 from data_loader.data_loaders import IncrementalDataLoader
 from trainer.advice import base_of_family
 from trainer.methods import METHODS
-from trainer.record import differences, record, remarks
+from trainer.provenance import differences, record, remarks
 from trainer.results import retire
 from utils import checkpoint as files
 from utils.checkpoint import StoredCheckpoint

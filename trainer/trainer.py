@@ -25,13 +25,14 @@ from trainer.evaluation import Evaluation, Weights
 from trainer.loss_meter import Update
 from trainer.optim import load_optimizer
 from trainer.precision import Precision
-from trainer.record import Provenance, remarks
+from trainer.provenance import Provenance, remarks
 from trainer.step_log import StepLog, batch_groups
 from utils import checkpoint as files
 from utils.errors import UserError
 from utils.logger import log, progress
 from utils.parse_config import ConfigParser
 from utils.processes.signals import Interrupted
+from utils.random_state import rng_state, set_rng_state
 from utils.ranks import Ranks
 
 # The switch by which ranks take over rank 0's BatchNorm statistics has a new name in newer torch.
@@ -252,7 +253,7 @@ class Trainer(BaseTrainer):
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.scheduler.state_dict(),
             "scaler": self.precision.scaler.state_dict(),
-            "rng": self.ranks.gather(files.rng_state(self.ranks.device)),
+            "rng": self.ranks.gather(rng_state(self.ranks.device)),
             "task": task_record(task),
             "method": self.config["method"],
             "family": self.method.family,
@@ -288,7 +289,7 @@ class Trainer(BaseTrainer):
         if not states:
             raise UserError("the checkpoint to resume from: rng is empty.")
         if len(states) == self.ranks.world:
-            files.set_rng_state(states[self.ranks.rank], self.ranks.device)
+            set_rng_state(states[self.ranks.rank], self.ranks.device)
         else:
             log.warning(
                 "the checkpoint was written by %d processes, this run has %d: dropout goes on with "

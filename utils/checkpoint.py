@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import random
 import re
 import shutil
 import warnings
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 
 from utils.checkpoint_form import FORM, READ_BY_ALL, check_weights, not_finite
-from utils.errors import UserError, listing
+from utils.errors import UserError, first_line, listing
 from utils.files import PART, atomic_path, remove_parts
 from utils.forms import Maybe, fault, shown
 from utils.logger import log
@@ -62,17 +61,13 @@ def save_last(folder: Path, checkpoint: dict[str, Any]) -> Path:
         except RuntimeError as error:  # how torch tells that a write failed
             free = shutil.disk_usage(folder).free / 2**20
             raise UserError(
-                f"checkpoint {last} cannot be written ({_first_line(error)}); its file system has "
+                f"checkpoint {last} cannot be written ({first_line(error)}); its file system has "
                 f"{free:.0f} MiB left. Make room and continue with -r auto: the checkpoint before "
                 "it is intact."
             ) from None
         if last.is_file():
             keep(last, PREVIOUS)
     return last
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
 
 
 def keep(path: Path, name: str, folder: Path | None = None) -> None:
@@ -194,7 +189,7 @@ def hash_of(path: Path) -> str:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return weights_hash(checkpoint["state_dict"])
     except Exception as error:  # an older format, other code's, or damage, which `load` tells
-        log.debug("%s is read as a whole: %s", path, _first_line(error))
+        log.debug("%s is read as a whole: %s", path, first_line(error))
         return weights_hash(load(path)["state_dict"])
 
 
@@ -272,7 +267,7 @@ def _text(path: Path) -> str:
 
 def _reason(error: Exception) -> str:
     """What is wrong with a damaged file, without torch's advice."""
-    text = _first_line(error).split(". ")[0]
+    text = first_line(error).split(". ")[0]
     if isinstance(error, zipfile.BadZipFile) or "zip archive" in text or "EOF" in text:
         return text
     return "it is damaged, or no file of torch.save"
@@ -349,41 +344,3 @@ def claim(folder: Path, *others: Path) -> Iterator[None]:
         for each in (folder, *others):
             remove_parts(each)
         yield
-
-
-def rng_state(device: torch.device) -> dict[str, Any]:
-    """State of every global random generator, as tensors and plain values."""
-    bits = np.random.get_state(legacy=False)  # noqa: NPY002
-    keys, position = bits["state"]["key"], bits["state"]["pos"]
-    version, numbers, gauss = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-        "numpy": [
-            *(bits["bit_generator"], torch.from_numpy(keys.astype(np.int64)), position),
-            *(bits["has_gauss"], bits["gauss"]),
-        ],
-        "python": [version, list(numbers), gauss],
-    }
-
-
-def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    """Restore what `rng_state` returned.
-
-    Raises:
-        UserError: a generator does not take its state.
-    """
-    try:
-        torch.set_rng_state(state["torch"])
-        if device.type == "cuda" and state["cuda"] is not None:
-            torch.cuda.set_rng_state(state["cuda"], device)
-        name, keys, *rest = state["numpy"]
-        if keys.min() < 0 or keys.max() >= 2**32:
-            raise ValueError("numpy: a number has more than 32 bits")
-        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-        version, numbers, gauss = state["python"]
-        random.setstate((version, tuple(numbers), gauss))
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"the random state of the checkpoint cannot be restored: {_first_line(error)}."
-        ) from None

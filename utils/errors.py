@@ -134,3 +134,8 @@ def choose(what: str, name: str, valid: Iterable[str]) -> str:
             f"valid: {listing(valid)}."
         )
     return name
+
+
+def first_line(error: Exception) -> str:
+    """What an error says in its first line, or its kind where it says nothing."""
+    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__

@@ -21,7 +21,7 @@ from trainer.build import apply_fast, build_model
 from trainer.evaluation import Evaluation
 from trainer.methods import METHODS
 from trainer.optim import build_optimizer, build_scheduler
-from trainer.record import Provenance
+from trainer.provenance import Provenance
 from trainer.trainer import Trainer
 from utils.labels import BACKGROUND
 from utils.parse_config import ConfigParser

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scripts.reporting.reading import read_result
 from scripts.reporting.results import Result, Run
-from trainer.record import differ
+from trainer.provenance import differ
 from trainer.results import METRICS, PREVIOUS, WEIGHTS
 from utils.checkpoint import epoch_file, hash_of
 from utils.errors import UserError, listing
