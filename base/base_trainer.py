@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from utils import checkpoint as files
-from utils.checkpoint_form import FORM, not_finite
+from utils.checkpoint_form import FORM, TRAINING_STATE, not_finite
 from utils.errors import UserError, choose, listing
 from utils.forms import Maybe, fault
+from utils.kept import strip_kept, without_state
 from utils.logger import log
 from utils.parse_config import ConfigParser
 from utils.processes.signals import Interrupted
@@ -55,7 +56,7 @@ class BaseTrainer(ABC):
         self.epochs = trainer["epochs"]
         self.epoch = 0  # the last one that is done
         self.iteration = 0  # of the next epoch, the iterations that are done
-        self.save_period = trainer["save_period"]
+        self.save_period, self.keeps_all = trainer["save_period"], trainer["keep"] == "all"
         self.validation_period = trainer["validation_period"]
         self.early_stop = trainer["early_stop"]
         self.monitor = parse_monitor(trainer["monitor"], monitored)
@@ -145,6 +146,13 @@ class BaseTrainer(ABC):
             UserError: the checkpoint cannot be read, or holds weights only, or is of another form.
         """
         path, checkpoint = stored.path, stored.content
+        if checkpoint.get("finished") and not TRAINING_STATE & checkpoint.keys():
+            raise UserError(
+                f"checkpoint {path} is of a finished step, of which trainer.keep kept the weights "
+                "alone: training cannot go on from it; use it with eval, or train the step anew "
+                "under another --name (with --set trainer.keep=all a finished step can be "
+                "lengthened)."
+            )
         missing = [
             key
             for key, form in FORM.items()
@@ -235,6 +243,9 @@ class BaseTrainer(ABC):
         self.require_finite(checkpoint, self.epoch + (self.iteration > 0))
         if not self.ranks.is_main:
             return
+        if finished and not self.keeps_all:
+            strip_kept(self.folder)
+            checkpoint = without_state(checkpoint)
         last = files.save_last(self.folder, checkpoint)
         if self.iteration:
             log.info("saved %s, inside epoch %d", last, self.epoch + 1)

@@ -47,7 +47,7 @@ def write_config(path: Path, data_dir: Path, **task) -> Path:
             }
         },
         "optimizer": {"args": {"lr": 0.001}},
-        "trainer": {"epochs": 2, "save_dir": str(path.parent / "runs")},
+        "trainer": {"epochs": 2, "save_dir": str(path.parent / "runs"), "keep": "all"},
     }
     path.write_text(json.dumps(config))
     return path

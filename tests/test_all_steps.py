@@ -190,7 +190,7 @@ def test_every_step_is_looked_at_before_the_first_is_trained(
     if change == "room":
         free = type(shutil.disk_usage(tmp_path))(10**9, 0, 5 * 10**7)
         monkeypatch.setattr("trainer.folders.shutil.disk_usage", lambda _: free)
-        size = lambda config, _: 10**8 * config["data_loader"]["args"]["task"]["step"]  # noqa: E731
+        size = lambda config, _, **__: 10**8 * config["data_loader"]["args"]["task"]["step"]  # noqa: E731
         monkeypatch.setattr("trainer.plan.checkpoint_size", size)
     monkeypatch.setattr("trainer.run.launch", None)  # nothing is trained
     with pytest.raises(UserError, match=says):

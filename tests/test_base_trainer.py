@@ -57,7 +57,7 @@ def configure(tmp_path):
     """A function: a config whose block `trainer` has these values."""
 
     def make(**trainer):
-        settings = {"epochs": 5, "save_dir": str(tmp_path)} | trainer
+        settings = {"epochs": 5, "save_dir": str(tmp_path), "keep": "all"} | trainer
         flags = [f"--set=trainer.{key}={value}" for key, value in settings.items()]
         config = ConfigParser.from_args("train", "configs/config_voc.json", argv=flags)
         config.step_dir().mkdir(parents=True, exist_ok=True)

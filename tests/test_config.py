@@ -485,7 +485,10 @@ def test_wrong_type_or_range(key, value, says, tmp_path):
     ("key", "says"),
     [
         ("trainr", ["'trainr'", "did you mean 'trainer'?", "valid here: amp_dtype, arch, data_"]),
-        ("trainer.epoch", ["'trainer.epoch'", "did you mean 'epochs'?", "early_stop, epochs, mon"]),
+        (
+            "trainer.epoch",
+            ["'trainer.epoch'", "did you mean 'epochs'?", "early_stop, epochs, keep"],
+        ),
         (
             "optimizer.args.beta",
             ["'optimizer.args.beta'", "'betas'?", "betas, eps, lr, momentum, nest"],

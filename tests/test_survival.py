@@ -438,7 +438,14 @@ def test_settings_that_decide_nothing_may_change_on_resuming():
         *(
             f"trainer.{key}"
             for key in (
-                *("accumulate", "save_dir", "save_period", "validation_period", "verbosity"),
+                *(
+                    "accumulate",
+                    "save_dir",
+                    "save_period",
+                    "keep",
+                    "validation_period",
+                    "verbosity",
+                ),
                 *("monitor", "reset_best_mnt", "tensorboard"),
             )
         ),

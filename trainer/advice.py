@@ -7,6 +7,7 @@ from base.task import Task
 from trainer.methods import METHODS, of_family
 from utils import checkpoint as files
 from utils.errors import UserError, listing
+from utils.kept import read_removed
 from utils.parse_config import ConfigParser
 
 
@@ -84,6 +85,8 @@ def _span(config: ConfigParser, first: int, last: int) -> str:
 def _trained(config: ConfigParser, step: int) -> bool:
     path = files.final_checkpoint(config.step_dir(step))
     try:
-        return path is not None and bool(files.load(path).get("finished", True))
+        if path is None:
+            return read_removed(config.step_dir(step)) is not None
+        return bool(files.load(path).get("finished", True))
     except UserError:
         return False

@@ -22,6 +22,7 @@ from trainer.methods import METHODS
 from utils import checkpoint as files
 from utils.checkpoint import StoredCheckpoint
 from utils.errors import UserError, choose, shortened
+from utils.kept import read_removed
 from utils.parse_config import ConfigParser
 from utils.ranks import SINGLE, Ranks
 
@@ -146,6 +147,12 @@ def find_previous(config: ConfigParser, method: BaseMethod) -> StoredCheckpoint:
     task = method.task
     folder = config.step_dir(task.step - 1)
     path = files.final_checkpoint(folder)
+    if path is None and read_removed(folder):
+        raise UserError(
+            f"step {task.step} continues from step {task.step - 1}, but the weights of that were "
+            f"removed from {folder} (trainer.keep was last); delete the folders of the steps after "
+            "0, and train them anew, with --set trainer.keep=weights to keep all of them."
+        )
     if path is None:
         raise UserError(
             f"step {task.step} continues from step {task.step - 1}, but {folder} holds no "

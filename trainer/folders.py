@@ -12,6 +12,7 @@ from utils import checkpoint as files
 from utils.checkpoint import StoredCheckpoint
 from utils.errors import UserError
 from utils.parse_config import ConfigParser
+from utils.run_folder import REMOVED
 
 
 def check_writable(config: ConfigParser) -> None:
@@ -43,7 +44,8 @@ def check_unoccupied(config: ConfigParser, resumed: StoredCheckpoint | None) -> 
     """
     folder, resume = config.step_dir(), config.call.resume
     last = folder / files.LAST
-    if not last.is_file() and files.final_checkpoint(folder) is None:
+    removed = folder / REMOVED
+    if not (last.is_file() or removed.is_file() or files.final_checkpoint(folder)):
         return
     if resume is None or resume.resolve().parent != folder.resolve():
         raise UserError(
@@ -75,11 +77,17 @@ def check_room(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def checkpoint_size(config: ConfigParser, model: BaseModel) -> int:
-    """Bytes of a checkpoint, of what it mostly holds: weights and averages of the optimizer."""
+def checkpoint_size(config: ConfigParser, model: BaseModel, *, finished: bool = False) -> int:
+    """Bytes of a checkpoint, of what it mostly holds: weights and averages of the optimizer.
+
+    That of a `finished` step has what `trainer.keep` leaves of them.
+    """
+    weights = 4 * sum(t.numel() for t in model.state_dict().values())
+    if finished and config["trainer"]["keep"] != "all":
+        return weights
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     averages = len(AVERAGES[config["optimizer"]["type"]]) * trainable
-    return 4 * (sum(t.numel() for t in model.state_dict().values()) + averages)
+    return weights + 4 * averages
 
 
 def _existing(folder: Path) -> Path:

@@ -6,9 +6,9 @@ finished. Processes follow the plan that they are given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from base.base_method import BaseMethod
 from base.base_model import BaseModel
@@ -31,7 +31,9 @@ from trainer.results import METRICS, tested_weights
 from trainer.shared_step import check_shared, find_shared
 from utils import checkpoint as files
 from utils.checkpoint import StoredCheckpoint
+from utils.checkpoint_form import TRAINING_STATE
 from utils.errors import UserError
+from utils.kept import read_removed
 from utils.parse_config import ConfigParser
 from utils.processes.launch import Launch, plan_launch
 from utils.ranks import Ranks
@@ -159,13 +161,21 @@ def _finished(config: ConfigParser, known: StoredCheckpoint | None = None) -> St
         weights = StoredCheckpoint(path) if known is None else known.at(path)
         if weights.finished:
             return weights
-    raise UserError(f"--test: {config.step_dir()} holds no finished run; name the weights with -r.")
+    folder = config.step_dir()
+    if read_removed(folder):
+        raise UserError(
+            f"--test: the weights of the finished step in {folder} were removed (trainer.keep was "
+            f"last); its result is in {config.log_dir() / METRICS}."
+        )
+    raise UserError(f"--test: {folder} holds no finished run; name the weights with -r.")
 
 
 def _go_on(config: ConfigParser, data: IncrementalDataLoader) -> StepPlan:
     """What `-r auto` means for a step: whatever is left of it."""
     folder = config.step_dir()
     stored, skipped = files.newest_good(folder)
+    if stored is None and (removed := read_removed(folder)):
+        return _without_weights(config, data, removed)
     if stored is None:
         config = config.noted(*skipped, "-r auto: no checkpoint yet, a fresh start")
         if config.call.base is not None:
@@ -174,49 +184,84 @@ def _go_on(config: ConfigParser, data: IncrementalDataLoader) -> StepPlan:
     if not stored.finished:
         config = config.noted(*skipped, f"-r auto: {stored.path}")
         return StepPlan("continue", config, stored)
-    _check_same_run(config, data, stored)
-    if differ(previous_weights(config), stored.content.get("previous")):
-        raise UserError(f"{folder} holds a finished step, but {previous_trained_anew(config)}")
+    _check_finished(config, data, stored.content)
     metrics = config.log_dir() / METRICS
     why = "the step is trained, its test is left"
     path = files.final_checkpoint(folder) or stored.path
     if metrics.is_file():
         if tested_weights(metrics) == files.hash_of(path):
-            print(f"{folder} is finished, see {metrics}: nothing to do")
-            return StepPlan("nothing", config)
+            return _nothing(config)
         why += f": {metrics} does not name the weights {path}"
     config = config.noted(*skipped, f"-r auto: {why}")
     return StepPlan("test", config, _finished(config, stored))
 
 
-def _check_same_run(
-    config: ConfigParser, data: IncrementalDataLoader, stored: StoredCheckpoint
+def _nothing(config: ConfigParser) -> StepPlan:
+    print(f"{config.step_dir()} is finished, see {config.log_dir() / METRICS}: nothing to do")
+    return StepPlan("nothing", config)
+
+
+def _without_weights(
+    config: ConfigParser, data: IncrementalDataLoader, removed: Mapping[str, Any]
+) -> StepPlan:
+    """What is left of a finished step whose weights were removed: nothing."""
+    _check_finished(config, data, removed)
+    metrics = config.log_dir() / METRICS
+    if tested_weights(metrics) == removed["weights"]:
+        return _nothing(config)
+    raise UserError(
+        f"the weights of the finished step in {config.step_dir()} were removed (trainer.keep was "
+        f"last), and {metrics} does not tell their result; delete the folder to train it anew."
+    )
+
+
+def _check_finished(
+    config: ConfigParser, data: IncrementalDataLoader, stored: Mapping[str, Any]
 ) -> None:
-    """Whether the step of a checkpoint is the one that a configuration asks for.
+    """Whether a finished step is the one that this call would train; arguments as below.
+
+    Raises:
+        UserError: it is of another run, or was trained from other weights than there are now.
+    """
+    _check_same_run(config, data, stored)
+    if differ(previous_weights(config), stored.get("previous")):
+        raise UserError(
+            f"{config.step_dir()} holds a finished step, but {previous_trained_anew(config)}"
+        )
+
+
+def _check_same_run(
+    config: ConfigParser, data: IncrementalDataLoader, stored: Mapping[str, Any]
+) -> None:
+    """Whether the step that a checkpoint is of is the one that a configuration asks for.
+
+    Args:
+        stored: what the checkpoint holds, or what is known of a removed one.
 
     Raises:
         UserError: it is another one.
     """
-    if "record" not in stored.content:
+    finished, folder = stored.get("finished", True), config.step_dir()
+    if "record" not in stored:
         return
-    folder, here, there = config.step_dir(), record(config, data, None), stored.content["record"]
-    state = "a finished step" if stored.finished else "an unfinished step"
+    here, there = record(config, data, None), stored["record"]
+    state = "a finished step" if finished else "an unfinished step"
     differs = differences(here, there, ignore=(EPOCHS, LENGTHENED))
     epochs = here["settings"][EPOCHS]
     trained = there["settings"].get(EPOCHS, epochs)
     if not differs and epochs == trained:
         return
-    around = around_finished(config, data.task) if stored.finished else ""
+    around = around_finished(config, data.task) if finished else ""
     if differs:
         raise UserError(
             f"{folder} holds {state} of another run: {'; '.join(differs)}; give the same, or "
             f"another --name for a new run{around}."
         )
     ways = f"give --epochs {trained}, or train {epochs} epochs anew under another --name{around}"
-    if epochs > trained and stored.finished:
+    if epochs > trained and finished and stored.keys() >= TRAINING_STATE:
         ways += (
-            f"; -r {stored.path} --epochs {epochs} lengthens the step, with a learning rate that "
-            "rises again where the epochs of before had brought it down"
+            f"; -r {folder / files.LAST} --epochs {epochs} lengthens the step, with a learning "
+            "rate that rises again where the epochs of before had brought it down"
         )
     raise UserError(
         f"{folder} holds {state} of {trained} epochs, but trainer.epochs (--epochs) is {epochs}; "
@@ -225,12 +270,16 @@ def _check_same_run(
 
 
 def previous_weights(config: ConfigParser) -> str | None:
-    """Hash of the weights that this step starts from; None at step 0 or where they are gone."""
+    """Hash of the weights that this step starts from; None at step 0 or where none are known."""
     task = config["data_loader"]["args"]["task"]
     if task["step"] == 0 or task["joint"]:
         return None
-    path = files.final_checkpoint(config.step_dir(task["step"] - 1))
-    return None if path is None else files.hash_of(path)
+    folder = config.step_dir(task["step"] - 1)
+    path = files.final_checkpoint(folder)
+    if path is not None:
+        return files.hash_of(path)
+    removed = read_removed(folder)
+    return removed["weights"] if removed else None
 
 
 def previous_trained_anew(config: ConfigParser) -> str:
@@ -289,10 +338,11 @@ def _check_later(steps: Sequence[ConfigParser], launch: Launch) -> None:
         check_training(config, data, method)
         _check_images(config, data, launch)
         stored, _ = files.newest_good(config.step_dir())
-        if stored is None:
-            room += checkpoint_size(config, skeleton(config, method.heads()))
+        known = stored.content if stored else read_removed(config.step_dir())
+        if known is None:
+            room += checkpoint_size(config, skeleton(config, method.heads()), finished=True)
         else:
-            _check_same_run(config, data, stored)
+            _check_same_run(config, data, known)
     if room:
         check_room(steps[-1].step_dir(), room, "the checkpoints of the later steps need")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from utils.config_file import read_json
 from utils.errors import UserError
 from utils.logger import log
+from utils.run_folder import REMOVED
 
 METRICS = "metrics.json"
 WEIGHTS = "weights_sha256"  # its key for the hash of the weights (`checkpoint.weights_hash`)
@@ -21,7 +22,7 @@ EARLIER = "earlier"  # folders of old results are called earlier_1, earlier_2, â
 OF_WEIGHTS = (METRICS, PASSES)
 OF_TRAINING = (
     *("history.json", "val", "events.out.tfevents.*"),
-    *("*.pth", "memory.json", "base.json", "config.json"),
+    *("*.pth", REMOVED, "memory.json", "base.json", "config.json"),
 )
 
 

@@ -34,6 +34,7 @@ from trainer.trainer import Trainer
 from utils import checkpoint as files
 from utils.checkpoint import StoredCheckpoint
 from utils.files import sha256, write_json
+from utils.kept import remove_earlier
 from utils.logger import close_logger, log, setup_logger
 from utils.parse_config import ConfigParser
 from utils.processes import signals
@@ -100,6 +101,8 @@ def run_step(plan: StepPlan, ranks: Ranks) -> None:
                 checkpoint = adopt(config, ranks, checkpoint, build_data(config, ranks))
                 plan.release()
             evaluate(config, ranks, checkpoint, results)
+            if ranks.is_main and results == config.log_dir():
+                remove_earlier(config)
     finally:
         close_logger()
 
@@ -126,6 +129,8 @@ def train(plan: StepPlan, ranks: Ranks, results: Path) -> None:
         trainer.train()
         weights = config.step_dir() / files.epoch_file(trainer.epoch)
         trainer.test(results / METRICS, weights)
+        if ranks.is_main:
+            remove_earlier(config)
     finally:
         trainer.close()
 

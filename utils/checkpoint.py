@@ -56,18 +56,32 @@ def save_last(folder: Path, checkpoint: dict[str, Any]) -> Path:
     """
     last = folder / LAST
     with atomic_path(last) as temporary:
-        try:
-            torch.save(checkpoint, temporary)
-        except RuntimeError as error:  # how torch tells that a write failed
-            free = shutil.disk_usage(folder).free / 2**20
-            raise UserError(
-                f"checkpoint {last} cannot be written ({first_line(error)}); its file system has "
-                f"{free:.0f} MiB left. Make room and continue with -r auto: the checkpoint before "
-                "it is intact."
-            ) from None
+        _write(checkpoint, temporary, last)
         if last.is_file():
             keep(last, PREVIOUS)
     return last
+
+
+def save(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint, in the place of the one that may be there.
+
+    Raises:
+        UserError: as `save_last`.
+    """
+    with atomic_path(path) as temporary:
+        _write(checkpoint, temporary, path)
+
+
+def _write(checkpoint: dict[str, Any], temporary: Path, path: Path) -> None:
+    try:
+        torch.save(checkpoint, temporary)
+    except RuntimeError as error:  # how torch tells that a write failed
+        free = shutil.disk_usage(path.parent).free / 2**20
+        raise UserError(
+            f"checkpoint {path} cannot be written ({first_line(error)}); its file system has "
+            f"{free:.0f} MiB left. Make room and continue with -r auto: the checkpoint before it "
+            "is intact."
+        ) from None
 
 
 def keep(path: Path, name: str, folder: Path | None = None) -> None:

@@ -101,6 +101,8 @@ FORM: dict[str, Any] = {
     "lr_scheduler": {"last_epoch": COUNT},
     "scaler": {},
 }
+# What only training that goes on needs: larger than the weights.
+TRAINING_STATE = frozenset({"optimizer", "lr_scheduler", "scaler", "rng"})
 # What others than the step itself read of it; of foreign files the rest may be as it likes.
 READ_BY_ALL = (
     *("epoch", "finished", "method", "family", "task", "record", "method_state"),

@@ -269,6 +269,12 @@ SCHEMA: dict[str, Key] = {
     "trainer.save_period": free(
         "epochs between kept checkpoints; -1: the last only", (int,), -1, most=MOST_EPOCHS
     ),
+    "trainer.keep": free(
+        "of a finished step: all: also what training goes on from; weights: the weights; last: "
+        "the weights of step 0 and of the newest step alone",
+        (str,),
+        choices=("all", "weights", "last"),
+    ),
     "trainer.validation_period": free(
         "epochs between validations; -1: after the last", (int,), -1, most=MOST_EPOCHS
     ),

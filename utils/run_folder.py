@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MODELS, LOG = "models", "log"
+REMOVED = "removed.json"  # what is known of weights that `trainer.keep` did not keep
 
 
 @dataclass(frozen=True)
